@@ -315,10 +315,10 @@ def _same_plan(path: Path, then: Plan, now: Plan) -> None:
     if now.guest_kernel is not None:
         before = then.guest_kernel.digest if then.guest_kernel is not None else "none"
         pairs.append(("guest's kernel", before, now.guest_kernel.digest))
-    for what, old, new in pairs:
+    for part, old, new in pairs:
         if old != new:
             raise ScenarioError(
-                f"{path} was begun with another {what} ({old}, now {new})",
+                f"{path} was begun with another {part} ({old}, now {new})",
                 hint="its trials would not be comparable: give another --out",
                 reason=Reason.RUN_CHANGED,
             )

@@ -97,12 +97,12 @@ class ModuleTree:
             self.make(folder / "work", ["-nk", "-j1", "KBUILD_BUILTIN=y", *targets],
                       folder / _LOG, doing="asking kbuild what it makes")  # fmt: skip
             shutil.rmtree(folder / "work")
-            found, others = read(folder)
-            if found.failures and not others:
+            dry_run, others = read(folder)
+            if dry_run.failures and not others:
                 raise ScenarioError(
                     f"kbuild does not tell what it makes from {', '.join(sorted(rooms))} of"
                     f" {self.source.release}",
-                    evidence="\n".join(found.failures[:5]),
+                    evidence="\n".join(dry_run.failures[:5]),
                     reason=Reason.MAKEFILE_UNREADABLE,
                 )
 
@@ -110,15 +110,15 @@ class ModuleTree:
             """Return what kbuild printed, and the other parts that its Makefiles take files from:
             arch/x86/kvm has those of virt/kvm."""
             log = (folder / _LOG).read_text(errors="replace")
-            found = parse_dry_run(log, rooms, (_TREE, self.source.srctree))
-            others = {room_of(path) for path in found.missing if is_part(path)}.difference(rooms)
-            return found, {
+            dry_run = parse_dry_run(log, rooms, (_TREE, self.source.srctree))
+            others = {room_of(path) for path in dry_run.missing if is_part(path)}.difference(rooms)
+            return dry_run, {
                 other for other in others
                 if any(name.startswith(f"{other}/") for name in self.source.names)
             }  # fmt: skip
 
-        found, others = read(self.cache.entry("objects", key, build))
-        return self.objects({*rooms, *others}) if others else found.objects
+        dry_run, others = read(self.cache.entry("objects", key, build))
+        return self.objects({*rooms, *others}) if others else dry_run.objects
 
     def differing(
         self, rooms: Collection[str], objects: Collection[str], files: Files
@@ -132,8 +132,8 @@ class ModuleTree:
                 self.make(place, ["-k", *objects], place.with_suffix(".log"),
                           doing="compiling objects of the kernel itself")  # fmt: skip
             stock, changed = (place / "tree" for place in places)
-            found = {o: difference(stock / o, changed / o) for o in objects}
-        return {o: what for o, what in found.items() if what}
+            differences = {o: difference(stock / o, changed / o) for o in objects}
+        return {o: part for o, part in differences.items() if part}
 
 
 def write_files(files: Files, folder: Path) -> None:

@@ -117,8 +117,8 @@ class DebSource:
     def tree(self, parts: Collection[str]) -> Path:
         """Unpack these folders and files of the source, and every Makefile, and return the folder
         that has them at their places, read-only. It may hold more, if more is unpacked already."""
-        for given, place in self._trees.items():
-            if given.issuperset(parts):
+        for unpacked, place in self._trees.items():
+            if unpacked.issuperset(parts):
                 return place
         # tar takes a folder below another one of the list for missing: kernel, kernel/sched
         tops = sorted(p for p in parts if not any(p.startswith(f"{other}/") for other in parts))
@@ -156,7 +156,7 @@ def find_package_source(kernel: DebKernel, cache: Cache) -> DebSource:
     image, release = images[0]
     version = re.sub(r"\+b[0-9]+$", "", image.version)
 
-    def asked() -> dict[str, Any]:
+    def look_up() -> dict[str, Any]:
         headers = [
             asdict(p)
             for p in _of_version(archive, f"linux-headers-{release}", version)
@@ -167,7 +167,7 @@ def find_package_source(kernel: DebKernel, cache: Cache) -> DebSource:
         (source,) = (p for p in _of_version(archive, name, version) if p.name == name)
         return {"headers": headers, "source": asdict(source)}
 
-    answer = archive.remembered(f"source of {image.name}={image.version}", asked)
+    answer = archive.remembered(f"source of {image.name}={image.version}", look_up)
     return DebSource(
         release=release, version=version, archive=archive, source=Package(**answer["source"]),
         headers=tuple(Package(**p) for p in answer["headers"]), cache=cache,
@@ -177,12 +177,12 @@ def find_package_source(kernel: DebKernel, cache: Cache) -> DebSource:
 def _of_version(archive: AptArchive, name: str, version: str) -> list[Package]:
     """Return the package of exactly that version and all it depends on. Raises ScenarioError if
     the archive does not have it."""
-    there = archive.versions(name)
-    if version not in [v for v, _ in there]:
-        found = ", ".join(f"{v} ({suite})" for v, suite in there) or "none"
+    available = archive.versions(name)
+    if version not in [v for v, _ in available]:
+        listed = ", ".join(f"{v} ({suite})" for v, suite in available) or "none"
         raise ScenarioError(
             f"{' '.join(archive.suites)}: no package {name} {version}, without which modules of"
-            f" that kernel cannot be built; there is {found}",
+            f" that kernel cannot be built; there is {listed}",
             hint="an archive keeps the sources of its newest kernels: name a suite, not a version",
             reason=Reason.NO_SUCH_SOURCE,
         )

@@ -138,13 +138,13 @@ def _of_package(kernel: SourceKernel, cache: Cache) -> Source:
         needed = archive.dependencies(kernel.source, version)
         return [asdict(p) for p in needed if re.fullmatch(r"linux-source-[\d.]+", p.name)]
 
-    found = archive.remembered(f"source {kernel.source}={version}", with_tarball)
-    if len(found) != 1:
+    packages = archive.remembered(f"source {kernel.source}={version}", with_tarball)
+    if len(packages) != 1:
         raise ScenarioError(
             f"the package {kernel.source} has no kernel source",
             hint="a package as linux-source-7.3, or linux-source", reason=Reason.NO_SUCH_PACKAGE,
         )  # fmt: skip
-    return package_source(archive, Package(**found[0]), cache)
+    return package_source(archive, Package(**packages[0]), cache)
 
 
 def package_source(archive: AptArchive, package: Package, cache: Cache) -> Source:
@@ -153,12 +153,12 @@ def package_source(archive: AptArchive, package: Package, cache: Cache) -> Sourc
     def build(folder: Path) -> None:
         [deb] = archive.download([package], folder)
         run(["dpkg-deb", "--extract", deb, folder / "tree"], doing=f"unpacking {deb.name}")
-        found = [p for p in folder.rglob("*.tar.*") if p.is_file()]
-        if len(found) != 1:
+        tarballs = [p for p in folder.rglob("*.tar.*") if p.is_file()]
+        if len(tarballs) != 1:
             raise ScenarioError(
                 f"{deb.name} has no tarball of a kernel", reason=Reason.NO_SUCH_SOURCE
             )
-        found[0].rename(folder / found[0].name)
+        tarballs[0].rename(folder / tarballs[0].name)
         deb.unlink()
         shutil.rmtree(folder / "tree")
 
