@@ -12,6 +12,7 @@ from orchestrator.analysis.tracefs.trace import Operation
 from orchestrator.base.errors import EvidenceError
 from tests.unit.analysis.boots import MAIN, recorded_boot
 from tests.unit.recorded import BAR, PAGES
+from tests.unit.stable import numbers_in
 
 ADDED = "vfio_listener_region_add_ram"
 
@@ -57,8 +58,7 @@ def test_recorded_boot_is_accounted_for() -> None:
 
 def test_refused_map_is_told_with_its_errno() -> None:
     error = refused(changed(recorded_boot(), lambda o: replace(o, result=-12)), "map-refused")
-    assert "1 of 12 maps of the BAR were refused" in error.message
-    assert "-12" in error.message
+    assert numbers_in(error.message) == ["1", "12", "-12"]
 
 
 def test_refused_map_of_memory_is_qemus_own_business() -> None:
@@ -69,7 +69,7 @@ def test_refused_map_of_memory_is_qemus_own_business() -> None:
 
 def test_map_of_fewer_pages_is_partial() -> None:
     error = refused(changed(recorded_boot(), lambda o: replace(o, pages=512)), "partial-map")
-    assert f"returned 512 pages for a BAR of {PAGES}" in error.message
+    assert numbers_in(error.message) == ["512", str(PAGES)]
 
 
 def test_map_whose_pages_were_not_probed_is_taken_for_whole() -> None:
@@ -86,7 +86,7 @@ def test_map_that_qemu_does_not_know_of_is_a_disagreement(size: int, start: int)
     )
     boot.qemu = [e for e in boot.qemu if e is not gone]
     message = refused(boot, "maps-disagree").message
-    assert f"first that differs is {size:#x} bytes at {start:#x}" in message
+    assert {f"{size:#x}", f"{start:#x}"} <= {*numbers_in(message)}
 
 
 @pytest.mark.parametrize("size", [BAR, 512 << 20, 4096])
@@ -95,7 +95,7 @@ def test_map_that_the_kernel_was_not_asked_for_is_a_disagreement(size: int) -> N
     index = next(i for i, o in enumerate(boot.operations) if (o.kind, o.size) == ("map", size))
     gone = boot.operations.pop(index)
     message = refused(boot, "maps-disagree").message
-    assert f"first that differs is {size:#x} bytes at {gone.iova:#x}" in message
+    assert {f"{size:#x}", f"{gone.iova:#x}"} <= {*numbers_in(message)}
 
 
 def test_region_of_another_place_is_a_disagreement() -> None:
@@ -109,7 +109,7 @@ def test_tracepoint_that_saw_another_number_of_maps_is_a_disagreement(times: int
     boot = recorded_boot()
     (place,) = {m for m in boot.iommu_maps if m[1] == BAR}
     boot.iommu_maps = [place] * times
-    assert f"{times} times by the iommu:map" in refused(boot, "maps-disagree").message
+    assert numbers_in(refused(boot, "maps-disagree").message) == ["12", "12", str(times)]
 
 
 def test_tracepoint_may_see_a_map_for_each_iommu_domain() -> None:
@@ -124,7 +124,7 @@ def test_unmap_that_is_missing_is_a_disagreement(kind: str) -> None:
     index = next(i for i, o in enumerate(boot.operations) if (o.kind, o.size) == (kind, BAR))
     del boot.operations[index]
     message = refused(boot, "unmaps-disagree").message
-    assert message.startswith("12 maps of the BAR, 11 unmaps")
+    assert numbers_in(message)[:2] == ["12", "11"]
 
 
 def test_unmap_that_failed_is_a_disagreement() -> None:

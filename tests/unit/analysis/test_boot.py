@@ -33,6 +33,7 @@ from tests.unit.analysis.boots import (
 )
 from tests.unit.examples import share
 from tests.unit.recorded import BAR, MEASURED, RUN, TRACE, copied, rewrite, sealed
+from tests.unit.stable import numbers_in
 
 TRIAL = TrialDir.open(RUN / "trials" / MEASURED)
 MARK = "barometer: boot mark, uptime 9.88"
@@ -108,17 +109,17 @@ def test_lines_have_the_times_of_their_line_feeds_where_the_guest_sent_them() ->
     zero = boot.execs[boot.pid]
     assert [at for at, _ in found.console] == [round(at - zero, 9) for at, _ in boot.feeds]
     assert found.mark_bound == 0
-    assert found.mark_source.startswith("kvm:kvm_pio, when the guest sent the line feed")
+    assert "kvm:kvm_pio" in found.mark_source
     late = [line - feed for (line, _), (feed, _) in zip(boot.console, boot.feeds, strict=True)]
     assert min(late) > 0
-    assert f"up to {max(late) * 1000:.1f} ms later" in found.mark_source
+    assert f"{max(late) * 1000:.1f}" in numbers_in(found.mark_source)
 
 
 def test_lines_have_the_agents_times_where_line_feeds_are_missing() -> None:
     found = timeline(re.sub(r"(?m)^.* kvm_pio: .*\n", "", RECORDED, count=1))
     boot = recorded_boot()
     assert found.mark_bound is None
-    assert found.mark_source.startswith("the watch agent")
+    assert found.mark_source != recorded_timeline().mark_source
     zero = boot.execs[boot.pid]
     assert [at for at, _ in found.console] == [round(at - zero, 9) for at, _ in boot.console]
     assert 0 < found.boot_seconds - recorded_timeline().boot_seconds < 0.1
@@ -161,7 +162,7 @@ def drifted(seconds: float, since: float = 35.0) -> str:
     ("seconds", "since"), [(0.2, 35), (0.2, 50), (3600.0, 35), (-0.2, 28), (-20.0, 28)]
 )
 def test_clock_that_jumped_within_a_boot_makes_it_invalid(seconds: float, since: float) -> None:
-    assert "drifted apart by" in refused(drifted(seconds, since), "clock-jump")
+    assert refused(drifted(seconds, since), "clock-jump")
 
 
 @pytest.mark.parametrize("since", [40, 45])
@@ -210,7 +211,7 @@ def stepped(seconds: float) -> str:
 def test_wall_clock_that_is_stepped_is_noted_and_changes_nothing() -> None:
     found = timeline(stepped(-7200.0))
     assert note_names(found) == ["clock-step"]
-    assert "stepped by 7200.0 s" in found.notes[0].text
+    assert numbers_in(found.notes[0].text)[0] == "7200.0"
     assert replace(found, notes=()) == recorded_timeline()
 
 
@@ -297,7 +298,7 @@ def test_boot_without_a_last_word_ends_with_its_last_line() -> None:
 def test_trial_without_a_traced_boot_has_no_timeline() -> None:
     changes = {"guests": TRIAL.manifest.guests[:1], "passes": ("plain",)}
     trial = TrialDir(TRIAL.path, TRIAL.manifest.model_copy(update=changes), "")
-    with pytest.raises(EvidenceError, match="its passes: plain") as caught:
+    with pytest.raises(EvidenceError, match=r"\bplain\b") as caught:
         read_timelines(trial)
     assert caught.value.reason == "no-timeline"
 
@@ -309,7 +310,7 @@ def test_timelines_are_those_of_the_traced_boots() -> None:
 def test_trace_that_is_not_there_is_missing_evidence(tmp_path: Path) -> None:
     trial = copied(tmp_path)
     (trial / TRACE).unlink()
-    with pytest.raises(EvidenceError, match=r"trace-guest-1\.txt is missing") as caught:
+    with pytest.raises(EvidenceError, match=r"trace-guest-1\.txt") as caught:
         read_boot_trace(sealed(trial), 1)
     assert caught.value.reason == "missing-evidence"
 

@@ -173,7 +173,7 @@ def test_interrupts_are_no_cost_of_a_page(profile: Profile, entry: str) -> None:
 def test_file_that_is_missing_is_an_evidence_error(profile: Profile) -> None:
     profile.log("map", BAR, "cold", own=10)
     (profile.host / "profile-0.folded").unlink()
-    with pytest.raises(EvidenceError, match=r"profile-0\.folded is missing") as caught:
+    with pytest.raises(EvidenceError, match=r"profile-0\.folded") as caught:
         profile.found()
     assert caught.value.reason == "missing-evidence"
 
@@ -182,9 +182,7 @@ def test_file_that_does_not_add_up_is_an_evidence_error(profile: Profile) -> Non
     profile.log("map", BAR, "cold", own=10)
     with (profile.host / "profile-0.folded").open("a") as file:
         file.write(f"{IOCTL};more 3\n")
-    with pytest.raises(
-        EvidenceError, match=r"has 13 instructions, profile\.json says 10"
-    ) as caught:
+    with pytest.raises(EvidenceError, match=r"\b13 .*profile\.json\b.* 10\b") as caught:
         profile.found()
     assert caught.value.reason == "bad-evidence"
 
@@ -240,10 +238,9 @@ def test_functions_that_do_not_add_up_to_what_was_measured_are_refused(
     for sign in (-1, 1):
         check_sums([breakdown(operation, whole + sign * (may_miss - 1))], plain)
         wrong = [breakdown(operation, whole), breakdown(operation, whole + sign * (may_miss + 1))]
-        with pytest.raises(EvidenceError, match=f"of the {operation} .warm. add up") as caught:
+        with pytest.raises(EvidenceError, match=rf"\b{operation}\b.*\b{whole}\b") as caught:
             check_sums(wrong, plain)
         assert caught.value.reason == "sums-disagree"
-        assert f"{whole} were measured" in caught.value.message
 
 
 def test_sum_that_nothing_was_measured_for_is_not_checked() -> None:

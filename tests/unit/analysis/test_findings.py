@@ -449,8 +449,9 @@ def test_a_map_tells_more_than_types() -> None:
 )
 def test_a_map_that_was_not_counted_leaves_the_types(probe: dict[str, object]) -> None:
     found = of_server(value("probe", to=probe), value("types", "members", to=OLD_TYPES))["series"]
-    assert (found.status, "by its types" in found.what) == ("warning", True)
-    assert found.evidence[-1].startswith("no map was counted: ")
+    assert found.status == "warning"
+    assert found.what != of_server(counted(512))["series"].what
+    assert str(probe.get("why", "")) in found.evidence[-1]
 
 
 def test_kvm_that_does_not_answer_is_in_nobodys_way() -> None:
@@ -488,7 +489,7 @@ def test_words_are_for_the_machines_own_kernel_and_grub_has_to_be_told(vendor: C
     there = value("present", f"/sys/firmware/acpi/tables/{table}", to=True)
     fix = of_server(vendor, no_iommu, there)["iommu"].fix
     assert "update-grub" in fix
-    assert "host.cmdline is of the kernels under test alone" in fix
+    assert "host.cmdline" in fix
     assert "amd_iommu=on" not in fix
 
 
@@ -559,7 +560,7 @@ def test_evidence_that_is_missing_is_refused_or_not_called_fine(name: str) -> No
     raw = read("gpu-server")
     del raw[name]
     if name not in NOT_ALWAYS_EXAMINED:
-        with pytest.raises(EvidenceError, match=f"the checkup: {name}: ") as caught:
+        with pytest.raises(EvidenceError, match=rf"\b{name}\b") as caught:
             parse(raw)
         assert caught.value.reason == "bad-evidence"
         return

@@ -9,6 +9,7 @@ from orchestrator.analysis.maps.level import Level, find_guest_level, find_level
 from orchestrator.analysis.maps.theory import Mapping
 from orchestrator.formats.units import GIB, KIB, MIB
 from tests.unit.answers import ADDRESS, BAR_ADDRESS, by_1gib, by_2mib, by_4kib, place_of, point
+from tests.unit.stable import numbers_in
 
 SETTINGS: dict[str, str | None] = {
     "transparent_hugepage": "[always] madvise never", "vfio_disable_hugepages": "N",
@@ -60,7 +61,7 @@ def test_kernel_without_the_series_looks_up_pages_of_large_leaves() -> None:
     found = level(by_1gib(series=False))
     assert (found.leaf, found.stride) == ("1GiB", "4KiB")
     assert reasons(found) == ["no-series"]
-    assert "over leaves of 1GiB" in text(found, "no-series")
+    assert "1GiB" in text(found, "no-series")
 
 
 @pytest.mark.parametrize(
@@ -72,8 +73,9 @@ def test_misaligned_address_is_why_leaves_are_small(
     found = level(one)
     assert (found.leaf, found.stride) == (leaf, leaf)
     assert reasons(found) == ["misaligned"]
-    assert f"{off} off the BAR's, modulo 1GiB: 0x7f0000" in text(found, "misaligned")
-    assert " for 0x380000000000" in text(found, "misaligned")
+    address, of_bar = numbers_in(text(found, "misaligned"))[-2:]
+    assert off in text(found, "misaligned")
+    assert (address[:8], of_bar) == ("0x7f0000", "0x380000000000")
 
 
 def test_every_reason_is_given_where_several_are_in_the_way() -> None:
@@ -135,10 +137,13 @@ def test_pages_of_an_aligned_bar_have_their_reason(
 
 
 def test_policy_is_named_as_it_is_set() -> None:
-    assert "enabled is never" in text(level(by_pages(), **thp(NEVER)), "thp-sysfs")
-    assert "kernels like v6.12" in text(level(by_pages(), **thp(NEVER)), "thp-sysfs")
-    assert "enabled is madvise" in text(level(by_pages(), **thp(ON_ADVICE)), "thp-sysfs")
-    assert "leaves at 4KiB" in text(level(by_pages()), "unexplained")
+    for policy, setting in (("never", NEVER), ("madvise", ON_ADVICE)):
+        words = text(level(by_pages(), **thp(setting)), "thp-sysfs").split()
+        assert {"/sys/kernel/mm/transparent_hugepage/enabled", "v6.12"} <= {*words}
+        assert [word.strip(",") for word in words if word.strip(",") in ("never", "madvise")] == [
+            policy
+        ]
+    assert "4KiB" in text(level(by_pages()), "unexplained")
 
 
 def test_policy_that_did_not_apply_is_no_reason() -> None:
@@ -237,8 +242,7 @@ def test_guest_whose_qemu_does_not_align_is_told_so(skew: int, leaf: str) -> Non
     found = guest(skew)
     assert found.leaf == leaf
     assert reasons(found) == ["misaligned", "qemu-unaligned"]
-    assert text(found, "qemu-unaligned").startswith("QEMU 10.0.2 did not align the mapping;")
-    assert text(found, "qemu-unaligned").endswith("; which one of 9.2 or later should")
+    assert "QEMU 10.0.2 " in text(found, "qemu-unaligned")
 
 
 @pytest.mark.parametrize(
@@ -247,9 +251,12 @@ def test_guest_whose_qemu_does_not_align_is_told_so(skew: int, leaf: str) -> Non
 )
 def test_qemu_that_could_align_is_told_from_one_that_cannot(qemu: str, known: bool) -> None:
     mapping = Mapping(ADDRESS + 2 * MIB, BAR_ADDRESS, 32 * GIB)
-    said = text(find_guest_level("guest-1", mapping, 0, GIB, qemu, facts()), "qemu-unaligned")
-    assert said.startswith(f"QEMU {qemu} did not align the mapping; ")
-    assert said.endswith("; 9.2 and later do") == known
+    own, without_version = (
+        text(find_guest_level("guest-1", mapping, 0, GIB, version, facts()), "qemu-unaligned")
+        for version in (qemu, "8.0")
+    )
+    assert f"QEMU {qemu} " in own
+    assert (own.replace(qemu, "8.0") == without_version) == known
 
 
 def test_guest_with_page_tables_of_pages_is_mapped_by_them() -> None:

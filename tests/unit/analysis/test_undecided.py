@@ -3,6 +3,7 @@ all."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +52,7 @@ def test_failure_that_is_undecided_is_inconclusive(before: tuple[Attempt, ...]) 
     assert document["attempts"]["candidate"] == {
         "failed": failed, "charged": 0, "of": failed, "bench": 0,
     }  # fmt: skip
-    assert "not known (guest-hang)" in verdict_sentence(made.scenario, made.comparison, made.plan)
+    assert "guest-hang" in verdict_sentence(made.scenario, made.comparison, made.plan)
     assert said(made)
 
 
@@ -62,7 +63,7 @@ def test_failure_that_comes_back_in_one_arm_alone_is_that_arms() -> None:
     assert count_failures(made.comparison.results, "candidate") == (3, 3)
     assert count_failures(made.comparison.results, "baseline") == (0, 3)
     assert comparison_json(made.comparison)["reason"] == ""
-    assert "3 of its 3 attempts failed (guest-hang)" in said(made)
+    assert re.search(r"\b3\b.*\b3\b.*\bguest-hang\b", said(made))
 
 
 def test_failure_that_comes_back_in_the_baseline_is_not_the_candidates() -> None:
@@ -80,7 +81,7 @@ def test_failure_that_did_not_come_back_is_shown_and_does_not_count() -> None:
     again[index] = TrialResult(**{**vars(again[index]), "repeated": (HANGS,)})
     made = run([first, *again])
     assert made.comparison.verdict == run([first, *others]).comparison.verdict == "improved"
-    assert "repeated: guest-hang (undecided)" in said(made)
+    assert re.search(r"\bguest-hang\b.*\bundecided\b", said(made))
 
 
 def test_one_trial_of_many_that_is_undecided_leaves_a_regression_one() -> None:
