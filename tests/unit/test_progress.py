@@ -43,14 +43,14 @@ def test_stage_that_is_left_out_has_not_failed() -> None:
     with pytest.raises(LastStageEnded), progress.stage("thing"):
         raise LastStageEnded
     assert "failed" not in out.getvalue()
-    assert "left out" in out.getvalue()
+    assert "thing" in out.getvalue().splitlines()[-1]
 
 
 def test_failed_stage_is_said_and_the_error_goes_on() -> None:
     progress, out = plain()
     with pytest.raises(ValueError, match="no"), progress.stage("thing"):
         raise ValueError("no")
-    assert "thing: failed after" in out.getvalue()
+    assert re.match(r"\(thing: failed\b", out.getvalue().splitlines()[-1])
     with progress.stage("next"):
         pass
     assert "\nnext ...\n" in out.getvalue()

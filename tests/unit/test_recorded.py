@@ -20,6 +20,7 @@ from orchestrator.analysis.verdict.expectations import choose_exit_code
 from orchestrator.evidence.layout import RunDir
 from orchestrator.formats.abi import LEAVES
 from orchestrator.formats.units import format_size
+from orchestrator.report.text.timeline_text import calls_and_cost
 from orchestrator.run.matrix import MatrixDir, judge_cells
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import current_name
@@ -167,7 +168,7 @@ def test_recorded_boots_differ_by_their_maps(recorded: Path, judged: Judging) ->
         return
     maps = difference.operations[f"maps of {format_size(scenario.device.bar)} BARs"]
     assert difference.whole < maps / 2 < 0
-    assert "The candidate's boot is " in report
+    assert calls_and_cost(boots_of(comparison)).splitlines()[-1] in report
 
 
 @of_every_run

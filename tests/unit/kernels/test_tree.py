@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ScenarioError
+from orchestrator.base.reasons import Reason
 from orchestrator.kernels.series.patch import Patch
 from orchestrator.kernels.series.series import read_series
 from orchestrator.kernels.source.sources import Source, find_source
@@ -201,5 +202,6 @@ def test_what_is_no_source_is_named(make, said: str, tmp_path: Path, cache: Cach
 
 
 def test_folder_has_no_refs(folder: Path, cache: Cache) -> None:
-    with pytest.raises(ScenarioError, match=r"is no git repository, so it has no v7\.3"):
+    with pytest.raises(ScenarioError, match=r"v7\.3") as caught:
         find_source(TreeKernel(tree=folder, ref="v7.3"), cache)
+    assert caught.value.reason == Reason.NO_SUCH_SOURCE
