@@ -24,6 +24,7 @@ from tests.unit.recorded import RUN
 from tests.unit.report.test_bisect import STEPS, commit
 from tests.unit.report.test_matrix import KERNELS, cell
 from tests.unit.scenarios import scenario
+from tests.unit.stable import has_in_order
 
 RECORDED = Path(__file__).parents[3] / "fixtures/recorded"
 PLAN = RunDir(RUN).plan()
@@ -84,7 +85,7 @@ def test_what_regressed_beside_is_never_left_out(tmp_path: Path) -> None:
         "bar_map_cost": (8.0, 0.001), "bar_unmap_cost": (1.0, 9.0),
     }  # fmt: skip
     lines = brief(measured(values), tmp_path, chosen)
-    assert [line for line in lines if "one DMA unmap 9x" in line]
+    assert [line for line in lines if has_in_order(line, "one DMA unmap", "9x")]
 
 
 def test_report_is_named_where_there_is_one_and_paths_are_for_a_shell(tmp_path: Path) -> None:
@@ -95,7 +96,7 @@ def test_report_is_named_where_there_is_one_and_paths_are_for_a_shell(tmp_path: 
     (folder / "report.html").write_text("")
     lines = brief(measured({"bar_map_cost": (1.0, 1.0)}), folder)
     assert f"report     {folder}/report.html" in lines
-    assert f"table      barometer report '{folder}' --table" in lines
+    assert [line for line in lines if line.endswith(f" barometer report '{folder}' --table")]
 
 
 def test_trials_that_do_not_count_are_told_as_far_as_there_is_room(tmp_path: Path) -> None:
@@ -107,9 +108,9 @@ def test_trials_that_do_not_count_are_told_as_far_as_there_is_room(tmp_path: Pat
     lines = brief(failed, tmp_path, planned=60)
     assert len(lines) == LINES
     text = " ".join(" ".join(lines).split())
-    assert "40 of 60, NOT COMPLETE" in text
+    assert has_in_order(text, "40", "60", "NOT COMPLETE")
     assert re.search(r"20 failed \(host-panic\), \w+ 20 times", text)
-    assert "0000-baseline: failed at host-boot: host-panic: xxx" in text
+    assert re.search(r"0000-baseline: .*\bhost-boot\b.*\bhost-panic\b.*\bxxx", text)
 
 
 _COSTS = st.floats(1e-9, 1e9)
@@ -137,15 +138,16 @@ def test_matrix_begins_with_its_worst_cells(tmp_path: Path, number: int) -> None
     cells = {f"cell-{n}-{'y' * 60}": same for n in range(number - 1)} | {"worst": worse}
     lines = lines_of(matrix_brief("factors", "regressed", cells, tmp_path), tmp_path)
     assert re.match(rf"factors: regressed, {number} cell", lines[0])
-    assert lines[1].startswith("  worst: regressed")
+    assert re.match(r"  worst: regressed\b", lines[1])
     shown = sum(line.startswith("  ") and "more" not in line for line in lines)
     assert shown == min(number, 7 if number > 8 else 8)
-    assert number <= 8 or f"and {number - 7} more cells" in "\n".join(lines)
+    assert number <= 8 or has_in_order("\n".join(lines), str(number - 7), "more")
 
 
 def test_cell_that_has_not_run_is_said_to_be(tmp_path: Path) -> None:
     text = matrix_brief("factors", "invalid", {"a": None}, tmp_path)
-    assert "  a: not run" in text
+    [line] = [line for line in text.splitlines() if line.startswith("  a: ")]
+    assert not {"improved", "regressed", "equivalent", "invalid"} & {*re.findall(r"\w+", line)}
 
 
 @pytest.mark.parametrize("number", [0, 1, 2, 40])

@@ -12,6 +12,7 @@ from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.evidence.faults import Attempt
 from orchestrator.report.exports.cases import Case, clean_line, clean_text, not_run
 from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
+from tests.unit.stable import has_in_order
 
 ANYTHING = st.text(st.characters())  # with control characters and lone surrogates
 
@@ -40,8 +41,8 @@ def test_cases_agree_with_the_exit_code(name: str) -> None:
 
 def test_case_of_a_metric_says_what_was_found_and_expected() -> None:
     case = metrics(run(pairs(0.5), f"{MAP}=improved").suite.cases)[MAP]
-    assert case.message == (
-        "improved, expected improved; ratio 0.5, 95 % interval 0.4978 .. 0.5023, p 0.00049"
+    assert has_in_order(
+        case.message, "improved", "improved", "0.5", "95 %", "0.4978 .. 0.5023", "p 0.00049"
     )
     assert case.numbers["unit"] == "s"
     assert case.numbers["ratio"] == pytest.approx(0.5)
@@ -94,7 +95,7 @@ def test_trials_are_cases_with_their_time_and_their_tail() -> None:
     assert (first.name, first.outcome, first.seconds) == ("0000-baseline", "passed", 99.5)
     assert first.numbers[BOOT] == 40
     assert (last.outcome, last.reason, last.seconds) == ("failed", "guest-panic", None)
-    assert last.message == "failed at guest-0-plain: guest-panic: the guest panicked"
+    assert has_in_order(last.message, "failed", "guest-0-plain", "guest-panic", "panicked")
     assert last.tail == "[   1.0] Oops\n[   1.1] Kernel panic\n"
 
 

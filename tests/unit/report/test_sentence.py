@@ -13,6 +13,7 @@ from orchestrator.report.words.sentence import verdict_sentence
 from orchestrator.scenario.vocabulary import ARMS, CONTROL, METRICS, ArmName, Metric
 from tests.unit.manifests import plan_of
 from tests.unit.scenarios import map_scenario, scenario
+from tests.unit.stable import has_in_order
 
 KERNELS: dict[ArmName, dict[str, str]] = {
     "baseline": {"release": "6.12.107", "source": "deb:old"},
@@ -86,48 +87,48 @@ def test_point_of_a_map_is_named() -> None:
     chosen = map_scenario('expect."pfn_lookups_per_map@full/1GiB/cold"=improved')
     both = measured({"pfn_lookups_per_map@full/1GiB/cold": (8388608, 32)})
     found = compare_trials(chosen, KERNELS, both, 2, "exact")
-    assert "one DMA map of a 32GiB BAR (full/1GiB/cold) takes 32 page lookups" in verdict_sentence(
-        chosen, found, plan_of(accel="exact")
-    )
+    assert has_in_order(
+        verdict_sentence(chosen, found, plan_of(accel="exact")),
+        "one DMA map", "32GiB", "(full/1GiB/cold", "32",
+    )  # fmt: skip
 
 
 def test_guest_that_is_emulated_on_a_real_host_makes_its_boot_an_emulated_one() -> None:
     both = measured({"guest_boot_cost": (9, 3)}, guest_accel="tcg")
-    assert "3 s instead of 9 s (emulated)" in said(*both, accel="kvm")
+    assert has_in_order(said(*both, accel="kvm"), "3 s", "9 s", "emulated")
     both = measured({"bar_map_cost": (9, 3)}, guest_accel="tcg")
-    assert "3 s instead of 9 s, " in said(*both, accel="kvm")
+    assert has_in_order(said(*both, accel="kvm"), "3 s", "9 s")
+    assert "emulated" not in said(*both, accel="kvm")
 
 
 def test_first_of_the_metrics_that_have_the_verdict_is_quoted() -> None:
     both = measured({"bar_map_cost": (8, 1), "guest_boot_cost": (1, 8)})
-    assert "is improved: one DMA map" in said(*both)
+    assert has_in_order(said(*both), "improved", "one DMA map")
     text = said(*both, expect=("bar_map_cost=improved", "guest_boot_cost=improved"))
-    assert "is regressed: the boot of a guest" in text
+    assert has_in_order(text, "regressed", "boot of a guest")
 
 
 def test_interval_is_quoted_as_that_of_the_pairs() -> None:
     values = [(20 + n % 3, (20 + n % 3) * (0.95 + 0.0001 * (n % 5))) for n in range(12)]
     trials = [t for n, v in enumerate(values, 1) for t in measured({"guest_boot_cost": v}, n)]
-    assert " (emulated), by pairs -4.98% [-5.00, -4.98]." in said(*trials)
+    assert has_in_order(said(*trials), "emulated", "by pairs", "-4.98% [-5.00, -4.98")
 
 
 def test_run_that_is_not_complete_is_said_to_be() -> None:
     text = said(*measured({"bar_map_cost": (8, 1)}), planned=24)
-    assert text.startswith(
-        "7.3.4 against 6.12.107 is inconclusive so far, with 2 of 24 trials: one DMA map"
-    )
+    assert has_in_order(text, "7.3.4", "6.12.107", "inconclusive", "2", "24", "one DMA map")
 
 
 def test_kernel_against_itself_is_told_apart_by_its_arm() -> None:
     same = dict.fromkeys(ARMS, KERNELS["baseline"])
     text = said(*measured({"bar_maps_per_boot": (12, 12)}), kernels=same)
-    assert text.startswith("6.12.107 (candidate) is equivalent to 6.12.107 (baseline): ")
+    assert has_in_order(text, "6.12.107", "candidate", "equivalent", "6.12.107", "baseline")
 
 
 def test_candidate_that_fails_is_regressed_whatever_its_times() -> None:
     failed = TrialResult("x", "candidate", "failed", "guest-panic")
     text = said(*measured({"bar_map_cost": (8, 1)}), failed)
-    assert text.startswith("7.3.4 is regressed: ")
+    assert has_in_order(text, "7.3.4", "regressed")
     assert "guest-panic" in reason(text)
     assert re.findall(r"\d+", reason(text)) == ["1", "2", "0", "1"]
 
