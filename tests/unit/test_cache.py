@@ -166,8 +166,8 @@ def test_two_processes_build_an_entry_once(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = "".join(process.communicate(timeout=30)[0] for process in running)
-    assert said == "built\n"
+    output = "".join(process.communicate(timeout=30)[0] for process in running)
+    assert output == "built\n"
     assert [process.returncode for process in running] == [0, 0]
 
 

@@ -190,9 +190,9 @@ def test_program_may_print_as_much_as_it_is_asked_for() -> None:
 
 
 def test_much_input_and_much_output_at_once_do_not_block() -> None:
-    said = "grün\n" * 500_000
-    assert run(["cat"], doing="t", stdin=said).stdout == said
-    assert run(["head", "-c", "5"], doing="t", stdin=said).stdout == "grün"
+    text = "grün\n" * 500_000
+    assert run(["cat"], doing="t", stdin=text).stdout == text
+    assert run(["head", "-c", "5"], doing="t", stdin=text).stdout == "grün"
 
 
 def test_line_ends_of_other_systems_are_line_feeds() -> None:

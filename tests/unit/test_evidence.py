@@ -80,18 +80,18 @@ def test_failed_stage_has_the_reason(tmp_path: Path) -> None:
 def test_failure_of_the_arm_is_charged_to_it_and_failure_of_the_bench_is_not(
     tmp_path: Path,
 ) -> None:
-    one, two = writer(tmp_path, "0001-baseline"), writer(tmp_path, "0002-candidate")
+    first, second = writer(tmp_path, "0001-baseline"), writer(tmp_path, "0002-candidate")
     oops = ArmFailedError("oops", evidence="BUG:", reason=Reason.HOST_PANIC)
-    one.failed(oops, "guest-0", Charged("arm", "vfio_x is in the call trace"), "[ 1.0] BUG:")
-    two.failed(
+    first.failed(oops, "guest-0", Charged("arm", "vfio_x is in the call trace"), "[ 1.0] BUG:")
+    second.failed(
         BenchError("no", reason=Reason.COMMAND_FAILED), "device", Charged("bench", "it did")
     )
-    assert one.complete().manifest.outcome.to_json() == {
+    assert first.complete().manifest.outcome.to_json() == {
         "kind": "failed", "by_bench": False, "stage": "guest-0", "reason": "host-panic",
         "message": "oops", "evidence": "BUG:", "charge": "arm",
         "why": "vfio_x is in the call trace", "line": "[ 1.0] BUG:",
     }  # fmt: skip
-    outcome = two.complete().manifest.outcome
+    outcome = second.complete().manifest.outcome
     assert isinstance(outcome, Ended)
     assert (outcome.kind, outcome.by_bench) == ("invalid", True)
 

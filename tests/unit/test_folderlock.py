@@ -77,11 +77,11 @@ def test_folder_that_was_renamed_is_still_locked(tmp_path: Path) -> None:
 
 
 def test_folder_is_locked_across_mounts_and_pid_namespaces(tmp_path: Path) -> None:
-    out, there = tmp_path / "run", tmp_path / "there"
+    out, link = tmp_path / "run", tmp_path / "there"
     out.mkdir()
-    there.mkdir()
-    mounted = ["sh", "-c", f'mount --bind {out} {there} && exec "$0" "$@"']
-    with holder(there, *UNSHARE, "--pid", "--fork", "--kill-child", *mounted):
+    link.mkdir()
+    mounted = ["sh", "-c", f'mount --bind {out} {link} && exec "$0" "$@"']
+    with holder(link, *UNSHARE, "--pid", "--fork", "--kill-child", *mounted):
         assert busy(out)
 
 

@@ -238,11 +238,11 @@ def test_look_is_at_the_blocks_so_far_whatever_an_interrupted_run_left(
 
     def result(trial: TrialDir) -> TrialResult:
         read.append(trial.path.name)
-        [planned] = [one for one in plan if one.name == trial.path.name]
+        [planned] = [trial_ for trial_ in plan if trial_.name == trial.path.name]
         return TrialResult(planned.name, planned.arm, "measured", pair=planned.pair)
 
     def enough(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> bool:
-        seen.append(sorted({one.pair for one in results}))
+        seen.append(sorted({result.pair for result in results}))
         return False
 
     monkeypatch.setattr(judging, "read_result", result)

@@ -18,9 +18,9 @@ ADDED = "vfio_listener_region_add_ram"
 
 
 def account(
-    boot: BootTrace, *, bar: int = BAR, mmap: bool = True, viommu: bool = False, said: str = ""
+    boot: BootTrace, *, bar: int = BAR, mmap: bool = True, viommu: bool = False, qemu_log: str = ""
 ) -> Account:
-    return build_account(boot, bar, mmap=mmap, viommu=viommu, qemu_log=said)
+    return build_account(boot, bar, mmap=mmap, viommu=viommu, qemu_log=qemu_log)
 
 
 def refused(boot: BootTrace, reason: str, **how: bool) -> EvidenceError:
@@ -50,10 +50,10 @@ def without_bars(boot: BootTrace) -> BootTrace:
 
 
 def test_recorded_boot_is_accounted_for() -> None:
-    found = account(recorded_boot())
-    assert (len(found.maps), len(found.unmaps), found.notes) == (12, 12, ())
-    assert [o.kind for o in found.unmaps] == ["unmap"] * 11 + ["release"]
-    assert {o.size for o in found.maps + found.unmaps} == {BAR}
+    accounted = account(recorded_boot())
+    assert (len(accounted.maps), len(accounted.unmaps), accounted.notes) == (12, 12, ())
+    assert [o.kind for o in accounted.unmaps] == ["unmap"] * 11 + ["release"]
+    assert {o.size for o in accounted.maps + accounted.unmaps} == {BAR}
 
 
 def test_refused_map_is_told_with_its_errno() -> None:
@@ -133,9 +133,9 @@ def test_unmap_that_failed_is_a_disagreement() -> None:
 
 
 def test_bars_that_qemu_was_told_not_to_map_are_noted() -> None:
-    found = account(without_bars(recorded_boot()), mmap=False)
-    assert (found.maps, found.unmaps) == ((), ())
-    [note] = found.notes
+    accounted = account(without_bars(recorded_boot()), mmap=False)
+    assert (accounted.maps, accounted.unmaps) == ((), ())
+    [note] = accounted.notes
     assert note.name == "no-mmap"
     assert "x-no-mmap" in note.text
 
@@ -168,9 +168,9 @@ def test_iommufd_that_takes_no_bar_is_a_note() -> None:
     boot = recorded_boot()
     boot.operations = []
     boot.iommu_maps = []
-    found = build_account(boot, BAR, mmap=True, viommu=False, qemu_log=IOMMUFD, iommufd=True)
-    assert [note.name for note in found.notes] == ["iommufd-without-dma-buf"]
-    assert not found.maps
+    accounted = build_account(boot, BAR, mmap=True, viommu=False, qemu_log=IOMMUFD, iommufd=True)
+    assert [note.name for note in accounted.notes] == ["iommufd-without-dma-buf"]
+    assert not accounted.maps
 
 
 def test_iommufd_that_was_not_refused_is_not_traced() -> None:
@@ -197,7 +197,7 @@ def test_memory_as_large_as_a_bar_is_none() -> None:
 def test_bar_that_was_not_mapped_for_no_reason_makes_a_boot_invalid() -> None:
     boot = without_bars(recorded_boot())
     with pytest.raises(EvidenceError) as caught:
-        account(boot, said="".join(f"line {n}\n" for n in range(20)))
+        account(boot, qemu_log="".join(f"line {n}\n" for n in range(20)))
     assert caught.value.reason == "bar-not-mapped"
     assert caught.value.evidence.splitlines() == [
         f"{boot.events} events in the trace", *[f"line {n}" for n in range(12, 20)],
@@ -209,7 +209,7 @@ def test_empty_trace_has_no_bar() -> None:
 
 
 def test_bars_of_several_devices_are_counted_together() -> None:
-    boot, there = recorded_boot(), "0x3fff80000000 - 0x3fffbfffffff"
+    boot, region = recorded_boot(), "0x3fff80000000 - 0x3fffbfffffff"
     other = "0x3fffc0000000 - 0x3fffffffffff"
     boot.operations += [
         replace(o, iova=o.iova + BAR, start=o.start + 0.5)
@@ -217,9 +217,9 @@ def test_bars_of_several_devices_are_counted_together() -> None:
         if o.size == BAR
     ]
     boot.qemu += [
-        replace(e, text=e.text.replace(there, other))
+        replace(e, text=e.text.replace(region, other))
         for e in boot.qemu
-        if e.name == ADDED and there in e.text
+        if e.name == ADDED and region in e.text
     ]
     boot.qemu += [
         replace(e, text=e.text.replace("01:00.0 2,0x3fff80000000", "02:00.0 2,0x3fffc0000000"))
@@ -227,5 +227,5 @@ def test_bars_of_several_devices_are_counted_together() -> None:
         if e.name == "pci_update_mappings_add" and "01:00.0 2,0x3fff80000000" in e.text
     ]
     boot.iommu_maps += [(iova + BAR, size) for iova, size in boot.iommu_maps]
-    found = account(boot)
-    assert (len(found.maps), len(found.unmaps)) == (24, 24)
+    accounted = account(boot)
+    assert (len(accounted.maps), len(accounted.unmaps)) == (24, 24)

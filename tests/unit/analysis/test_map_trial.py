@@ -128,8 +128,8 @@ def test_repeats_of_a_point_are_its_samples(trial: Path) -> None:
 
 
 def level(result: TrialResult, place: str) -> Level:
-    [found] = [found for found in result.findings.levels if found.place == place]
-    return found
+    [level] = [level for level in result.findings.levels if level.place == place]
+    return level
 
 
 def test_every_place_has_its_level(trial: Path, tmp_path: Path) -> None:
@@ -151,13 +151,13 @@ def test_parts_of_the_last_maps_are_kept(trial: Path) -> None:
 
 
 def test_instructions_are_broken_down_by_function(trial: Path, tmp_path: Path) -> None:
-    found = measured(trial).findings.breakdowns
-    assert [(b.operation, b.state, b.logged) for b in found] == [
+    breakdowns = measured(trial).findings.breakdowns
+    assert [(b.operation, b.state, b.logged) for b in breakdowns] == [
         ("map", "cold", True), ("map", "warm", True), ("unmap", "warm", False),
     ]  # fmt: skip
-    assert found[2].within(WALK) == 160 * PAGES
-    assert found[2].within("put_pfn") == 40 * PAGES
-    assert found[0].within(IOCTL) == found[0].total == 17_800
+    assert breakdowns[2].within(WALK) == 160 * PAGES
+    assert breakdowns[2].within("put_pfn") == 40 * PAGES
+    assert breakdowns[0].within(IOCTL) == breakdowns[0].total == 17_800
     old = measured(map_trial(tmp_path / "old", "baseline", series=False)).findings.breakdowns
     assert [(b.operation, b.logged) for b in old] == [("map", False), ("unmap", False)]
     assert old[0].within("vaddr_get_pfns") == 1200 * PAGES

@@ -38,8 +38,8 @@ def test_drift_is_found_and_sized() -> None:
 
 @pytest.mark.parametrize("n", [LEAST, 20, 30])
 def test_one_cloud_is_rarely_taken_for_two_or_for_a_drift(n: int) -> None:
-    found = [kind for seed in range(300) for kind in kinds(cloud(n, seed))]
-    assert len(found) <= 6
+    false_alarms = [kind for seed in range(300) for kind in kinds(cloud(n, seed))]
+    assert len(false_alarms) <= 6
 
 
 def test_one_wild_trial_is_no_mode() -> None:

@@ -92,12 +92,12 @@ def test_unpatched_kernel_looks_every_page_up(tmp_path: Path) -> None:
 
 
 def test_recorded_trial_is_mapped_at_its_best(trial: Path) -> None:
-    found = read_result(TrialDir.open(trial)).findings
-    guest, host = found.levels
+    findings = read_result(TrialDir.open(trial)).findings
+    guest, host = findings.levels
     assert (guest.place, guest.leaf, guest.best) == ("guest-1", "1GiB", True)
     assert (host.place, host.leaf, host.stride, host.best) == ("full/1GiB", "1GiB", "1GiB", True)
-    assert list(found.passes) == ["counts"]
-    assert (found.traced, found.breakdowns) == ((), ())
+    assert list(findings.passes) == ["counts"]
+    assert (findings.traced, findings.breakdowns) == ((), ())
 
 
 def test_failed_trial_is_charged_to_its_arm(tmp_path: Path) -> None:
@@ -267,8 +267,8 @@ def test_trial_is_invalid_when_an_unmap_is_missing(trial: Path) -> None:
 
 
 def levels(trial: Path) -> dict[str, list[str]]:
-    found = judged(trial).findings.levels
-    return {level.place: [reason.name for reason in level.reasons] for level in found}
+    levels_of_places = judged(trial).findings.levels
+    return {level.place: [reason.name for reason in level.reasons] for level in levels_of_places}
 
 
 def test_guest_whose_qemu_did_not_align_is_told_so(trial: Path) -> None:
@@ -412,11 +412,11 @@ def test_trial_is_invalid_when_the_thread_saw_other_faults(trial: Path) -> None:
 
 def test_faults_that_mapped_nothing_are_not_counted(trial: Path) -> None:
     def fell_back(text: str) -> str:
-        found = re.search(r"(?s)\{ order: +18, ret: 100 \}.*Hits: (\d)", text)
-        assert found is not None
+        match = re.search(r"(?s)\{ order: +18, ret: 100 \}.*Hits: (\d)", text)
+        assert match is not None
         row = "{ order:         18, ret: 800 } hitcount:          4\n"
-        more = found[0].replace(f"Hits: {found[1]}", f"Hits: {int(found[1]) + 4}")
-        return text.replace(found[0], row + more)
+        more = match[0].replace(f"Hits: {match[1]}", f"Hits: {int(match[1]) + 4}")
+        return text.replace(match[0], row + more)
 
     rewrite(trial / "host/hist-fault.txt", fell_back)
     snapshots(trial, fault=fell_back)

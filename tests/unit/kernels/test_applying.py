@@ -293,12 +293,12 @@ def round_trip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
         git(repository, "clean", "-fdqx")
         commits = [head(repository)]
         for number, files in enumerate(versions):
-            there = git(repository, "ls-files", "-z").decode().split("\0")
-            gone = dict.fromkeys(n for n in there if n and n != "README" and n not in files)
+            names = git(repository, "ls-files", "-z").decode().split("\0")
+            gone = dict.fromkeys(n for n in names if n and n != "README" and n not in files)
             commits.append(commit(repository, f"[x] {number}: From", {**gone, **files}))
         base, end = commits[1], commits[-1]
-        trees = [tree_of(repository, one) for one in commits[1:]]
-        if any(one == two for one, two in itertools.pairwise(trees)):
+        trees = [tree_of(repository, ref) for ref in commits[1:]]
+        if any(before == after for before, after in itertools.pairwise(trees)):
             return  # a commit without a change, which format-patch numbers
         (folder / "mbox").write_bytes(
             git(repository, "format-patch", "--stdout", *options, f"{base}..{end}")

@@ -25,8 +25,8 @@ WHOLE = (
 def test_every_option_of_our_own_is_there_once_and_has_a_reason(name: str) -> None:
     lines = (KERNEL_FILES / f"{name}.config").read_text().splitlines()
     options = [line for line in lines if line.startswith("CONFIG_")]
-    found = parse_config("\n".join(lines))
-    assert len(options) == len(found) > 5
+    symbols = parse_config("\n".join(lines))
+    assert len(options) == len(symbols) > 5
     for line in lines:
         assert not line or line.startswith(("# ", "CONFIG_")), line
     for option in options:

@@ -59,13 +59,13 @@ def test_worktree_has_its_own_commit_and_changes(repository: Path, tmp_path: Pat
     git(repository, "worktree", "add", "--quiet", "-b", "mine", worktree)
     mine = commit(worktree, "mine", {"a/b.c": "int mine;\n"})
     assert find_commit(worktree, None).sha == mine
-    found = find_repository(worktree)
-    assert found is not None
-    assert find_commit(found, None).sha == mine
+    git_dir = find_repository(worktree)
+    assert git_dir is not None
+    assert find_commit(git_dir, None).sha == mine
     assert find_commit(repository, None).sha == head(repository) != mine
     (worktree / "a/b.c").write_text("int forgotten;\n")
     assert refused(worktree, None).reason == "uncommitted-changes"
-    assert refused(found, None).reason == "uncommitted-changes"
+    assert refused(git_dir, None).reason == "uncommitted-changes"
     find_commit(repository, None)
 
 
@@ -83,9 +83,9 @@ def test_git_dir_elsewhere_still_has_its_work_tree(tmp_path: Path) -> None:
     git(tmp_path / "tree", "init", "--quiet", f"--separate-git-dir={tmp_path / 'store'}")
     commit(tmp_path / "tree", "first", {"x": "1\n"})
     (tmp_path / "tree/x").write_text("2\n")
-    found = find_repository(tmp_path / "tree")
-    assert found is not None
-    assert refused(found, None).reason == "uncommitted-changes"
+    git_dir = find_repository(tmp_path / "tree")
+    assert git_dir is not None
+    assert refused(git_dir, None).reason == "uncommitted-changes"
     assert refused(tmp_path / "store", None).reason == "no-work-tree"
     assert find_commit(tmp_path / "store", "HEAD").sha == head(tmp_path / "tree")
 
@@ -104,9 +104,9 @@ def test_commit_has_id_tree_and_description(repository: Path) -> None:
     first = head(repository)
     git(repository, "tag", "-a", "-m", "release", "v7.0")
     second = commit(repository, "second", {"a/b.c": "int c;\n"})
-    found = find_commit(repository, None)
-    assert (found.sha, found.tree) == (second, tree_of(repository))
-    assert found.describe == f"v7.0-1-g{second[:12]}"
+    source = find_commit(repository, None)
+    assert (source.sha, source.tree) == (second, tree_of(repository))
+    assert source.describe == f"v7.0-1-g{second[:12]}"
     tagged = find_commit(repository, "v7.0")
     assert (tagged.sha, tagged.describe) == (first, "v7.0")  # the commit, not the tag object
     assert find_commit(repository, "HEAD^{/first}").sha == first
@@ -193,9 +193,9 @@ def test_environment_and_settings_of_the_user_do_not_count(
     settings = tmp_path / "gitconfig"
     settings.write_text("[core]\nabbrev = 40\n[alias]\nx = y\n")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
-    found = find_commit(repository, None)
-    assert found.sha == head(repository)
-    assert found.describe == found.sha[:12]
+    source = find_commit(repository, None)
+    assert source.sha == head(repository)
+    assert source.describe == source.sha[:12]
     assert Git(repository / ".git").run("config", "alias.x", accept=(1,)).stdout == ""
 
 

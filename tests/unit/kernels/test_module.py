@@ -67,8 +67,8 @@ def test_the_digest_is_of_what_is_changed(tmp_path: Path) -> None:
 
     def digest(text: str, *series: str) -> str:
         source.write_text(text)
-        one = kernel(module=tmp_path / "mine", series=[str(tmp_path / s) for s in series])
-        return _Changed(one, cache).digest
+        spec = kernel(module=tmp_path / "mine", series=[str(tmp_path / s) for s in series])
+        return _Changed(spec, cache).digest
 
     first = digest("one\n")
     assert first == digest("one\n")
@@ -115,9 +115,9 @@ def test_a_whole_kernel_is_no_module(tmp_path: Path, ref: str | None) -> None:
 def test_a_range_is_of_the_whole_kernel_beside_it(tmp_path: Path) -> None:
     repository = new_repository(tmp_path / "linux", WHOLE)
     commit(repository, "a fix", {"drivers/vfio/vfio.h": "fixed\n"})
-    found = _Changed(kernel(module=repository, series=["HEAD~1..HEAD"]), Cache(tmp_path / "c"))
-    assert found.own == {}
-    assert [patch.subject for patch in found.patches] == ["a fix"]
+    changed = _Changed(kernel(module=repository, series=["HEAD~1..HEAD"]), Cache(tmp_path / "c"))
+    assert changed.own == {}
+    assert [patch.subject for patch in changed.patches] == ["a fix"]
 
 
 @pytest.mark.parametrize(("name", "reason"), [("none", "no-such-folder"), ("empty", "no-sources")])

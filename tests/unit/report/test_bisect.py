@@ -40,8 +40,8 @@ STEPS = (
 )  # fmt: skip
 
 
-def report(found: Bisection) -> str:
-    text = bisect_report(found)
+def report(bisection: Bisection) -> str:
+    text = bisect_report(bisection)
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 76
     assert not [line for line in text.splitlines() if line != line.rstrip()]

@@ -43,8 +43,8 @@ def brief(
     results: list[TrialResult], folder: Path, chosen: Scenario | None = None, planned: int = 2
 ) -> list[str]:
     chosen = chosen or scenario()
-    found = compare_trials(chosen, KERNELS, results, planned, "tcg")
-    return lines_of(run_brief(chosen, found, PLAN, folder), folder)
+    comparison = compare_trials(chosen, KERNELS, results, planned, "tcg")
+    return lines_of(run_brief(chosen, comparison, PLAN, folder), folder)
 
 
 def measured(values: dict[Metric, tuple[float, float]]) -> list[TrialResult]:
@@ -72,11 +72,13 @@ def test_recorded_run_ends_with_its_verdict_and_its_folder(name: str) -> None:
 def test_end_of_the_main_job_is_the_one_that_the_readme_shows() -> None:
     saved = saved_run(RunDir.open(RECORDED / "debian-6.12-vs-7"))
     kernels = saved.plan.named_kernels()
-    found = compare_trials(saved.scenario, kernels, saved.results, saved.planned, saved.plan.accel)
+    comparison = compare_trials(
+        saved.scenario, kernels, saved.results, saved.planned, saved.plan.accel
+    )
     folder = Path("/home/me/runs/debian-6.12-vs-7-20261130-093000")
     shown = (RECORDED.parents[1] / "README.md").read_text()
     shown = shown.replace(f"report     {folder}/report.html\n", "")  # no such file here
-    assert f"\n{run_brief(saved.scenario, found, saved.plan, folder)}\n" in shown
+    assert f"\n{run_brief(saved.scenario, comparison, saved.plan, folder)}\n" in shown
 
 
 def test_what_regressed_beside_is_never_left_out(tmp_path: Path) -> None:
@@ -122,13 +124,13 @@ _RESULTS = st.dictionaries(st.sampled_from(sorted(METRICS)), st.tuples(_COSTS, _
 def test_it_is_twelve_lines_whatever_was_found(
     tmp_path: Path, values: dict[Metric, tuple[float, float]], messages: list[str], planned: int
 ) -> None:
-    wanted = ", ".join(f"{metric}='improved'" for metric in values)
+    expectations = ", ".join(f"{metric}='improved'" for metric in values)
     bad = [
         replace(TrialResult(f"{n}-candidate", "candidate", "invalid"), reason="bug", message=text)
         for n, text in enumerate(messages)
     ]
     results = [*measured(values), *bad]
-    brief(results, tmp_path, scenario(f"expect={{{wanted}}}"), planned)
+    brief(results, tmp_path, scenario(f"expect={{{expectations}}}"), planned)
     brief(results, tmp_path, planned=planned)
 
 
@@ -153,8 +155,8 @@ def test_cell_that_has_not_run_is_said_to_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [0, 1, 2, 40])
 def test_bisection_ends_with_its_commits_and_its_folder(tmp_path: Path, number: int) -> None:
     commits = tuple(commit(n, "a subject " * 20) for n in range(number))
-    found = Bisection("bar_map_cost", STEPS, commits)
-    lines = lines_of(bisect_brief(found, tmp_path), tmp_path)
+    bisection = Bisection("bar_map_cost", STEPS, commits)
+    lines = lines_of(bisect_brief(bisection, tmp_path), tmp_path)
     assert lines[-1] == f"bisection: {tmp_path}"
     assert f"3 steps: {tmp_path}/bisect.txt" in lines
     assert any("good 11 Minsn" in line for line in lines)

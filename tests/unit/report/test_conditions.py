@@ -8,14 +8,14 @@ BEFORE = {"host.kernel.release": "6.12", "runner.qemu": "10.0", "host.thp": "alw
 AFTER = BEFORE | {"host.kernel.release": "7.3"}
 
 
-def said(after: dict[str, str], *allow: str, configs: bool = False) -> list[str]:
+def describe(after: dict[str, str], *allow: str, configs: bool = False) -> list[str]:
     texts = ("CONFIG_HZ=250\nCONFIG_USB=y\n", "CONFIG_HZ=1000\n") if configs else (None, None)
-    found = compare_conditions({"baseline": [BEFORE], "candidate": [after]}, texts, allow)
-    return describe_conditions(found).splitlines()
+    conditions = compare_conditions({"baseline": [BEFORE], "candidate": [after]}, texts, allow)
+    return describe_conditions(conditions).splitlines()
 
 
 def test_what_was_not_planned_stands_first() -> None:
-    lines = said(AFTER | {"runner.qemu": "11.0"})
+    lines = describe(AFTER | {"runner.qemu": "11.0"})
     assert lines[:3] == [
         "Conditions: 1 the same in both arms.",
         "  NOT PLANNED: runner.qemu: 10.0 | 11.0",
@@ -24,20 +24,20 @@ def test_what_was_not_planned_stands_first() -> None:
 
 
 def test_what_was_allowed_is_said_as_such() -> None:
-    lines = said(AFTER | {"runner.qemu": "11.0"}, "runner.*")
+    lines = describe(AFTER | {"runner.qemu": "11.0"}, "runner.*")
     assert [line for line in lines if has_in_order(line, "allowed", "runner.qemu", "10.0 | 11.0")]
 
 
 def test_configurations_are_compared_where_they_were_recorded() -> None:
-    assert said(AFTER)[-1] == "  the kernels' configurations were not recorded"
-    lines = said(AFTER, configs=True)
+    assert describe(AFTER)[-1] == "  the kernels' configurations were not recorded"
+    lines = describe(AFTER, configs=True)
     assert "    CONFIG_HZ: 250 | 1000" in lines
     assert "CONFIG_USB" not in "\n".join(lines)
     assert lines[-1] == "    all: RUN/kernels/*.config"
 
 
 def test_what_one_arm_lacks_is_said() -> None:
-    lines = said(AFTER | {"runner.smt": "1"})
+    lines = describe(AFTER | {"runner.smt": "1"})
     assert [line for line in lines if has_in_order(line, "one arm", "runner.smt")]
 
 

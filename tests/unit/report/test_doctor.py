@@ -69,8 +69,10 @@ def test_document_has_everything() -> None:
 
 
 @given(st.text(), st.lists(st.text(), max_size=3), st.text())
-def test_evidence_from_outside_stays_in_its_lines(what: str, said: list[str], fix: str) -> None:
-    found = Finding("x", "problem", what, tuple(said), fix)
-    text = text_diagnosis(Diagnosis("m", "s", "", Needs(METAL), (found,)))
+def test_evidence_from_outside_stays_in_its_lines(
+    title: str, evidence: list[str], fix: str
+) -> None:
+    finding = Finding("x", "problem", title, tuple(evidence), fix)
+    text = text_diagnosis(Diagnosis("m", "s", "", Needs(METAL), (finding,)))
     assert text.isascii()
     assert all(line.isprintable() and len(line) <= WIDTH for line in text.split("\n"))

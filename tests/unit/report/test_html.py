@@ -65,8 +65,8 @@ def page_text(run: Path) -> str:
 
 
 def charts(text: str) -> dict[str, Any]:
-    [found] = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', text)
-    answer: dict[str, Any] = json.loads(found)
+    [script] = re.findall(r'<script type="application/json" id="figures">(.*?)</script>', text)
+    answer: dict[str, Any] = json.loads(script)
     return answer
 
 
@@ -105,7 +105,8 @@ def test_page_loads_nothing(run: Path) -> None:
     )
     assert all(target.startswith("#") for target in page.with_attribute("href"))
     assert not re.search(r"@import|url\(", "".join(page.texts["style"]))
-    assert not [name for _, found in page.attributes for name in found if name.startswith("on")]
+    names = {name for _, attributes in page.attributes for name in attributes}
+    assert not [name for name in names if name.startswith("on")]
 
 
 def test_policy_names_the_scripts_and_allows_no_others() -> None:
@@ -154,16 +155,16 @@ def test_text_from_outside_is_shown_and_never_acts(text: str) -> None:
         scenario=hostile,
     )
     usual = page_of_plain_text()
-    found = html_report(scenario(), comparison, PLAN.model_copy(update={"barometer": hostile}))
-    found.encode()  # raises for half of a surrogate pair
-    page = Page(found)
+    html = html_report(scenario(), comparison, PLAN.model_copy(update={"barometer": hostile}))
+    html.encode()  # raises for half of a surrogate pair
+    page = Page(html)
     assert page.tags["script"] == usual.tags["script"] == 3
     assert page.tags.keys() <= usual.tags.keys() | {"article"}
-    own = found.replace(get_plotlyjs(), "")  # plotly itself contains some of those characters
+    own = html.replace(get_plotlyjs(), "")  # plotly itself contains some of those characters
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", own)
     assert all(target.startswith("#") for target in page.with_attribute("href"))
     assert "{{ 7 * 7 }}" in page.text
-    for shown in charts(found).values():
+    for shown in charts(html).values():
         assert "<a" not in json.dumps(shown)
 
 
@@ -320,8 +321,8 @@ def test_scenario_is_there_in_full(run: Path) -> None:
 
 def test_what_the_arms_differ_in_stands_below_the_sentence() -> None:
     differs = (Differing("setting", "m.p", "<b>N", "Y"),)
-    found = Variable(differs, ("same kernel 7.3.4",), 57, (), ())
-    shown = Page(html_report(scenario(), replace(compared(IMPROVED), variable=found), PLAN))
+    variable = Variable(differs, ("same kernel 7.3.4",), 57, (), ())
+    shown = Page(html_report(scenario(), replace(compared(IMPROVED), variable=variable), PLAN))
     assert has_in_order(shown.text, "m.p: <b>N | Y", "same kernel 7.3.4", "57")
     assert "variable" in shown.with_attribute("class")
     without = Page(html_report(scenario(), compared(IMPROVED), PLAN))

@@ -140,8 +140,8 @@ def test_reason_is_told_once_for_each_arm(report: str, results: list[TrialResult
 
 
 def test_level_of_a_guest_is_from_where_qemu_put_it() -> None:
-    found = of(Level("guest-1", "2MiB", None, None, (LevelReason("misaligned", "it is off"),)))
-    words = section(found, LEVELS)
+    text = of(Level("guest-1", "2MiB", None, None, (LevelReason("misaligned", "it is off"),)))
+    words = section(text, LEVELS)
     assert has_in_order(words, "candidate", "2MiB", "QEMU", "misaligned", "it is off")
     assert "(best)" not in words
 
@@ -219,8 +219,8 @@ def test_guest_boot_without_counts_has_no_sections_of_maps() -> None:
 
 
 def test_arm_without_a_measured_trial_leaves_the_other_alone(results: list[TrialResult]) -> None:
-    one = [results[1], TrialResult("t", "baseline", "failed", "host-panic")]
-    text = map_sections(compare_trials(scenario_of_it(), KERNELS, one, 2, "exact"), exact=True)
+    trials = [results[1], TrialResult("t", "baseline", "failed", "host-panic")]
+    text = map_sections(compare_trials(scenario_of_it(), KERNELS, trials, 2, "exact"), exact=True)
     assert "baseline" not in text
     assert "candidate" in text
 
@@ -250,10 +250,10 @@ def test_findings_of_passes_that_are_trials_of_their_own_are_all_shown() -> None
 
 
 def test_stride_that_is_not_known_is_not_said() -> None:
-    one = by_1gib()
-    one["samples"][0]["counts"]["lookup"] = {(512,): 16384}
-    found = map_pass(one)
-    text = of(Level("full/1GiB", "1GiB", None, None, ()), passes={"counts": found})
+    mapped = by_1gib()
+    mapped["samples"][0]["counts"]["lookup"] = {(512,): 16384}
+    counted = map_pass(mapped)
+    text = of(Level("full/1GiB", "1GiB", None, None, ()), passes={"counts": counted})
     assert "16384 lookups" in text
     assert "None" not in text
 

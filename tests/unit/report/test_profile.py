@@ -68,7 +68,7 @@ def test_the_document_has_everything_that_the_text_says() -> None:
     assert document["totals"]["maps of 32GiB BARs"] == {
         "calls": 4, "one": 3.0, "total": 12.0, "share": 0.48
     }  # fmt: skip
-    assert [one["name"] for one in document["advice"]] == [
+    assert [advice["name"] for advice in document["advice"]] == [
         "no-series", "many-maps", "unmaps"
     ]  # fmt: skip
     (level,) = document["levels"]

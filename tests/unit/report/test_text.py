@@ -68,10 +68,10 @@ def recorded(tmp_path: Path) -> list[TrialResult]:
 def in_unit(unit: Literal["s", "Ginsn"], results: list[TrialResult]) -> list[TrialResult]:
     """Change the unit of the boots, as if the hosts had another accel."""
     return [
-        replace(one, findings=replace(one.findings, timelines=tuple(
-            replace(boot, unit=unit) for boot in one.findings.timelines
+        replace(result, findings=replace(result.findings, timelines=tuple(
+            replace(boot, unit=unit) for boot in result.findings.timelines
         )))
-        for one in results
+        for result in results
     ]  # fmt: skip
 
 
@@ -93,8 +93,8 @@ def row(text: str, title: str) -> list[str]:
 def test_report_begins_with_the_verdict_and_both_kernels(
     plan: Plan, recorded: list[TrialResult]
 ) -> None:
-    said, verdict, setup, *_ = report(plan, *recorded).split("\n\n")
-    assert " ".join(said.split()) == (
+    sentence, verdict, setup, *_ = report(plan, *recorded).split("\n\n")
+    assert " ".join(sentence.split()) == (
         "7.3.4+deb13 is improved: one DMA map of a 1GiB BAR takes 316.5 us instead of 500 ms"
         " (emulated), 1/1580."
     )
@@ -110,12 +110,12 @@ def test_what_the_arms_differ_in_stands_below_the_verdict(
 ) -> None:
     chosen = scenario("device.bar=1GiB")
     subjects = "; ".join(["vfio: a patch with a long and \u00fcmlauted subject"] * 4)
-    found = Variable(
+    variable = Variable(
         (Differing("kernel", f"the series fix.mbox (4 patches: {subjects})", "without", "with"),),
         (), None, ("runner.qemu",), (),
     )  # fmt: skip
     compared = compare_trials(chosen, KERNELS, recorded, 2, plan.accel)
-    text = text_report(chosen, replace(compared, variable=found), plan)
+    text = text_report(chosen, replace(compared, variable=variable), plan)
     paragraph = text.split("\n\n")[1]
     assert has_in_order(paragraph, "fix.mbox", "4", "vfio: a patch", "umlauted", "without | with")
     assert "runner.qemu" in paragraph
@@ -167,7 +167,7 @@ def test_emulated_seconds_are_said_to_be_emulated(plan: Plan, recorded: list[Tri
     text = report(plan, *recorded)
     assert "\nEMULATED seconds  " in text  # the unit of the table
     assert has_in_order(text, "one DMA map", "500 ms", "316.5 us", "emulated", "1/1580")
-    real = [replace(one, guest_accel="kvm") for one in in_unit("s", recorded)]
+    real = [replace(result, guest_accel="kvm") for result in in_unit("s", recorded)]
     by_kvm = report(changed(plan, accel="kvm", accel_reason="works"), *real)
     assert "emulated" not in by_kvm.lower()
     assert "\nmetric  " in by_kvm
@@ -189,7 +189,7 @@ def test_calls_and_cost_of_a_boot_are_said(plan: Plan, recorded: list[TrialResul
 def test_run_without_a_traced_boot_has_nothing_of_calls_and_cost(
     plan: Plan, recorded: list[TrialResult]
 ) -> None:
-    text = report(plan, *(replace(one, findings=Findings()) for one in recorded))
+    text = report(plan, *(replace(result, findings=Findings()) for result in recorded))
     assert row(text, "BAR maps until exit")
     assert "all maps of 1GiB BARs" not in text
     assert "Notes:" not in text
@@ -206,11 +206,11 @@ def test_note_on_a_boot_is_said_of_its_arm(plan: Plan, name: str) -> None:
 
 
 def test_note_is_said_once_of_each_arm_however_many_boots_have_it(plan: Plan) -> None:
-    one, other = Note("clock-step", "stepped"), Note("no-mmap", "never mapped")
+    step_note, mmap_note = Note("clock-step", "stepped"), Note("no-mmap", "never mapped")
     results = [
-        with_boots("baseline", booted(notes=(one, other)), booted(notes=(one,))),
-        with_boots("baseline", booted(notes=(one,))),
-        with_boots("candidate", booted("candidate", notes=(one,))),
+        with_boots("baseline", booted(notes=(step_note, mmap_note)), booted(notes=(step_note,))),
+        with_boots("baseline", booted(notes=(step_note,))),
+        with_boots("candidate", booted("candidate", notes=(step_note,))),
     ]
     notes = report(plan, *results).partition("Notes:\n")[2].partition("\n\n")[0]
     assert [line.replace(":", "").split() for line in notes.splitlines()] == [
@@ -372,9 +372,9 @@ def noisy(count: int, change: float, *, control: float | None = None) -> list[Tr
 
 
 def test_one_trial_has_no_spread_and_several_have(plan: Plan) -> None:
-    one = report(plan, *of_pairs((4.0, 1.0)))
-    assert row(one, "guest boot to userspace  ")[1:4] == ["4 s", "1 s", "-75.0%"]
-    assert "+-" not in one
+    single = report(plan, *of_pairs((4.0, 1.0)))
+    assert row(single, "guest boot to userspace  ")[1:4] == ["4 s", "1 s", "-75.0%"]
+    assert "+-" not in single
     several = report(plan, *of_pairs((4.0, 1.0), (5.0, 1.0)))
     assert "4.5 s +- 11% 1 s" in " ".join(several.split())
     [of_range] = re.findall(r"(?m)^\+-: .*", several)
@@ -425,9 +425,9 @@ def test_control_that_differs_makes_the_metric_invalid_and_is_explained(
 
 def test_arms_of_two_runs_are_no_pairs(plan: Plan) -> None:
     trials = noisy(12, 0.95)
-    found = compare_trials(scenario(), KERNELS, trials, len(trials), "tcg", paired=False)
+    comparison = compare_trials(scenario(), KERNELS, trials, len(trials), "tcg", paired=False)
     beside = compare_trials(scenario(), KERNELS, noisy(12, 1.0), len(trials), "tcg", paired=False)
-    text = text_report(scenario(), add_control(found, beside), plan)
+    text = text_report(scenario(), add_control(comparison, beside), plan)
     assert "Hodges-Lehmann" in text
     assert "Mann-Whitney U" in text
     assert has_in_order(text, "control:", "12")
@@ -517,8 +517,8 @@ def test_report_fits_mail_whatever_it_is_of(
     guest = {"release": release, "source": "deb:guest", "digest": "d"}
     plan = plan_of(accel=accel, accel_reason=source, guest_kernel=guest)
     chosen = scenario("device.bar=1GiB", f"name={'x' * 99}")
-    found = compare_trials(chosen, kernels, trials, len(trials), accel)
-    lines = text_report(chosen, found, plan, tester).split("\n")
+    comparison = compare_trials(chosen, kernels, trials, len(trials), accel)
+    lines = text_report(chosen, comparison, plan, tester).split("\n")
     assert not [line for line in lines if len(line) > 76 or line != line.rstrip()]
     assert all(line.isascii() for line in lines)
 

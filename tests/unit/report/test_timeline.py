@@ -34,15 +34,15 @@ def cells(line: str) -> list[str]:
     return re.split(r"\s{2,}", line.strip())
 
 
-def line_of(text: str, what: str) -> list[str]:
-    [line] = [line for line in text.splitlines() if what in line]
+def line_of(text: str, title: str) -> list[str]:
+    [line] = [line for line in text.splitlines() if title in line]
     return cells(line)
 
 
-def below(text: str, what: str) -> list[str]:
+def below(text: str, title: str) -> list[str]:
     """Return the numbers of both arms in the line below the one that is `what`."""
     lines = text.splitlines()
-    return cells(lines[lines.index(what) + 1])
+    return cells(lines[lines.index(title) + 1])
 
 
 # one boot --------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ _LENGTHS = st.floats(0.001, 90)
 
 @given(st.lists(st.tuples(_LENGTHS, _LENGTHS), min_size=3, max_size=9), _LENGTHS, _LENGTHS)
 def test_what_is_shown_of_a_difference_adds_up(
-    lengths: list[tuple[float, float]], one: float, other: float
+    lengths: list[tuple[float, float]], first: float, second: float
 ) -> None:
     """It does so to the last digit, whatever is left out or rounded."""
 
@@ -341,21 +341,21 @@ def test_what_is_shown_of_a_difference_adds_up(
 
     text = " ".join(
         calls_and_cost(
-            {"baseline": [boot("baseline", 0, one)], "candidate": [boot("candidate", 1, other)]}
+            {"baseline": [boot("baseline", 0, first)], "candidate": [boot("candidate", 1, second)]}
         ).split()
     )
     if EQUAL in text:
         return
     number = r"-?\d+\.\d+"
     whole = re.search(rf"boot is ({number}) emulated s (?:longer|shorter) ", text)
-    told = re.search(rf"Of that are (.*)all else ({number}) s(?:: (.*))?\.$", text)
+    explained = re.search(rf"Of that are (.*)all else ({number}) s(?:: (.*))?\.$", text)
     assert whole is not None
-    assert told is not None
-    operations = [float(n) for n in re.findall(rf"({number}) s;", told[1])]
-    parts = [float(n) for n in re.findall(rf"({number}) in ", told[3] or "")]
+    assert explained is not None
+    operations = [float(n) for n in re.findall(rf"({number}) s;", explained[1])]
+    parts = [float(n) for n in re.findall(rf"({number}) in ", explained[3] or "")]
     last = 10 ** -len(whole[1].partition(".")[2])
-    assert sum(operations) + float(told[2]) == pytest.approx(float(whole[1]), abs=last / 2)
-    assert sum(parts) == pytest.approx(float(told[2]), abs=last / 2)
+    assert sum(operations) + float(explained[2]) == pytest.approx(float(whole[1]), abs=last / 2)
+    assert sum(parts) == pytest.approx(float(explained[2]), abs=last / 2)
 
 
 def test_equal_boots_are_said_to_be_equal() -> None:

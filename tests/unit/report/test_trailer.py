@@ -32,8 +32,8 @@ def block(
     kernels: dict[ArmName, dict[str, str]] = KERNELS,
 ) -> list[str]:  # fmt: skip
     chosen = scenario(*[f"expect.{expect}"] * bool(expect))
-    found = compare_trials(chosen, kernels, results, len(results), PLAN.accel)
-    return format_trailer(chosen, found, PLAN, tester).splitlines()
+    comparison = compare_trials(chosen, kernels, results, len(results), PLAN.accel)
+    return format_trailer(chosen, comparison, PLAN, tester).splitlines()
 
 
 def test_better_run_can_be_pasted_as_it_is() -> None:
@@ -76,10 +76,10 @@ def test_regression_is_reported_and_not_tested() -> None:
 @pytest.mark.parametrize(
     ("results", "expect", "why"),
     [
-        (measured({"guest_boot_cost": (20, 19)}), "", "the run is inconclusive"),
+        (measured({"guest_boot_cost": (20, 19)}), "", "inconclusive"),
         (measured({"bar_maps_per_boot": (12, 12)}), "bar_maps_per_boot=improved",
-         "the run is equivalent, which is not what the scenario expects"),
-        (measured(BETTER)[:1], "", "the run is invalid: the candidate has no trial"),
+         "equivalent"),
+        (measured(BETTER)[:1], "", "invalid"),
     ],
 )  # fmt: skip
 def test_what_is_no_result_has_no_tag(results: list[TrialResult], expect: str, why: str) -> None:
@@ -102,8 +102,8 @@ def test_kernel_against_itself_tests_nothing() -> None:
 
 def test_runs_that_are_compared_have_no_tag() -> None:
     chosen, results = scenario(), measured(BETTER)
-    found = compare_trials(chosen, KERNELS, results, len(results), "tcg", paired=False)
-    assert format_trailer(chosen, found, PLAN, None).splitlines()[-2] == (
+    comparison = compare_trials(chosen, KERNELS, results, len(results), "tcg", paired=False)
+    assert format_trailer(chosen, comparison, PLAN, None).splitlines()[-2] == (
         "(no Tested-by: the trials are of two runs)"
     )
 
@@ -126,8 +126,9 @@ def test_of_the_points_that_got_worse_the_plain_one_or_the_worst_is_told() -> No
             "bar_unmap_cost@full/1GiB/cold": (1.0, 3.0),
             "bar_unmap_cost@1GiB/1GiB/cold": (1.0, 2.5),
         }  # fmt: skip
-        found = compare_trials(chosen, KERNELS, measured(values), 2, "exact")
-        text = format_trailer(chosen, found, plan_of(accel="exact", guest_kernel=GUEST), TESTER)
+        comparison = compare_trials(chosen, KERNELS, measured(values), 2, "exact")
+        plan = plan_of(accel="exact", guest_kernel=GUEST)
+        text = format_trailer(chosen, comparison, plan, TESTER)
         assert f"\n{worst} 1 Ginsn -> " in text
         assert has_in_order(text, "workload:", "map")
 
@@ -147,12 +148,12 @@ def test_settings_that_differ_are_pasted_too() -> None:
     knob = Differing("setting", "m.p", "N", "Y")
     kernel = Differing("kernel", "kernel", "6.12", "7.3")
     compared = compare_trials(chosen, KERNELS, measured(BETTER), 2, PLAN.accel)
-    for differs, said in (((knob,), ["m.p: N | Y"]), ((kernel, knob), ["m.p: N | Y"]),
+    for differs, shown in (((knob,), ["m.p: N | Y"]), ((kernel, knob), ["m.p: N | Y"]),
                           ((kernel,), [])):  # fmt: skip
-        found = replace(compared, variable=Variable(differs, (), 57, (), ()))
-        lines = format_trailer(chosen, found, PLAN, TESTER).splitlines()
+        explained = replace(compared, variable=Variable(differs, (), 57, (), ()))
+        lines = format_trailer(chosen, explained, PLAN, TESTER).splitlines()
         starts = "arms differ in: "
-        assert [x.removeprefix(starts) for x in lines if x.startswith(starts)] == said
+        assert [x.removeprefix(starts) for x in lines if x.startswith(starts)] == shown
 
 
 def test_kernels_of_one_release_are_told_apart() -> None:
@@ -160,7 +161,8 @@ def test_kernels_of_one_release_are_told_apart() -> None:
         arm: {"release": "7.3", "source": arm} for arm in ARMS
     }
     chosen = scenario()
-    found = Variable((Differing("kernel", "kernel 7.3", "deb:a", "dir:b"),), (), 57, (), ())
+    explained = Variable((Differing("kernel", "kernel 7.3", "deb:a", "dir:b"),), (), 57, (), ())
     compared = compare_trials(chosen, kernels, measured(BETTER), 2, PLAN.accel)
-    lines = format_trailer(chosen, replace(compared, variable=found), PLAN, TESTER).splitlines()
+    compared = replace(compared, variable=explained)
+    lines = format_trailer(chosen, compared, PLAN, TESTER).splitlines()
     assert [line for line in lines if line.endswith(": kernel 7.3: deb:a | dir:b")]
