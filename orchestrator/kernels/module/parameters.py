@@ -23,7 +23,7 @@ def check_parameter(kernel: KernelBundle, name: str) -> None:
         raise ScenarioError(
             f"the kernel {kernel.release} has no module {module}"
             + (f'; did you mean "{near[0]}.{parameter}"?' if near else ""),
-            hint="a parameter of the kernel's core, which is no module's, goes into cmdline",
+            hint="if it is a parameter of the kernel itself, not of a module, set it with cmdline",
             reason=Reason.NO_SUCH_PARAMETER,
         )
     known = parameters_of(kernel, module)

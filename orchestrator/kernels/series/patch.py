@@ -126,8 +126,8 @@ def parse(text: bytes) -> tuple[FileDiff, ...]:
 
 
 class _Reader:
-    """Parser that goes line by line: only the counts in a hunk's header tell its lines from
-    headers."""
+    """Parser that goes line by line and counts: a line of a hunk may look like a header, and only
+    the counts in the hunk's header show where it ends."""
 
     def __init__(self, text: bytes) -> None:
         self._text = text.split(b"\n")

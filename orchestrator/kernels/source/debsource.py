@@ -62,7 +62,8 @@ class DebSource:
             for deb in self.archive.download(list(self.headers), folder):
                 run(["dpkg-deb", "--extract", deb, tree], doing=f"unpacking {deb.name}")
                 deb.unlink()
-            # only usr/src and usr/lib: a folder lib would hide the build root's link of that name
+            # only usr/src and usr/lib: a folder `lib` in the layer would hide the link /lib of the
+            # build root
             (folder / "layer/usr/lib").mkdir(parents=True)
             (tree / "usr/src").rename(folder / "layer/usr/src")
             for kbuild in tree.glob("usr/lib/linux-kbuild-*"):
@@ -79,7 +80,8 @@ class DebSource:
 
     @property
     def scripts(self) -> str:
-        """Folder of the build's programs, of another package. The headers have a link to it."""
+        """Folder of the programs that a build runs. They are in linux-kbuild, to which the headers
+        have a link."""
         link = (self.kbuild_files / "scripts").readlink()
         return posixpath.normpath(f"{self.kbuild}/{link}")
 
@@ -120,7 +122,7 @@ class DebSource:
         for unpacked, place in self._trees.items():
             if unpacked.issuperset(parts):
                 return place
-        # tar takes a folder below another one of the list for missing: kernel, kernel/sched
+        # tar reports a folder as missing if the list also has one above it: kernel, kernel/sched
         tops = sorted(p for p in parts if not any(p.startswith(f"{other}/") for other in parts))
         key = {"kind": "tree", "schema": 1, "package": self.source.sha256, "parts": tops}
 

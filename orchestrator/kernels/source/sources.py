@@ -40,8 +40,8 @@ class Source:
 
     kind: Literal["git", "folder", "tarball", "package"]
     origin: str
-    """Place that the source comes from, whatever its state: two states of one place share a work
-    tree."""
+    """Path that the source comes from, or the digest of a tarball or package. All commits of a
+    repository have one origin, so that they share a work tree."""
     identity: str
     """Identifies the content: the id of a git tree, the sha256 of a tarball or package."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -49,7 +49,8 @@ class Source:
     repository: Path | None = None
     """Repository with the objects of the tree `identity`, if the kind is git or folder."""
     users: Path | None = None
-    """The user's own repository, whose commits a range names, if the kind is git."""
+    """The user's own repository, if the kind is git: a range A..B of a series names commits in
+    it."""
     tarball: Path | None = None
     """The tarball, if the kind is tarball or package."""
 
@@ -142,7 +143,8 @@ def _of_package(kernel: SourceKernel, cache: Cache) -> Source:
     if len(packages) != 1:
         raise ScenarioError(
             f"the package {kernel.source} has no kernel source",
-            hint="a package as linux-source-7.3, or linux-source", reason=Reason.NO_SUCH_PACKAGE,
+            hint="name a package like linux-source-7.3, or linux-source",
+            reason=Reason.NO_SUCH_PACKAGE,
         )  # fmt: skip
     return package_source(archive, Package(**packages[0]), cache)
 

@@ -42,7 +42,7 @@ from tests.unit.checkups import (
     value,
 )
 from tests.unit.scenarios import map_scenario, scenario
-from tests.unit.stable import has_in_order
+from tests.unit.stable import has_in_order, numbers_in
 
 CPU, CMDLINE = "/proc/cpuinfo", "/proc/cmdline"
 THP = "/sys/kernel/mm/transparent_hugepage/enabled"
@@ -499,7 +499,8 @@ def test_words_are_for_the_machines_own_kernel_and_grub_has_to_be_told(vendor: C
 
 def test_the_governor_that_differs_is_the_evidence() -> None:
     (line,) = of_server(file(GOVERNOR, "powersave"))["governor"].evidence
-    assert line == f"{GOVERNOR}: powersave, and so of 1 of 2 CPUs"
+    assert line.startswith(f"{GOVERNOR}: powersave")
+    assert numbers_in(line)[-2:] == ["1", "2"]
 
 
 def test_fixes_of_a_metal_host_outlast_the_boots_of_a_run() -> None:
