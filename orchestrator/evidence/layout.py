@@ -139,7 +139,7 @@ class TrialDir(TrialFolder):
 
     @classmethod
     def open(cls, path: Path) -> TrialDir:
-        """Open a complete trial. Raises EvidenceError if its manifest does not have its form."""
+        """Open a complete trial. Raises EvidenceError if its manifest is malformed."""
         document = read_json(path / MANIFEST)
         manifest = read_evidence(Manifest, path / MANIFEST)
         return cls(path, manifest, digest_of(document))
@@ -176,8 +176,8 @@ class TrialDir(TrialFolder):
         return self.manifest.attempts()
 
     def host_facts(self) -> HostFacts | None:
-        """Return host/facts.json, or None if there is none. This and the next raise EvidenceError
-        if the file does not have its form."""
+        """Return host/facts.json, or None if there is none. Like the next three methods, it
+        raises EvidenceError if the file is malformed."""
         return self._parsed(HostFacts, "host/facts.json")
 
     def guest_facts(self, index: int) -> GuestFacts | None:
@@ -390,7 +390,7 @@ class RunDir:
         return self.path / "trials"
 
     def plan(self) -> Plan:
-        """Read plan.json. Raises EvidenceError if it does not have its form."""
+        """Read plan.json. Raises EvidenceError if it is malformed."""
         return read_evidence(Plan, self.path / "plan.json")
 
     def scenario(self) -> str:

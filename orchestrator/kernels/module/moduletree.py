@@ -1,5 +1,5 @@
-"""Parts of a kernel's source, in which kbuild works against the headers of the kernel's package
-(`make M=`): it tells what it would make of them, compiles objects, and builds modules."""
+"""Run kbuild in parts of a kernel's source, against the headers of the kernel's package (`make
+M=`): to list what it makes from them, to compile objects, and to build modules."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ class ModuleTree:
     def objects(self, rooms: Collection[str]) -> Objects:
         """Return what kbuild makes from these parts of the source. Compiles nothing.
 
-        Raises ScenarioError if kbuild fails, as then it does not tell everything."""
+        Raises ScenarioError if kbuild fails, because its list may then be incomplete."""
         targets = [f"{room}/" for room in self._entered(rooms)]
-        if not targets:  # make would take none for all
+        if not targets:  # without a target, make would build everything
             return Objects(frozenset(rooms), {}, frozenset())
         key = {
             "kind": "objects", "schema": 2, "source": self.source.source.sha256,
@@ -100,7 +100,7 @@ class ModuleTree:
             dry_run, others = read(folder)
             if dry_run.failures and not others:
                 raise ScenarioError(
-                    f"kbuild does not tell what it makes from {', '.join(sorted(rooms))} of"
+                    f"kbuild cannot list what it makes from {', '.join(sorted(rooms))} of"
                     f" {self.source.release}",
                     evidence="\n".join(dry_run.failures[:5]),
                     reason=Reason.MAKEFILE_UNREADABLE,

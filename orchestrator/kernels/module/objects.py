@@ -39,8 +39,8 @@ def difference(old: Path, new: Path) -> str | None:
 
 
 def _parts(path: Path) -> dict[str, object]:
-    """Return what counts of an object, by section. Sections of one name are told apart by number,
-    and the symbols that other objects can see are under `symbols`."""
+    """Return the parts of an object that are compared: section -> its content, and `symbols` ->
+    the symbols that other objects can see. Sections of one name get numbers."""
     with path.open("rb") as file:
         elf = ELFFile(file)
         sections = list(elf.iter_sections())

@@ -26,7 +26,8 @@ _FAILED = re.compile(r"error: patch failed: (?P<path>.+):(?P<line>\d+)")
 _MISSING = re.compile(r"error: (?P<path>.+): does not exist in index")
 _THERE = re.compile(r"error: (?P<path>.+): already exists in index")
 _ANSWERS = (0, 1, 128, -signal.SIGABRT)
-"""Exit codes that `git apply` may have: at some contradictory patches an assertion aborts it."""
+"""Exit codes of `git apply` for a patch that does not apply. Some contradictory patches make an
+assertion fail, which aborts it."""
 _SHOWN_LINES = 16
 _SHOWN_AROUND = 2
 _PATHS_AT_ONCE = 500
@@ -179,7 +180,7 @@ class _Failure:
                 path = match["path"]
                 return self._error(f"it makes {path}, which is there already", self.output,
                                    self.hint or _OTHER_VERSION)  # fmt: skip
-        return self._error("git does not take it", tail(self.output), self.hint)
+        return self._error("git rejects it", tail(self.output), self.hint)
 
     def _error(self, why: str, evidence: str, hint: str) -> ScenarioError:
         return ScenarioError(

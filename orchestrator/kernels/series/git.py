@@ -127,7 +127,7 @@ def find_repository(path: Path) -> Path | None:
         return None  # an ordinary folder with files of these names
     if done.returncode:
         raise ScenarioError(
-            f"{git_dir}: git does not take this for a repository",
+            f"{git_dir}: git does not recognize this as a repository",
             evidence=done.stderr.strip(),
             hint="`git worktree repair` mends a worktree whose repository was moved; without .git"
             " the folder is taken as it is",

@@ -94,10 +94,10 @@ class Config:
         ]
         if lines:
             raise ScenarioError(
-                f"the configuration of {release} lacks what was asked:",
+                f"the configuration of {release} lacks requested options:",
                 evidence="\n".join(lines),
-                hint="an option that depends on others needs them too: `make menuconfig` in the"
-                " tree, / and its name, says which; or this kernel has none of that name",
+                hint="request the options that it depends on, too: search for its name in `make"
+                " menuconfig` (the key /), which lists them if the kernel has the option at all",
                 reason=Reason.CONFIG,
             )
 
@@ -174,7 +174,7 @@ def _read(path: Path) -> str:
     except OSError as exc:
         raise ScenarioError(
             f"config: {path} cannot be read: {exc.strerror}",
-            hint='a file, or a line as "CONFIG_KSM=y"', reason=Reason.CONFIG,
+            hint='name a file, or write a line like "CONFIG_KSM=y"', reason=Reason.CONFIG,
         ) from exc  # fmt: skip
 
 
