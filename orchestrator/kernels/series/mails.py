@@ -62,7 +62,7 @@ def parse_letters(content: bytes, source: str) -> list[Letter]:
     text = _unpacked(content, source).removeprefix(_BOM)
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ScenarioError(
-            f"{source} is UTF-16; a patch is written as the files it changes are",
+            f"{source} is UTF-16; a patch must have the encoding of the files that it changes",
             hint="`git format-patch` or `git diff --output=FILE` write it so",
             reason=Reason.BINARY_FILE,
         )
