@@ -40,8 +40,8 @@ VERIFIED = "verified.json"
 
 def default_root() -> Path:
     """Return BAROMETER_CACHE, or the user's cache folder."""
-    given = os.environ.get("BAROMETER_CACHE")
-    return Path(given).absolute() if given else user_cache_path("barometer")
+    folder = os.environ.get("BAROMETER_CACHE")
+    return Path(folder).absolute() if folder else user_cache_path("barometer")
 
 
 class Cache:
@@ -175,15 +175,15 @@ def remove_tree(path: Path) -> None:
         run(["unshare", "--map-auto", "--map-root-user", "rm", "-rf", path], doing="cleaning up")
 
 
-def is_full(said: str) -> bool:
+def is_full(output: str) -> bool:
     """True if a program's output reports ENOSPC or EDQUOT."""
-    return os.strerror(errno.ENOSPC) in said or os.strerror(errno.EDQUOT) in said
+    return os.strerror(errno.ENOSPC) in output or os.strerror(errno.EDQUOT) in output
 
 
-def blame_full_disk(said: str, place: Path) -> None:
+def blame_full_disk(output: str, place: Path) -> None:
     """Raise BenchError if a program failed because of a full disk: if its output reports that, or
     if the disk of `place` has almost no free space (a compiler may not report it)."""
-    if is_full(said) or has_no_room(place):
+    if is_full(output) or has_no_room(place):
         raise disk_full(place)
 
 

@@ -298,7 +298,7 @@ class Reason(StrEnum):
     NO_PYTHON = "no-python", _MADE, "the machine lacks Python", "install Python 3.9 or later there"
     CHECKUP = "checkup", _MADE, "the survey of a machine failed", _QUOTED
     COMMAND_FAILED = "command-failed", _MADE, "a command on a machine failed", _QUOTED
-    ANSWER_GARBLED = "answer-garbled", _MADE, "an agent's answer does not have its form", (
+    ANSWER_GARBLED = "answer-garbled", _MADE, "an agent's answer is malformed", (
         "see whether a login there prints something")
     CONSOLE_COMMAND = "console-command", _MADE, "host.console failed", "try it by hand"
     # libvirt and QEMU
@@ -452,10 +452,10 @@ class Reason(StrEnum):
     WRONG_IMAGE = "wrong-image", _LEFT | _MADE, "a staged kernel is damaged", _AGAIN
     # evidence, when it is judged
     MISSING_EVIDENCE = "missing-evidence", _JUDGE, "a file of a run is missing", _RESTORE
-    BAD_EVIDENCE = "bad-evidence", _JUDGE, "a file of a run does not have its form", _RESTORE
+    BAD_EVIDENCE = "bad-evidence", _JUDGE, "a file of a run is malformed", _RESTORE
     EVIDENCE_CHANGED = "evidence-changed", _JUDGE, "a file is not what was collected", _RESTORE
-    BAD_HISTOGRAM = "bad-histogram", _JUDGE, "a histogram does not have its form", _REDO
-    BAD_TRACE = "bad-trace", _JUDGE, "a trace does not have its form", _REDO
+    BAD_HISTOGRAM = "bad-histogram", _JUDGE, "a histogram is malformed", _REDO
+    BAD_TRACE = "bad-trace", _JUDGE, "a trace is malformed", _REDO
     UNPAIRED_TRACE = "unpaired-trace", _JUDGE, (
         "a map or unmap began and never returned in a trace"), _REDO
     LOST_EVENTS = "lost-events", _JUDGE, "a trace or histogram lost events", (

@@ -131,7 +131,7 @@ class TrialDir(TrialFolder):
 
     @classmethod
     def open(cls, path: Path) -> TrialDir:
-        """Open a complete trial. Raises EvidenceError if its manifest does not have its form."""
+        """Open a complete trial. Raises EvidenceError if its manifest is malformed."""
         document = read_json(path / MANIFEST)
         manifest = read_evidence(Manifest, path / MANIFEST)
         return cls(path, manifest, digest_of(document))
@@ -168,8 +168,8 @@ class TrialDir(TrialFolder):
         return self.manifest.attempts()
 
     def host_facts(self) -> HostFacts | None:
-        """Return host/facts.json, or None if there is none. This and the next raise EvidenceError
-        if the file does not have its form."""
+        """Return host/facts.json, or None if there is none. Like the next three methods, it
+        raises EvidenceError if the file is malformed."""
         return self._parsed(HostFacts, "host/facts.json")
 
     def guest_facts(self, index: int) -> GuestFacts | None:
@@ -329,10 +329,10 @@ def _same_plan(path: Path, then: Plan, now: Plan) -> None:
     if now.guest_kernel is not None:
         before = then.guest_kernel.digest if then.guest_kernel is not None else "none"
         pairs.append(("guest's kernel", before, now.guest_kernel.digest))
-    for what, old, new in pairs:
+    for part, old, new in pairs:
         if old != new:
             raise ScenarioError(
-                f"{path} was begun with another {what} ({old}, now {new})",
+                f"{path} was begun with another {part} ({old}, now {new})",
                 hint="its trials would not be comparable: give another --out",
                 reason=Reason.RUN_CHANGED,
             )
@@ -404,7 +404,7 @@ class RunDir:
         return self.path / "trials"
 
     def plan(self) -> Plan:
-        """Read plan.json. Raises EvidenceError if it does not have its form."""
+        """Read plan.json. Raises EvidenceError if it is malformed."""
         return read_evidence(Plan, self.path / "plan.json")
 
     def scenario(self) -> str:

@@ -100,9 +100,9 @@ class ProvenSettings(Evidence):
 
     cmdline: ProvenSetting
     parameters: dict[str, ProvenSetting]
-    """By MODULE.NAME."""
+    """Kernel parameters: MODULE.NAME -> setting."""
     sysfs: dict[str, ProvenSetting]
-    """By path."""
+    """Files: path -> setting."""
     unreadable: tuple[str, ...] = ()
     """Parameters of this arm that the kernel does not show."""
 

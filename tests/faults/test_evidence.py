@@ -46,9 +46,9 @@ def put_back(fault: Fault, keeper: Keeper, machine: Machine) -> None:
     """Put back, and check that every change with a readable record is undone. The keeper's report
     on the other records must have the row's names."""
     left = keeper.putback()
-    said = "\n".join(map(str, [*left.failed, *keeper.unreadable()]))
+    problems = "\n".join(map(str, [*left.failed, *keeper.unreadable()]))
     for name in fault.row.names:
-        assert name in said, said
+        assert name in problems, problems
     assert bool(left.failed) == bool(fault.row.names)
     assert machine.text(THP) == "defer\n"
     assert machine.text(HUGE) == "0\n"
@@ -71,9 +71,9 @@ def cut_off(path: Path) -> None:
 
 
 def by_a_newer(path: Path) -> None:
-    what = {"number": 3, "kind": "teleport", "token": 7, "boot_id": "x", "what": {}}
+    entry = {"number": 3, "kind": "teleport", "token": 7, "boot_id": "x", "what": {}}
     with path.open("ab") as file:
-        file.write(sealed_by_a_newer(what) + b"\n")
+        file.write(sealed_by_a_newer(entry) + b"\n")
 
 
 def zeroes(path: Path) -> None:
@@ -122,8 +122,8 @@ def test_change_on_a_machine_with_a_damaged_journal(
 
 
 def lease(machine: Machine) -> Path:
-    [found] = machine.root.glob(LEASE)
-    return found
+    [lease] = machine.root.glob(LEASE)
+    return lease
 
 
 def test_lease_is_held(fault: Fault, keeper: Keeper) -> None:

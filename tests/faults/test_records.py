@@ -194,9 +194,9 @@ def test_record_of_the_tests(fault: Fault, name: str) -> None:
     place = fault.place
     for path in (ROOT / "ci").rglob("*"):
         if path.suffix in (".py", ".toml") and "bench" not in path.parts:
-            there = place.work / path.relative_to(ROOT)
-            there.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, there)
+            copy = place.work / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
     with (place.work / f"ci/{name}.toml").open("a") as file:
         file.write("\nmain-job = 4 = 00\n")
     program = [sys.executable, "-m", "ci.lanes", "--prove", "faults"]

@@ -125,18 +125,18 @@ def test_failed_stage_has_the_reason(tmp_path: Path) -> None:
 def test_failure_of_the_arm_is_charged_to_it_and_failure_of_the_bench_is_not(
     tmp_path: Path,
 ) -> None:
-    one, two = writer(tmp_path, "0001-baseline"), writer(tmp_path, "0002-candidate")
+    first, second = writer(tmp_path, "0001-baseline"), writer(tmp_path, "0002-candidate")
     oops = ArmFailedError("oops", evidence="BUG:", reason=Reason.HOST_PANIC)
-    one.failed(oops, "guest-0", Charged("arm", "vfio_x is in the call trace"), "[ 1.0] BUG:")
-    two.failed(
+    first.failed(oops, "guest-0", Charged("arm", "vfio_x is in the call trace"), "[ 1.0] BUG:")
+    second.failed(
         BenchError("no", reason=Reason.COMMAND_FAILED), "device", Charged("bench", "it did")
     )
-    assert one.complete().manifest.outcome.to_json() == {
+    assert first.complete().manifest.outcome.to_json() == {
         "kind": "failed", "by_bench": False, "stage": "guest-0", "reason": "host-panic",
         "message": "oops", "evidence": "BUG:", "charge": "arm",
         "why": "vfio_x is in the call trace", "line": "[ 1.0] BUG:",
     }  # fmt: skip
-    outcome = two.complete().manifest.outcome
+    outcome = second.complete().manifest.outcome
     assert isinstance(outcome, Ended)
     assert (outcome.kind, outcome.by_bench) == ("invalid", True)
 
@@ -220,7 +220,7 @@ PACKED = gzip.compress(b"0123456789" * 100)
 def test_compressed_text_that_is_not_whole_is_bad_evidence(tmp_path: Path, content: bytes) -> None:
     trial = writer(tmp_path)
     (trial.host / "x.txt.gz").write_bytes(content)
-    with pytest.raises(EvidenceError, match=r"host/x\.txt\.gz cannot be unpacked") as caught:
+    with pytest.raises(EvidenceError, match=r"host/x\.txt\.gz") as caught:
         trial.text("host/x.txt")
     assert caught.value.reason == "bad-evidence"
 
@@ -277,8 +277,9 @@ def test_manifest_whose_outcome_lacks_something_is_an_evidence_error(
 
 
 def test_missing_manifest_is_an_evidence_error(tmp_path: Path) -> None:
-    with pytest.raises(EvidenceError, match="is missing"):
+    with pytest.raises(EvidenceError, match=r"manifest\.json") as caught:
         TrialDir.open(tmp_path)
+    assert caught.value.reason == Reason.MISSING_EVIDENCE
 
 
 def test_json_is_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -302,8 +303,9 @@ def test_run_is_made_and_taken_up_again(tmp_path: Path) -> None:
 def test_run_of_other_trials_is_not_taken_up_again(tmp_path: Path) -> None:
     other = {"name": "0001-baseline", "pair": 1, "arm": "baseline", "passes": ["plain"]}
     RunDir.create(tmp_path / "run", "x", PLAN)
-    with pytest.raises(ScenarioError, match="was begun with other trials, or in another order"):
+    with pytest.raises(ScenarioError) as caught:
         RunDir.create(tmp_path / "run", "x", plan_of(trials=[other]))
+    assert caught.value.reason == Reason.RUN_CHANGED
 
 
 def test_configs_are_written_when_a_run_is_created(tmp_path: Path) -> None:
@@ -324,8 +326,9 @@ def test_run_that_was_ended_while_it_was_created_is_created_again(tmp_path: Path
 def test_config_that_cannot_be_read_is_bad_evidence(tmp_path: Path) -> None:
     run = RunDir.create(tmp_path / "run", "x", PLAN)
     (tmp_path / "run/kernels/baseline.config").mkdir(parents=True)
-    with pytest.raises(EvidenceError, match=r"baseline\.config cannot be read"):
+    with pytest.raises(EvidenceError, match=r"baseline\.config") as caught:
         run.config("baseline")
+    assert caught.value.reason == Reason.BAD_EVIDENCE
 
 
 def test_run_is_not_taken_up_again_with_another_kernel(tmp_path: Path) -> None:
@@ -339,23 +342,24 @@ def test_run_is_not_taken_up_again_with_another_kernel(tmp_path: Path) -> None:
 
 def test_run_of_another_scenario_is_left_alone(tmp_path: Path) -> None:
     RunDir.create(tmp_path / "run", "name = 1", PLAN)
-    with pytest.raises(ScenarioError, match="another scenario") as caught:
+    with pytest.raises(ScenarioError) as caught:
         RunDir.create(tmp_path / "run", "name = 2", PLAN)
-    assert caught.value.exit_code == 2
+    assert (caught.value.reason, caught.value.exit_code) == (Reason.RUN_EXISTS, 2)
     assert (tmp_path / "run/scenario.toml").read_text() == "name = 1"
 
 
 def test_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear")
-    with pytest.raises(ScenarioError, match="not empty"):
+    with pytest.raises(ScenarioError) as caught:
         RunDir.create(tmp_path, "name = 1", PLAN)
+    assert caught.value.reason == Reason.RUN_EXISTS
     assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
 
 
 def test_folder_without_a_run_cannot_be_judged(tmp_path: Path) -> None:
-    with pytest.raises(EvidenceError, match="holds no run") as caught:
+    with pytest.raises(EvidenceError) as caught:
         RunDir.open(tmp_path)
-    assert caught.value.exit_code == 4
+    assert (caught.value.reason, caught.value.exit_code) == (Reason.MISSING_EVIDENCE, 4)
 
 
 def test_trials_are_read_in_order(tmp_path: Path) -> None:

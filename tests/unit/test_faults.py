@@ -74,8 +74,8 @@ def test_emulated_guest_of_a_real_host_is_the_emulators(reason: str) -> None:
 def test_emulated_guest_excuses_no_real_host() -> None:
     for reason in FAULTS:
         if not reason.startswith("guest-"):
-            found = charge(reason, emulated=False, guest_emulated=True)
-            assert found == charge(reason, emulated=False)
+            charged = charge(reason, emulated=False, guest_emulated=True)
+            assert charged == charge(reason, emulated=False)
 
 
 @pytest.mark.parametrize("reason", ["host-ssh-lost", "host-no-ssh", "libvirt-silent"])
@@ -103,9 +103,9 @@ def test_panic_is_the_arms_by_its_call_trace(
     call: str, changed: tuple[str, ...], expected: str, emulated: bool
 ) -> None:
     reports = reports_in(PANIC.format(call))
-    found = charge("host-panic", emulated=emulated, reports=reports, changed=changed)
-    assert found.charge == expected
-    assert (call.partition("+")[0] in found.why) == (expected == "arm")
+    charged = charge("host-panic", emulated=emulated, reports=reports, changed=changed)
+    assert charged.charge == expected
+    assert (call.partition("+")[0] in charged.why) == (expected == "arm")
     # a guest's kernel is the same in both arms
     assert charge("guest-panic", emulated=emulated, reports=reports).charge == "undecided"
 
@@ -126,8 +126,8 @@ COUNT = st.integers(0, 12)
 def test_chance_is_fishers(failed: int, well: int, other_failed: int, other_well: int) -> None:
     table = [[failed, well], [other_failed, other_well]]
     expected = fisher_exact(table, alternative="greater").pvalue
-    found = chance(failed, failed + well, other_failed, other_failed + other_well)
-    assert found == pytest.approx(expected)
+    probability = chance(failed, failed + well, other_failed, other_failed + other_well)
+    assert probability == pytest.approx(expected)
 
 
 def attempts(failed: int, of: int, other_failed: int, of_other: int) -> list[Attempt]:

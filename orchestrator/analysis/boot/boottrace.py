@@ -117,13 +117,13 @@ def _take_marker(boot: BootTrace, event: Event) -> None:
         boot.agent_clock.append((event.time, int(at) / 1e9))
         if not _take_agent(boot, event.time, kind, rest):
             raise EvidenceError(
-                f"a line of the watch agent does not have its form: {event.text[:120]!r}",
+                f"a line of the watch agent is malformed: {event.text[:120]!r}",
                 reason=Reason.BAD_TRACE,
             )
 
 
 def _take_agent(boot: BootTrace, time: float, kind: str, rest: str) -> bool:
-    """Take one line of the watch agent. Returns False for a line that does not have its form."""
+    """Take one line of the watch agent. Returns False if it is malformed."""
     if kind == "C":
         boot.console.append((time, _words(rest)))
     elif kind == "E":

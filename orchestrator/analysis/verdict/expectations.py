@@ -20,9 +20,8 @@ Outcome = Literal["met", "not met", "not known"]
 
 def judge_expectations(comparison: Comparison) -> dict[Metric, Outcome]:
     """Return whether each metric that decides came out as the scenario expects. A metric without
-    an expectation must not regress. Before the run is complete, only a regression is known. With
-    failures that nobody can be charged with, an expectation can be known to be not met, but not to
-    be met."""
+    an expectation must not regress. Before the run is complete, only a regression is known. If the
+    cause of a failure is undecided, an expectation may be `not met`, but never `met`."""
     return {name: _outcome(comparison, name) for name in comparison.deciding}
 
 

@@ -93,15 +93,15 @@ class Change:
 def read_folder(folder: Path) -> dict[str, bytes]:
     """Return the source files in a folder, by their paths in it. Files that a build or an editor
     left there do not count, nor do Makefiles at its top."""
-    found = {}
+    files = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in inside.parts)
         if hidden or not path.is_file() or inside.name.endswith(".mod.c"):
             continue
         if inside.suffix in _SOURCES or (len(inside.parts) > 1 and _is_makefile(str(inside))):
-            found[inside.as_posix()] = path.read_bytes()
-    return found
+            files[inside.as_posix()] = path.read_bytes()
+    return files
 
 
 def _is_makefile(name: str) -> bool:
@@ -144,12 +144,12 @@ def check_place(path: str, source: PackageSource) -> None:
     if path in source.names or (room and any(n.startswith(f"{room}/") for n in source.names)):
         return
     name = PurePosixPath(path).name
-    there = sorted(n for n in source.names if n.endswith(f"/{name}"))
-    there = there or difflib.get_close_matches(path, source.names, 3, 0.8)
+    namesakes = sorted(n for n in source.names if n.endswith(f"/{name}"))
+    namesakes = namesakes or difflib.get_close_matches(path, source.names, 3, 0.8)
     raise ScenarioError(
         f"{path} has no place in a kernel's tree: {source.name} {source.version} has no"
         f" {f'folder {room}' if room else 'sources at the top'}",
-        hint=f"there is {', '.join(there[:3])}" if there else "",
+        hint=f"there is {', '.join(namesakes[:3])}" if namesakes else "",
         reason=Reason.NO_SUCH_PLACE,
     )
 
@@ -224,7 +224,7 @@ def _beyond(
     instead."""
     where = [f'{key} = "{value}"' for key, value in (("suite", kernel.suite),
              ("version", kernel.version)) if value]  # fmt: skip
-    series = ", ".join(f'"{one}"' for one in kernel.series) or '"CHANGE.patch"'
+    series = ", ".join(f'"{item}"' for item in kernel.series) or '"CHANGE.patch"'
     words = ", ".join([f'source = "{source.name}"', *where, f"series = [{series}]"])
     return ScenarioError(
         f"{path} {why}: a change of it reaches further than modules",
@@ -243,15 +243,15 @@ class _Look:
     def objects(self, users: Mapping[str, Iterable[str]], kbuild: Kbuild) -> Objects:
         """Return what kbuild makes from the parts of the tree with these files."""
         rooms = {room for room in self._rooms if not is_foreign(f"{room}/")}
-        found = kbuild.objects(rooms)
+        objects = kbuild.objects(rooms)
         # The Makefile may be in another part: arch/x86/kvm/Makefile has objects of virt/kvm.
         others = {
             room_of(makefile)
             for name, files in users.items()
-            if not is_foreign(name) and not any(map(found.is_compiled, files))
+            if not is_foreign(name) and not any(map(objects.is_compiled, files))
             for makefile in self._naming(name)
         }
-        return kbuild.objects(rooms | others) if others - rooms else found
+        return kbuild.objects(rooms | others) if others - rooms else objects
 
     def _naming(self, name: str) -> list[str]:
         """Return the Makefiles elsewhere that name the folder of a file."""

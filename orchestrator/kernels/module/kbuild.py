@@ -97,12 +97,12 @@ def symbols_of(makefile: str, source: str) -> list[str]:
         for line in makefile.replace("\\\n", " ").splitlines()
         if (match := _ASSIGNED.match(line))
     ]
-    wanted = {PurePosixPath(object_of(source)).name}
+    objects = {PurePosixPath(object_of(source)).name}
     for name, words in assigned:
         stem = re.sub(r"-(y|m|objs|\$\(.*\))$", "", name)
-        if wanted.intersection(words) and stem not in ("obj", "lib"):
-            wanted.add(f"{stem}.o")
-    named = (_SYMBOL.findall(name) for name, words in assigned if wanted.intersection(words))
+        if objects.intersection(words) and stem not in ("obj", "lib"):
+            objects.add(f"{stem}.o")
+    named = (_SYMBOL.findall(name) for name, words in assigned if objects.intersection(words))
     return sorted({symbol for symbols in named for symbol in symbols})
 
 
@@ -169,11 +169,11 @@ class Includes:
 
     def users(self, file: str) -> set[str]:
         """Return the file and all files that include it, directly or through others."""
-        found, new = {file}, [file]
+        users, new = {file}, [file]
         while new:
-            new = sorted({by for name in new for by in self._by[name]} - found)
-            found |= set(new)
-        return found
+            new = sorted({by for name in new for by in self._by[name]} - users)
+            users |= set(new)
+        return users
 
 
 def select_compiled(files: Iterable[str]) -> list[str]:

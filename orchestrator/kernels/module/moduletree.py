@@ -1,5 +1,5 @@
-"""Parts of a kernel's source, in which kbuild works against the headers of the kernel's package
-(`make M=`): it tells what it would make of them, compiles objects, and builds modules."""
+"""Run kbuild in parts of a kernel's source, against the headers of the kernel's package (`make
+M=`): to list what it makes from them, to compile objects, and to build modules."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class ModuleTree:
         """Return what kbuild makes from these parts of the source, as far as it tells. Compiles
         nothing."""
         targets = [f"{room}/" for room in self._entered(rooms)]
-        if not targets:  # make would take none for all
+        if not targets:  # without a target, make would build everything
             return Objects(frozenset(rooms), {}, frozenset())
         key = {
             "kind": "objects", "schema": 2, "source": self.source.source.sha256,
@@ -97,9 +97,9 @@ class ModuleTree:
             shutil.rmtree(folder / "work")
 
         log = (self.cache.entry("objects", key, build) / _LOG).read_text(errors="replace")
-        found = parse_dry_run(log, rooms, (_TREE, self.source.srctree))
-        others = self._others(found.missing) - {*rooms}
-        return self.objects({*rooms, *others}) if others else found.objects
+        dry_run = parse_dry_run(log, rooms, (_TREE, self.source.srctree))
+        others = self._others(dry_run.missing) - {*rooms}
+        return self.objects({*rooms, *others}) if others else dry_run.objects
 
     def _others(self, missing: Iterable[str]) -> set[str]:
         """Return the other parts of the source that Makefiles take these missing files from:
@@ -124,8 +124,8 @@ class ModuleTree:
                 self.make(place, ["-k", *objects], place.with_suffix(".log"),
                           doing="compiling objects of the kernel itself")  # fmt: skip
             stock, changed = (place / "tree" for place in places)
-            found = {o: difference(stock / o, changed / o) for o in objects}
-        return {o: what for o, what in found.items() if what}
+            differences = {o: difference(stock / o, changed / o) for o in objects}
+        return {o: part for o, part in differences.items() if part}
 
 
 def write_files(files: Files, folder: Path) -> None:

@@ -175,10 +175,10 @@ def _whole_kernel(folder: Path) -> ScenarioError:
 def _patched(files: Files, patches: Sequence[Patch]) -> Files:
     """Return the files with all patches applied; None for those that the patches remove."""
     with tempfile.TemporaryDirectory() as scratch:
-        given = Path(scratch) / "given"
-        write_files(files, given)
+        unpatched = Path(scratch) / "unpatched"
+        write_files(files, unpatched)
         git = own_repository(Path(scratch) / "git")
-        seeing = replace(git, work_tree=given, index=Path(scratch) / "index")
+        seeing = replace(git, work_tree=unpatched, index=Path(scratch) / "index")
         seeing.run("add", "--all", "--force", ".", doing="keeping the package's files")
         tree = apply_patches(git, seeing.line("write-tree"), patches)
         made = _checked_out(git, tree, Path(scratch))
@@ -235,25 +235,25 @@ class _Workshop:
         code = tree.make(folder, [_SRCVERSION, *targets], log, doing="building modules",
                          script=STRIPPED, on_line=self.on_line)  # fmt: skip
         if code:
-            said = log.read_text(errors="replace")
-            blame_full_disk(said, self.cache.folder("kernels"))
-            raise _FailedError(first_errors(said))
+            output = log.read_text(errors="replace")
+            blame_full_disk(output, self.cache.folder("kernels"))
+            raise _FailedError(first_errors(output))
         return {m: read_module(folder / "tree" / f"{m}.ko") for m in self.change.modules}
 
     def packaged(self, module: str) -> Path:
         """Return the package's file of a module. Raises BenchError if it has none."""
-        found = sorted((self.stock.modules / "kernel").glob(f"{glob.escape(module)}.ko*"))
-        if not found:
+        files = sorted((self.stock.modules / "kernel").glob(f"{glob.escape(module)}.ko*"))
+        if not files:
             raise BenchError(
                 f"the package of {self.stock.release} has no module kernel/{module}.ko, though its"
                 " configuration says so",
                 reason=Reason.PACKAGE_LAYOUT,
             )
-        return found[0]
+        return files[0]
 
-    def log(self, what: str) -> Path:
-        key = {"release": self.source.release, "files": _hashes(self.change.after), "what": what}
-        return self.cache.folder("build-logs") / f"modules-{what}-{digest_of(key)}.log"
+    def log(self, build: str) -> Path:
+        key = {"release": self.source.release, "files": _hashes(self.change.after), "what": build}
+        return self.cache.folder("build-logs") / f"modules-{build}-{digest_of(key)}.log"
 
 
 class _FailedError(Exception):
@@ -362,8 +362,8 @@ def _proven(shop: _Workshop) -> dict[str, dict[str, Any]]:
 
 def _check_same(module: str, new: Module, stock: Module, shop: _Workshop) -> None:
     wrong = [
-        f"{what}: {ours} here, {theirs} in the package"
-        for what, ours, theirs in (
+        f"{field}: {ours} here, {theirs} in the package"
+        for field, ours, theirs in (
             ("srcversion", new.srcversion, stock.srcversion or new.srcversion),
             ("code", new.code_digest, stock.code_digest),
             ("vermagic", new.info.get("vermagic"), stock.info.get("vermagic")),
@@ -388,7 +388,7 @@ def _check_exports(shop: _Workshop, made: Path) -> None:
     (CONFIG_MODVERSIONS), and other modules of the package may use it."""
     ours = _exports(made, shop.change.modules)
     theirs = _exports(shop.source.kbuild_files / "Module.symvers", shop.change.modules)
-    broken = sorted(symbol for symbol, said in theirs.items() if ours.get(symbol) != said)
+    broken = sorted(symbol for symbol, export in theirs.items() if ours.get(symbol) != export)
     if not broken:
         return
     files = {
