@@ -12,7 +12,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class _Worker:
@@ -43,11 +43,11 @@ def _worker() -> _Worker:
         return _Worker()
 
 
-class Call(Generic[T]):
+class Call(Generic[_T]):
     """A call that begins when its result is requested."""
 
     def __init__(
-        self, function: Callable[[], T], *, undo: Callable[[T], object] = lambda _value: None
+        self, function: Callable[[], _T], *, undo: Callable[[_T], object] = lambda _value: None
     ) -> None:
         """`undo` gets a value that arrives after the caller has given up."""
         self._function, self._undo = function, undo
@@ -58,7 +58,7 @@ class Call(Generic[T]):
         self._running.acquire()
         self._ended = threading.Event()
         self._is_over = self._is_given_up = False
-        self._values: list[T] = []
+        self._values: list[_T] = []
         self._error: BaseException | None = None
 
     def _work(self) -> None:
@@ -77,7 +77,7 @@ class Call(Generic[T]):
             finally:
                 self._ended.set()
 
-    def result(self, within: float) -> T:
+    def result(self, within: float) -> _T:
         """Return the function's value, or raise its exception. Raises TimeoutError if the function
         takes longer than `within` seconds; then, as after an interrupt, it goes on without its
         caller."""
@@ -109,7 +109,7 @@ class Call(Generic[T]):
             self._undo(self._values.pop())
 
 
-def in_time(function: Callable[[], T], within: float) -> T:
+def in_time(function: Callable[[], _T], within: float) -> _T:
     """Return the value of `function`, or raise its exception. Raises TimeoutError after `within`
     seconds."""
     return Call(function).result(within)
