@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -42,12 +43,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (
-    measure.plan, measure.run, measure.ab, measure.bisect,
-    read.report, read.compare, read.timeline,
-    machine.profile, read.schema, machine.recover, machine.doctor, machine.clean,
-):  # fmt: skip
-    app.command()(_verb)
+_VERBS: dict[str, Callable[..., None]] = {
+    "plan": measure.plan, "run": measure.run_scenario, "ab": measure.ab,
+    "bisect": measure.bisect, "report": read.report, "compare": read.compare_saved_runs,
+    "timeline": read.timeline, "profile": machine.profile, "schema": read.schema,
+    "recover": machine.recover, "doctor": machine.doctor, "clean": machine.clean,
+}  # fmt: skip
+for _name, _verb in _VERBS.items():
+    app.command(_name)(_verb)
 
 
 def _print_version(value: bool) -> None:
@@ -84,9 +87,9 @@ def _no_space(exc: OSError) -> BarometerError:
     """Return the error for a full disk: that of the file in `exc`, else that of a folder to which
     every run writes, else that of standard output."""
     from orchestrator.base.cache import disk_full
-    from orchestrator.run.diskspace import full_places
+    from orchestrator.run.diskspace import find_full_places
 
-    if (place := exc.filename or next(iter(full_places()), None)) is not None:
+    if (place := exc.filename or next(iter(find_full_places()), None)) is not None:
         return disk_full(Path(place))
     _drop_output()
     return BenchError(f"standard output: {exc.strerror}", reason=Reason.DISK_FULL)

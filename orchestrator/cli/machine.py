@@ -58,8 +58,7 @@ def profile(
     from orchestrator.analysis.diagnosis.diagnosis import analyse_profile
     from orchestrator.base.progress import Progress
     from orchestrator.report.text.profile_text import profile_json, text_profile
-    from orchestrator.run.profile import ProfileRequest, record
-    from orchestrator.run.profile import clear as clear_profile
+    from orchestrator.run.profile import ProfileRequest, clear_profile, record
 
     if clear:
         with Progress().task("profile --clear"):
@@ -73,14 +72,14 @@ def profile(
         )
     request = ProfileRequest(domain, connect, ssh_config, reboot, _parse_until(until))
     with Progress().task("profile") as progress:
-        recorded = record(request, progress)
+        evidence = record(request, progress)
         if save is not None:
-            recorded.save(save)
-        found = analyse_profile(recorded.facts, recorded.files)
+            evidence.save(save)
+        diagnosis = analyse_profile(evidence.facts, evidence.files)
     if as_json:
-        print_json(profile_json(found))
+        print_json(profile_json(diagnosis))
     else:
-        print(text_profile(found), end="")
+        print(text_profile(diagnosis), end="")
 
 
 def _parse_until(text: str) -> float | Literal["agent"]:
@@ -128,7 +127,7 @@ def recover(
     """Put a metal host back as it was before a killed run. It ends on its own kernel."""
     set_logging(verbose)
     from orchestrator.base.progress import Progress
-    from orchestrator.machine.metal.leasing import recover_machine as recover_host
+    from orchestrator.machine.metal.leasing import recover_machine
     from orchestrator.machine.runner.state import bench_state
 
     spec = _metal_host(host, ssh_config, deadline, wait)
@@ -138,7 +137,7 @@ def recover(
             reason=Reason.COMMAND_LINE,
         )
     with Progress().task(f"recover {spec.address}") as progress, bench_state() as state:
-        was_changed = recover_host(
+        was_changed = recover_machine(
             spec, state.folder / "metal", progress, keep_kernel=keep_kernel,
             power_cycle=power_cycle,
         )  # fmt: skip
@@ -171,8 +170,8 @@ def _metal_host(host: str, ssh_config: Path | None, deadline: int | None, wait: 
                 hint="; ".join(f"barometer recover {address}" for address in machines),
                 reason=Reason.COMMAND_LINE,
             )
-        given = {"wait": wait} | ({"deadline": deadline} if deadline is not None else {})
-        return next(iter(machines.values())).model_copy(update=given)
+        options = {"wait": wait} | ({"deadline": deadline} if deadline is not None else {})
+        return next(iter(machines.values())).model_copy(update=options)
     try:
         return MetalHost(
             kind="metal", address=host, ssh_config=ssh_config, deadline=deadline or 600, wait=wait
@@ -210,7 +209,7 @@ def doctor(
     from orchestrator.report.text.doctor_text import json_diagnosis, text_diagnosis
     from orchestrator.run.doctor import diagnose
 
-    wanted = None
+    chosen = None
     if scenario is not None:
         _, cells = load_cells(scenario, overrides, None, names)
         if len(cells) > 1:
@@ -218,9 +217,9 @@ def doctor(
                 f"--scenario {scenario}: its matrix has {len(cells)} cells",
                 hint=f"name one: --cell {cells[0].name}", reason=Reason.SCENARIO,
             )  # fmt: skip
-        wanted = cells[0].scenario
+        chosen = cells[0].scenario
     with Progress().task("doctor"):
-        diagnosis = diagnose(wanted, host, ssh_config, Cache(), probe=probe)
+        diagnosis = diagnose(chosen, host, ssh_config, Cache(), probe=probe)
     if as_json:
         print_json(json_diagnosis(diagnosis))
     else:
@@ -232,10 +231,10 @@ def clean(as_json: AsJson = False) -> None:
     """End and remove what killed runs left on this machine. All else is left alone."""
     from orchestrator.base.cache import Cache
     from orchestrator.base.progress import Progress
-    from orchestrator.machine.runner.state import clean_killed_runs as clean_state
+    from orchestrator.machine.runner.state import clean_killed_runs
 
     with Progress().task("clean"):
-        lines = [*clean_state(), *(f"removed {path}" for path in Cache().sweep())]
+        lines = [*clean_killed_runs(), *(f"removed {path}" for path in Cache().sweep())]
     if as_json:
         print_json({"schema": 1, "done": lines})
         return

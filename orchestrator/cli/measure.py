@@ -27,7 +27,7 @@ from orchestrator.cli.options import (
     Verbose,
     WorkloadOption,
 )
-from orchestrator.cli.output import end_with, print_json, set_logging, step_summary
+from orchestrator.cli.output import end_with, find_step_summary, print_json, set_logging
 
 if TYPE_CHECKING:
     from orchestrator.scenario.factors import Cell, ScenarioFile
@@ -41,7 +41,7 @@ def load_cells(
 
     more = [] if pairs is None else [f"trials.pairs={pairs}"]
     file = load_scenarios(scenario, [*(overrides or []), *more])
-    return file, file.chosen(names or [])
+    return file, file.select_cells(names or [])
 
 
 def plan(
@@ -67,7 +67,7 @@ def plan(
     print(text)
 
 
-def run(
+def run_scenario(
     scenario: ScenarioPath,
     out: Out = None,
     pairs: Pairs = None,
@@ -80,12 +80,12 @@ def run(
 ) -> None:
     """Boot both kernels, measure and compare them; print the verdict."""
     set_logging(verbose)
-    summary = step_summary(github)
+    summary = find_step_summary(github)
     file, cells = load_cells(scenario, overrides, pairs, names)
     from orchestrator.base.progress import Progress
-    from orchestrator.run.ab import measure, run_folder
+    from orchestrator.run.ab import choose_folder, measure
 
-    judged = measure(file, cells, run_folder(out, file.name), Progress(), keep=keep)
+    judged = measure(file, cells, choose_folder(out, file.name), Progress(), keep=keep)
     end_with(judged, as_json, summary)
 
 
@@ -139,12 +139,12 @@ def ab(
     """Compare a kernel with a changed one. A few options describe both; otherwise like
     `run`."""
     set_logging(verbose)
-    summary = step_summary(github)
+    summary = find_step_summary(github)
     from orchestrator.base.progress import Progress
     from orchestrator.run.ab import Options, Pair, describe_ab, run_ab
-    from orchestrator.scenario.builder import knobs_of
+    from orchestrator.scenario.builder import parse_settings
 
-    knobs = knobs_of(cmdline, parameters or [], sysfs or [])
+    knobs = parse_settings(cmdline, parameters or [], sysfs or [])
     pair = Pair(base, candidate, series or [], config or [], knobs)
     progress = Progress()
     with progress.task("ab"):
@@ -220,25 +220,25 @@ def bisect(
     from orchestrator.base.progress import Progress
     from orchestrator.machine.runner.accel import choose_accel
     from orchestrator.report.text.brief import bisect_brief
-    from orchestrator.run.ab import Options, run_folder
-    from orchestrator.run.bisect import Question, kernels_of, run_bisection
-    from orchestrator.run.commits import commits_of
-    from orchestrator.run.trials import runner
-    from orchestrator.scenario.builder import bisect_text, metric_named, template_of
+    from orchestrator.run.ab import Options, choose_folder
+    from orchestrator.run.bisect import Question, parse_commit_kernels, run_bisection
+    from orchestrator.run.commits import find_commits
+    from orchestrator.run.trials import ready_runner
+    from orchestrator.scenario.builder import build_bisect_file, build_template, parse_metric
     from orchestrator.scenario.loading import load_scenario
     from orchestrator.scenario.machines import NestedHost
 
-    metric = metric_named(metric)
+    metric = parse_metric(metric)
     with Progress().task("bisect") as progress:
-        commits = commits_of(tree, good, bad, paths or [])
-        kernels = kernels_of(commits, on, config or [], Path.cwd())
+        commits = find_commits(tree, good, bad, paths or [])
+        kernels = parse_commit_kernels(commits, on, config or [], Path.cwd())
         short = {"--bar": bar, "--accel": accel, "--workload": workload, "--guest": guest}
         if scenario is None:
             setting = Options(accel, workload, bar, guest).setting()
-            template = bisect_text(setting, metric, kernels(commits.bad), overrides or [])
-        elif given := [option for option, value in short.items() if value is not None]:
+            template = build_bisect_file(setting, metric, kernels(commits.bad), overrides or [])
+        elif excluded := [option for option, value in short.items() if value is not None]:
             raise ScenarioError(
-                f"{given[0]} and --scenario exclude one another",
+                f"{excluded[0]} and --scenario exclude one another",
                 hint="--set KEY=VALUE overrides what the file says",
                 reason=Reason.SCENARIO,
             )
@@ -247,10 +247,10 @@ def bisect(
             # one accelerator for all steps; a metal host has no choice
             nested = loaded.host if isinstance(loaded.host, NestedHost) else None
             emulator = choose_accel(nested.accel)[0] if nested else None
-            template = template_of(loaded, text, emulator, metric)
+            template = build_template(loaded, text, emulator, metric)
         question = Question(commits, kernels, metric, template, trials)
-        folder = run_folder(out, "bisect")
-        with runner(Cache(), progress, keep=keep) as here:
+        folder = choose_folder(out, "bisect")
+        with ready_runner(Cache(), progress, keep=keep) as here:
             record = run_bisection(question, folder, here)
     if as_json:
         more = {"bisection": str(folder), "exit_code": record.exit_code}

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.scenario.choices import GUEST_KERNEL, AccelName, Workload
+from orchestrator.scenario.choices import GUEST_KERNEL, AccelChoice, Workload
 
 ScenarioPath = Annotated[
     Path, typer.Argument(help="Scenario file (TOML); see `barometer schema`.")
@@ -34,7 +34,7 @@ BarOption = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Size of the device's BAR (default: 32GiB).")
 ]
 AccelOption = Annotated[
-    AccelName | None,
+    AccelChoice | None,
     typer.Option(
         help="How the host runs (default: kvm if a guest really runs under it, else exact)."
     ),

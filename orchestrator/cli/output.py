@@ -25,7 +25,7 @@ def set_logging(verbose: bool) -> None:
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
 
 
-def step_summary(github: bool) -> Path | None:
+def find_step_summary(github: bool) -> Path | None:
     """Return the file of GitHub's job summary, checked before anything boots. Raises
     ScenarioError."""
     if not github:

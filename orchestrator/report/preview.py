@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from orchestrator.base.errors import key_named
 from orchestrator.formats.units import format_size
 from orchestrator.report.words.wording import describe_guest
-from orchestrator.scenario.factors import Cell, ScenarioFile, toml_text
+from orchestrator.scenario.factors import Cell, ScenarioFile, format_toml
 from orchestrator.scenario.kernel_forms import Kernel
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
@@ -22,7 +22,7 @@ def text_preview(file: ScenarioFile, cells: Sequence[Cell], describe: Describe) 
     lines = [f"{file.name}: {len(cells)} cells of {len(file.cells)}"] * file.has_matrix
     for cell in cells:
         if file.has_matrix:
-            settings = (f"{key} = {toml_text(value)}" for key, value in cell.settings.items())
+            settings = (f"{key} = {format_toml(value)}" for key, value in cell.settings.items())
             lines.append(f"\ncell {cell.name}: {', '.join(settings)}")
         lines += _lines(cell.scenario, describe)
     return "\n".join(lines)

@@ -18,11 +18,11 @@ from orchestrator.kernels import check_kernel, describe_kernel
 from orchestrator.machine.runner.accel import choose_accel
 from orchestrator.run.cells import all_cells_made, run_cells
 from orchestrator.run.diskspace import no_space_explained
-from orchestrator.run.judge import Judged, looks_of
-from orchestrator.run.judgefolder import judge_folder, with_exit_code
-from orchestrator.run.trials import all_made, run_plan, runner
-from orchestrator.scenario.builder import ArmSettings, Setting, ab_text, arms_of
-from orchestrator.scenario.choices import GUEST_KERNEL, AccelName, Workload
+from orchestrator.run.judge import Judged, stop_rule
+from orchestrator.run.judgefolder import judge_folder, replace_exit_code
+from orchestrator.run.trials import all_made, ready_runner, run_plan
+from orchestrator.scenario.builder import ArmSettings, Setting, build_ab_file, build_arms
+from orchestrator.scenario.choices import GUEST_KERNEL, AccelChoice, Workload
 from orchestrator.scenario.factors import Cell, ScenarioFile, parse_scenarios
 from orchestrator.scenario.kernel_forms import Kernel
 from orchestrator.scenario.kernel_spec import parse_kernel
@@ -60,7 +60,7 @@ class Options:
     """What to measure, as the options of `barometer ab` and `bisect` say it. None is the
     default."""
 
-    accel: AccelName | None = None
+    accel: AccelChoice | None = None
     """None: chosen for this machine."""
     workload: Workload | None = None
     bar: str | None = None
@@ -90,8 +90,8 @@ def describe_ab(
     candidate = None
     if pair.candidate:
         candidate = parse_kernel(pair.candidate, "--candidate", base=base, folder=here)
-    arms = arms_of(base, candidate, pair.series, pair.config, pair.knobs, here)
-    text = ab_text(options.setting(), *arms, pair.knobs, pairs)
+    arms = build_arms(base, candidate, pair.series, pair.config, pair.knobs, here)
+    text = build_ab_file(options.setting(), *arms, pair.knobs, pairs)
     file = parse_scenarios(text, "ab", here, overrides)
     names = ("--base", "--series" if pair.series else "--candidate")
     return AbQuestion(file, dict(zip(names, arms, strict=True)))
@@ -99,7 +99,7 @@ def describe_ab(
 
 def run_ab(question: AbQuestion, out: Path | None, progress: Progress, *, keep: bool) -> Judged:
     """Check the kernels, write the scenario, then measure and judge it."""
-    folder, cache = run_folder(out, question.file.name), Cache()
+    folder, cache = choose_folder(out, question.file.name), Cache()
     with progress.stage("looking at the kernels"):
         for arm, (option, kernel) in zip(ARMS, question.kernels.items(), strict=True):
             with key_named(option):
@@ -110,7 +110,7 @@ def run_ab(question: AbQuestion, out: Path | None, progress: Progress, *, keep: 
     return measure(question.file, question.file.cells, folder, progress, keep=keep)
 
 
-def run_folder(out: Path | None, name: str) -> Path:
+def choose_folder(out: Path | None, name: str) -> Path:
     """Return the requested folder, or one named after the time. Raises ScenarioError if it holds
     something else than a run."""
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
@@ -155,18 +155,18 @@ def measure(
             with judging, progress.stage("judging"):
                 judged = judge_folder(folder)
             on_metal = any(isinstance(cell.scenario.host, MetalHost) for cell in cells)
-            return with_exit_code(judged, interrupts.EXIT_CODE) if on_metal else judged
+            return replace_exit_code(judged, interrupts.EXIT_CODE) if on_metal else judged
 
 
 def _run(
     file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, progress: Progress, *, keep: bool
 ) -> None:
-    with no_space_explained(folder), runner(Cache(), progress, keep=keep) as here:
+    with no_space_explained(folder), ready_runner(Cache(), progress, keep=keep) as here:
         if file.has_matrix:
             run_cells(file, cells, folder, here)
         else:
             (cell,) = cells
-            run_plan(cell.scenario, cell.text, folder, here, looks_of(cell.scenario))
+            run_plan(cell.scenario, cell.text, folder, here, stop_rule(cell.scenario))
 
 
 def _is_made(file: ScenarioFile, cells: tuple[Cell, ...], folder: Path) -> bool:
@@ -174,4 +174,4 @@ def _is_made(file: ScenarioFile, cells: tuple[Cell, ...], folder: Path) -> bool:
     if file.has_matrix:
         return all_cells_made(cells, folder)
     (cell,) = cells
-    return all_made(cell.scenario, folder, looks_of(cell.scenario))
+    return all_made(cell.scenario, folder, stop_rule(cell.scenario))

@@ -29,9 +29,9 @@ from orchestrator.analysis.verdict.bisection import (
     Bisection,
     BisectStep,
     Measured,
-    Outcome,
-    Role,
     Skipped,
+    StepOutcome,
+    StepRole,
     build_step,
     step_json,
 )
@@ -50,15 +50,15 @@ from orchestrator.report.text.bisect_text import bisect_report
 from orchestrator.report.words.quantities import format_quantity
 from orchestrator.run.commits import Commits, Search
 from orchestrator.run.diskspace import no_space_explained
-from orchestrator.run.judge import judge, sampled
+from orchestrator.run.judge import judge, read_samples
 from orchestrator.run.trials import Runner, run_plan
-from orchestrator.scenario.builder import commit_text, with_config
+from orchestrator.scenario.builder import add_config, build_commit_file
 from orchestrator.scenario.kernel_forms import (
     DebKernel,
     Kernel,
     ModuleKernel,
     TreeKernel,
-    absolute_kernel,
+    resolve_kernel_paths,
 )
 from orchestrator.scenario.kernel_spec import EXAMPLES, parse_kernel
 from orchestrator.scenario.loading import parse_scenario
@@ -66,7 +66,7 @@ from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric, current_name
 
 RECORD = "bisect.json"
-SCHEMA = 2
+_SCHEMA = 2
 """Version of bisect.json. Up to 1, costs were called seconds (scenario.py `current_name`)."""
 _REPOSITORY = "repo"
 _TRIALS = 3
@@ -88,7 +88,7 @@ class Kernels:
     def __call__(self, commit: BisectCommit) -> Kernel:
         if self.on is None:
             whole = TreeKernel(tree=self.repository, ref=commit.sha)
-            return with_config(whole, self.config)
+            return add_config(whole, self.config)
         package = self.on.model_dump(exclude_none=True)
         return ModuleKernel(**package, module=self.repository, ref=commit.sha)
 
@@ -101,12 +101,14 @@ class Kernels:
         return replace(self, on=self.on.model_copy(update={"version": version}))
 
 
-def kernels_of(commits: Commits, on: str | None, config: Sequence[str], folder: Path) -> Kernels:
+def parse_commit_kernels(
+    commits: Commits, on: str | None, config: Sequence[str], folder: Path
+) -> Kernels:
     """Return the kernels as the command line names them, with paths from `folder`. Raises
     ScenarioError."""
     if on is None:
         whole = TreeKernel(tree=commits.repository, config=tuple(config))
-        absolute = absolute_kernel(whole, folder)
+        absolute = resolve_kernel_paths(whole, folder)
         return Kernels(commits.repository, config=getattr(absolute, "config", ()))
     package = parse_kernel(on, "--on", folder=folder)
     if not isinstance(package, DebKernel):
@@ -211,7 +213,7 @@ class Record:
         """Return bisect.json."""
         ends = self.bisection().ends
         return {
-            "schema": SCHEMA, "barometer": __version__, "asked": self._question.asked(),
+            "schema": _SCHEMA, "barometer": __version__, "asked": self._question.asked(),
             "threshold": ends and ends.threshold,
             "first_bad": asdict(self.found[0]) if len(self.found) == 1 else None,
             "one_of": [asdict(commit) for commit in self.found] if len(self.found) > 1 else [],
@@ -231,7 +233,7 @@ def _same(out: Path, then: Mapping[str, object], now: Mapping[str, object]) -> N
             )
 
 
-def bisected(question: Question, out: Path, bench: Bench, progress: Progress) -> Record:
+def bisect_commits(question: Question, out: Path, bench: Bench, progress: Progress) -> Record:
     """Run the bisection to its end, from where it was left. Each measurement is saved in `out` at
     once.
 
@@ -317,13 +319,13 @@ class _Loop:
             )
 
     def step(
-        self, commit: BisectCommit, role: Role, ends: BisectEnds, folder: str, title: str
+        self, commit: BisectCommit, role: StepRole, ends: BisectEnds, folder: str, title: str
     ) -> BisectStep:
         started = time.monotonic()
         with self.progress.stage(f"{title}: {commit.short} {commit.subject}"):
             found = self.bench.step(self.question, commit, self.out / folder)
         seconds = time.monotonic() - started
-        outcome: Outcome = ends.side(found) if isinstance(found, Measured) else "skip"
+        outcome: StepOutcome = ends.side(found) if isinstance(found, Measured) else "skip"
         return BisectStep(commit, role, outcome, found, seconds, folder)
 
 
@@ -369,7 +371,7 @@ class Machines:
     def ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
         commits = question.commits
         good, bad = (self.kernel(question, one) for one in (commits.good[0], commits.bad))
-        text = commit_text(question.template, "bisect-ends", good, bad, question.trials)
+        text = build_commit_file(question.template, "bisect-ends", good, bad, question.trials)
         self._run(text, folder)
         run = RunDir.open(folder)
         found = {arm: _found(run, arm, question.metric) for arm in ARMS}
@@ -389,7 +391,7 @@ class Machines:
         try:
             good, one = (self.kernel(question, c) for c in (question.commits.good[0], commit))
             name = f"bisect-{commit.short}"
-            text = commit_text(question.template, name, good, one, question.trials)
+            text = build_commit_file(question.template, name, good, one, question.trials)
             self._run(text, folder, only="candidate")
         except ScenarioError as exc:
             if exc.reason in _NOT_THE_COMMITS:
@@ -406,7 +408,7 @@ class Machines:
 
 def _found(run: RunDir, arm: ArmName, metric: Metric) -> Measured | Skipped:
     """Return what the trials of one arm measured, even if some of them ended early."""
-    unit, values, unmeasured = sampled(run, arm, metric)
+    unit, values, unmeasured = read_samples(run, arm, metric)
     if values:
         kernel = run.plan().kernels[arm]
         return Measured(unit, values, kernel.release, kernel.digest)
@@ -418,8 +420,8 @@ def _found(run: RunDir, arm: ArmName, metric: Metric) -> Measured | Skipped:
 
 
 def run_bisection(question: Question, out: Path, here: Runner) -> Record:
-    """Run `bisected` on this machine, in one process at a time. Before anything is built, both
-    ends are checked as far as possible, which may raise ScenarioError."""
+    """Run `bisect_commits` on this machine, in one process at a time. Before anything is built,
+    both ends are checked as far as possible, which may raise ScenarioError."""
     commits, machines = question.commits, Machines(here)
     question = replace(question, kernel=question.kernel.pinned(here.cache), under=_under(here))
     with no_space_explained(out), only_writer(out):
@@ -427,7 +429,7 @@ def run_bisection(question: Question, out: Path, here: Runner) -> Record:
             for option, commit in (("--good", commits.good[0]), ("--bad", commits.bad)):
                 with key_named(option):
                     machines.kernel(question, commit)
-        return bisected(question, out, machines, here.progress)
+        return bisect_commits(question, out, machines, here.progress)
 
 
 def _under(here: Runner) -> dict[str, str]:

@@ -11,7 +11,7 @@ from orchestrator.base.folderlock import only_writer
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels import describe_kernel
 from orchestrator.run.diskspace import no_space_explained
-from orchestrator.run.judge import looks_of
+from orchestrator.run.judge import stop_rule
 from orchestrator.run.matrix import MatrixDir
 from orchestrator.run.trials import Runner, all_made, run_plan
 from orchestrator.scenario.factors import Cell, ScenarioFile
@@ -40,7 +40,7 @@ def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner
                 with here.progress.stage(title), key_named(f"cell {cell.name}"):
                     folder = matrix.path / "cells" / cell.name
                     if not run_plan(
-                        cell.scenario, cell.text, folder, here, looks_of(cell.scenario)
+                        cell.scenario, cell.text, folder, here, stop_rule(cell.scenario)
                     ):
                         failed = BenchError(
                             f"{title}: the bench kept failing", reason=Reason.CELL_FAILED
@@ -60,7 +60,7 @@ def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner
 def all_cells_made(cells: Sequence[Cell], out: Path) -> bool:
     """True if every trial of these cells has been made. `all_made` is the same for one run."""
     return all(
-        all_made(cell.scenario, out / "cells" / cell.name, looks_of(cell.scenario))
+        all_made(cell.scenario, out / "cells" / cell.name, stop_rule(cell.scenario))
         for cell in cells
     )
 

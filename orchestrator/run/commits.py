@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.analysis.verdict.bisection import BisectCommit, Outcome
+from orchestrator.analysis.verdict.bisection import BisectCommit, StepOutcome
 from orchestrator.base.errors import ScenarioError, key_named
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.series.git import Git, commit_id, find_repository, locate, own_repository
@@ -40,7 +40,7 @@ class Commits:
         return [self.bad.sha, *(f"^{one.sha}" for one in self.good), "--", *self.paths]
 
 
-def commits_of(tree: Path, good: Sequence[str], bad: str, paths: Sequence[str]) -> Commits:
+def find_commits(tree: Path, good: Sequence[str], bad: str, paths: Sequence[str]) -> Commits:
     """Look the commits up in git. Raises ScenarioError if there is no repository, if it has no
     such commit, or if there is nothing to search among."""
     repository = _repository_at(tree)
@@ -123,7 +123,7 @@ class Search:
         # git exits with 2 if only skipped commits are left
         self._git.run("bisect", *arguments, accept=(0, 2), doing="bisecting")
 
-    def tell(self, commit: BisectCommit, outcome: Outcome) -> None:
+    def tell(self, commit: BisectCommit, outcome: StepOutcome) -> None:
         self._tell(outcome, commit.sha)
 
     def next(self) -> BisectCommit | None:

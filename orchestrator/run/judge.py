@@ -26,7 +26,7 @@ from orchestrator.analysis.verdict.comparison import (
     unit_of,
     values_by_pair,
 )
-from orchestrator.analysis.verdict.comparison_file import SCHEMA, comparison_json
+from orchestrator.analysis.verdict.comparison_file import COMPARISON_SCHEMA, comparison_json
 from orchestrator.analysis.verdict.stopping import is_enough
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.extras import MissingExtraError, missing_extra_explained
@@ -44,13 +44,13 @@ from orchestrator.report.text.run_text import text_report
 from orchestrator.scenario.loading import parse_scenario
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
-from orchestrator.scenario.trials import not_a_condition
+from orchestrator.scenario.trials import explain_no_condition
 from orchestrator.scenario.vocabulary import ARMS, CONTROL, WARM_UP, ArmName, Metric, Role
 
-log = logging.getLogger("barometer.judge")
+_log = logging.getLogger("barometer.judge")
 
 
-class Sampled(NamedTuple):
+class ArmSamples(NamedTuple):
     """The values of one metric in one arm of a run."""
 
     unit: str
@@ -127,7 +127,7 @@ class Run:
         command."""
         scenario, comparison, plan = self.scenario, self.comparison, self.plan
         document = self.document()
-        machines = for_machines(scenario, comparison, plan, self.suite)
+        machines = export_files(scenario, comparison, plan, self.suite)
         save(self.path, document, {"report.txt": self.report, **machines})
         _save_page(self.path / "report.html", scenario, comparison, plan)
         _save_timelines(self.path / "timelines", comparison)
@@ -138,8 +138,8 @@ class Run:
 
 def judge(run: RunDir, tester: str | None = None) -> Run:
     """Judge a run. `tester`: `Name <mail>` of whoever would give a Tested-by. Raises the errors of
-    `saved_run`."""
-    saved = saved_run(run)
+    `read_saved_run`."""
+    saved = read_saved_run(run)
     scenario, plan = saved.scenario, saved.plan
     sides = {
         arm: [r.conditions for r in saved.results if r.arm in roles and r.kind != "invalid"]
@@ -169,7 +169,7 @@ def open_run(folder: Path) -> RunDir:
     return RunDir.open(folder)
 
 
-def saved_run(run: RunDir) -> SavedRun:
+def read_saved_run(run: RunDir) -> SavedRun:
     """Read a run's folder. Raises EvidenceError or ScenarioError if the folder does not hold a
     run. A trial with bad evidence raises nothing: it is an invalid result."""
     scenario, _ = parse_scenario(run.scenario(), str(run.path / "scenario.toml"), run.path)
@@ -206,11 +206,11 @@ def _judge_trial(trial: TrialDir, plan: Plan) -> TrialResult:
     )  # fmt: skip
 
 
-def sampled(run: RunDir, arm: ArmName, metric: Metric) -> Sampled:
+def read_samples(run: RunDir, arm: ArmName, metric: Metric) -> ArmSamples:
     """Return the values of a metric in one arm, whether or not the other arm has run. Raises the
-    errors of `saved_run`."""
-    saved = saved_run(run)
-    return Sampled(
+    errors of `read_saved_run`."""
+    saved = read_saved_run(run)
+    return ArmSamples(
         unit_of(metric, saved.plan.accel),
         tuple(values_by_pair(saved.results, arm, metric).values()),
         tuple(r for r in saved.results if r.arm == arm and r.kind != "measured"),
@@ -220,15 +220,15 @@ def sampled(run: RunDir, arm: ArmName, metric: Metric) -> Sampled:
 def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) -> Judged:
     """Judge each run but the first against the first. Nothing is saved. The exit code is 1 if any
     comparison has 1, else the largest. Raises ScenarioError if the request is wrong, and the
-    errors of `saved_run` and `compare_runs`."""
+    errors of `read_saved_run` and `compare_runs`."""
     if len(folders) < 2:
         raise ScenarioError("compare needs two runs or more", reason=Reason.ONE_RUN)
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ScenarioError("compare: the same run is named twice", reason=Reason.ONE_RUN)
-    if wrong := not_a_condition(allow):
+    if wrong := explain_no_condition(allow):
         raise ScenarioError(f"--allow: {wrong}", reason=Reason.NO_CONDITION)
     runs = [open_run(folder) for folder in folders]
-    first, *others = map(saved_run, runs)
+    first, *others = map(read_saved_run, runs)
     reports, documents, suites = [], [], []
     for other in others:
         scenario, comparison = compare_runs(first, other, arm, allow)
@@ -242,14 +242,14 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
         })  # fmt: skip
     code = combine_exit_codes(suites)
     whole = {
-        "schema": SCHEMA, "first": first.name, "arm": arm, "exit_code": code,
+        "schema": COMPARISON_SCHEMA, "first": first.name, "arm": arm, "exit_code": code,
         "comparisons": documents,
     }  # fmt: skip
     report = "\n\n".join(reports)
     return Judged(report, code, whole, tuple(suites), report)  # in full: it is saved nowhere
 
 
-def looks_of(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
+def stop_rule(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
     """Return the stop rule of `trials.until`, called after each block, or None without `until`.
     The rule decides on the first `pairs` pairs, even if an interrupted run left more. Each trial
     is read once."""
@@ -270,7 +270,7 @@ def looks_of(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
     return seen_enough
 
 
-def for_machines(
+def export_files(
     scenario: Scenario, comparison: Comparison, plan: Plan, one: Suite
 ) -> dict[str, str]:
     """Return the files that other tools read, besides comparison.json: file name -> text."""
@@ -299,11 +299,11 @@ def _if_allowed(what: str) -> Iterator[None]:
         with missing_extra_explained():
             yield
     except MissingExtraError as exc:
-        log.warning("barometer: the %s is not saved: %s", what, exc)
+        _log.warning("barometer: the %s is not saved: %s", what, exc)
     except OSError as exc:
         if exc.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        log.warning("barometer: the %s is not saved: %s", what, exc)
+        _log.warning("barometer: the %s is not saved: %s", what, exc)
 
 
 def _save_page(path: Path, scenario: Scenario, comparison: Comparison, plan: Plan) -> None:
@@ -329,10 +329,10 @@ def _save_timelines(folder: Path, comparison: Comparison) -> None:
             name = f"{found.trial}-{found.guest}.pftrace"
             (folder / name).write_bytes(perfetto_trace(found))
     except (OSError, MissingExtraError) as exc:
-        log.warning("barometer: the timelines are not saved: %s", exc)
+        _log.warning("barometer: the timelines are not saved: %s", exc)
 
 
-def traced_boots(folder: Path) -> list[Timeline]:
+def read_traced_boots(folder: Path) -> list[Timeline]:
     """Return the timelines of a trial's traced guest boots, at least one.
 
     Raises ScenarioError for the folder of a run, and EvidenceError if there is no trial, if it has

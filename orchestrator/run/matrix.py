@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.verdict.comparison import worst_verdict
-from orchestrator.analysis.verdict.comparison_file import SCHEMA
+from orchestrator.analysis.verdict.comparison_file import COMPARISON_SCHEMA
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.folderlock import LOCK
 from orchestrator.base.reasons import Reason
@@ -126,7 +126,7 @@ class Matrix:
         emulated = any(run.plan.accel == "tcg" for run in begun)
         report = matrix_report(self.scenario, verdict, comparisons, emulated=emulated)
         whole = {
-            "schema": SCHEMA,
+            "schema": COMPARISON_SCHEMA,
             "scenario": self.scenario,
             "verdict": verdict,
             "cells": documents,

@@ -133,7 +133,7 @@ def _has_backend(kernel: KernelBundle, scenario: Scenario) -> None:
         )
 
 
-def plan_facts(scenario: Scenario, prepared: Prepared) -> Plan:
+def build_plan(scenario: Scenario, prepared: Prepared) -> Plan:
     """Return the content of plan.json, as a reader will see it."""
     plan = {
         "schema": SCHEMA, "barometer": __version__, "scenario": scenario.name,
@@ -144,7 +144,7 @@ def plan_facts(scenario: Scenario, prepared: Prepared) -> Plan:
             for arm, k in prepared.kernels.items()
         },
         "arm_settings": {arm: scenario.arms[arm].settings for arm in ARMS},
-        "guest_kernel": guest_kernel_facts(scenario, prepared),
+        "guest_kernel": describe_guest_kernel(scenario, prepared),
         "runner": {"system": platform.platform(), "machine": platform.machine(),
                    "cpus": os.cpu_count()},
         "trials": [{"name": t.name, "pair": t.pair, "arm": t.arm, "passes": list(t.passes)}
@@ -153,7 +153,7 @@ def plan_facts(scenario: Scenario, prepared: Prepared) -> Plan:
     return Plan.model_validate_json(json.dumps(plan))
 
 
-def guest_kernel_facts(scenario: Scenario, prepared: Prepared) -> dict[str, Any] | None:
+def describe_guest_kernel(scenario: Scenario, prepared: Prepared) -> dict[str, Any] | None:
     """Return the kernel that the guests of both arms boot; None if there is no guest."""
     if prepared.guest_kernel is None or scenario.guest is None:
         return None

@@ -104,14 +104,14 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
                     )
                 )
                 tracer = ladder.enter_context(profiler.armed_profiler(shell, spec))
-            happened = ladder.enter_context(domain.watched())
+            events = ladder.enter_context(domain.watched())
             try:
                 with progress.stage(f"{request.domain}: {before.boot}"):
-                    _boot(domain, tracer, happened, request)
+                    _boot(domain, tracer, events, request)
                     pid = _read_pid(shell, request.domain)
                     tracer.focus(pid)
                 with progress.stage(f"{request.domain}: boot"):
-                    watch = _Watch(tracer, pid, happened, request, progress)
+                    watch = _Watch(tracer, pid, events, request, progress)
                     ended: ProfileEnd = until(
                         watch.find_end, within=2 * _LONGEST, every=0.1,
                         waiting_for="end of the boot",
@@ -147,7 +147,7 @@ def _clear_command(uri: str, ssh_config: Path | None) -> str:
     return shlex.join(["barometer", "profile", "--clear", "--connect", uri, *config])
 
 
-def clear(uri: str | None, ssh_config: Path | None) -> None:
+def clear_profile(uri: str | None, ssh_config: Path | None) -> None:
     """Undo what a killed profile left on a host."""
     with connected_host(uri, ssh_config) as (shell, _):
         profiler.clear_probes(shell)
@@ -275,7 +275,7 @@ def _list_bars(shell: Commands, addresses: Sequence[str]) -> tuple[ProfileBar, .
 def _boot(
     domain: hypervisor.Domain,
     tracer: profiler.Tracer,
-    happened: hypervisor.DomainEvents,
+    events: hypervisor.DomainEvents,
     request: ProfileRequest,
 ) -> None:
     if not request.reboot:
@@ -289,7 +289,7 @@ def _boot(
             raise BenchError(
                 f"{request.domain} ended instead of a reboot", reason=Reason.DOMAIN_ENDED
             )
-        return True if "reset" in happened else None
+        return True if "reset" in events else None
 
     until(
         reset, within=_LONGEST, every=0.02, waiting_for=f"reboot of {request.domain}'s guest",
@@ -308,17 +308,17 @@ class _Watch:
     """Observer of a boot that detects its end."""
 
     def __init__(
-        self, tracer: profiler.Tracer, pid: int, happened: hypervisor.DomainEvents,
+        self, tracer: profiler.Tracer, pid: int, events: hypervisor.DomainEvents,
         request: ProfileRequest, progress: Progress,
     ) -> None:  # fmt: skip
-        self._tracer, self._pid, self._happened = tracer, pid, happened
+        self._tracer, self._pid, self._events = tracer, pid, events
         self._request, self._progress = request, progress
         self._first = tracer.records(pid)
         self._stall, self._started, self._looked = Stall(), time.monotonic(), 0.0
         self._agent = False
 
     def find_end(self) -> ProfileEnd | None:
-        if "agent" in self._happened and not self._agent:
+        if "agent" in self._events and not self._agent:
             self._agent = True
             self._tracer.mark("agent")
             self._progress.note("the guest agent is there")

@@ -49,12 +49,12 @@ from orchestrator.machine.runner.state import BenchState, bench_state
 from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.machine.vm import hypervisor
 from orchestrator.run.diskspace import no_space_explained
-from orchestrator.run.prepare import Prepared, guest_kernel_facts, plan_facts, prepare
+from orchestrator.run.prepare import Prepared, build_plan, describe_guest_kernel, prepare
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import PlannedTrial, make_plan
 from orchestrator.scenario.vocabulary import ARMS, WARM_UP, ArmName, is_emulated
 
-log = logging.getLogger("barometer.run")
+_log = logging.getLogger("barometer.run")
 Enough = Callable[[RunDir, int], bool]
 """Stop rule of a run: gets the run and a number N, and returns True if the trials of the first N
 pairs are enough."""
@@ -76,7 +76,7 @@ class Runner:
 
 
 @contextlib.contextmanager
-def runner(cache: Cache, progress: Progress, *, keep: bool = False) -> Iterator[Runner]:
+def ready_runner(cache: Cache, progress: Progress, *, keep: bool = False) -> Iterator[Runner]:
     """Keep this machine ready to run plans while the block runs. Whatever they leave outside their
     own folders is removed at the end of the block."""
     with (
@@ -147,7 +147,7 @@ def _prepare_bench(
 ) -> Bench:  # fmt: skip
     """Prepare the run and its folder. `machine` is that of `prepare`."""
     prepared = prepare(scenario, machine, here.cache, here.progress)
-    run = RunDir.create(out, text, plan_facts(scenario, prepared), prepared.configs())
+    run = RunDir.create(out, text, build_plan(scenario, prepared), prepared.configs())
     return Bench(
         scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep, enough, only,
         None if isinstance(machine, tuple) else machine,
@@ -561,7 +561,7 @@ def _trial_facts(bench: Bench, planned: PlannedTrial) -> dict[str, Any]:
         "kernel": {"release": prepared.kernels[planned.boots].release,
                    "source": str(scenario.arms[planned.boots].kernel),
                    "digest": prepared.kernels[planned.boots].digest},
-        "guest_kernel": guest_kernel_facts(scenario, prepared),
+        "guest_kernel": describe_guest_kernel(scenario, prepared),
         "bar": scenario.device.bar, "device_kind": scenario.device.kind,
         "device_count": scenario.device.count, "device_mmap": scenario.device.mmap,
         "host_kind": scenario.host.kind, **bench.hosts.trial_facts(planned.boots),

@@ -15,9 +15,14 @@ import tomlkit
 from orchestrator.base.errors import ScenarioError
 from orchestrator.base.reasons import Reason
 from orchestrator.base.spelling import nearest_name
-from orchestrator.scenario.choices import AccelName, Workload
-from orchestrator.scenario.kernel_forms import Kernel, SourceKernel, TreeKernel, absolute_kernel
-from orchestrator.scenario.kernel_spec import with_series
+from orchestrator.scenario.choices import AccelChoice, Workload
+from orchestrator.scenario.kernel_forms import (
+    Kernel,
+    SourceKernel,
+    TreeKernel,
+    resolve_kernel_paths,
+)
+from orchestrator.scenario.kernel_spec import add_series
 from orchestrator.scenario.loading import parse_override, parse_scenario
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import (
@@ -29,7 +34,7 @@ from orchestrator.scenario.vocabulary import (
     former_names_note,
 )
 
-log = logging.getLogger("barometer.short")
+_log = logging.getLogger("barometer.short")
 PAIRS = 12
 """Pairs for times: enough for verdicts on two metrics that change by less than a factor of two.
 Exact counts need one pair."""
@@ -45,7 +50,7 @@ _LONGEST_NAME = 40
 class Setting:
     """Everything that decides what is measured, and how, except for the kernels."""
 
-    accel: AccelName
+    accel: AccelChoice
     why: str = ""
     """Reason for that accelerator, if it was chosen automatically."""
     workload: Workload = "map"
@@ -66,7 +71,7 @@ class ArmSettings:
         return bool(self.cmdline or self.parameters or self.sysfs)
 
 
-def arms_of(
+def build_arms(
     base: Kernel,
     candidate: Kernel | None,
     series: Sequence[str],
@@ -88,7 +93,7 @@ def arms_of(
         )
     other = candidate or base
     if series:
-        other = with_series(other, tuple(series), "--series")
+        other = add_series(other, tuple(series), "--series")
     arms = base, other
     if config and not any(isinstance(k, TreeKernel | SourceKernel) for k in arms):
         raise ScenarioError(
@@ -96,18 +101,18 @@ def arms_of(
             hint="give a tree: or source: kernel",
             reason=Reason.KERNEL_SPELLING,
         )
-    before, after = (absolute_kernel(with_config(kernel, config), folder) for kernel in arms)
+    before, after = (resolve_kernel_paths(add_config(kernel, config), folder) for kernel in arms)
     return before, after
 
 
-def with_config(kernel: Kernel, config: Sequence[str]) -> Kernel:
+def add_config(kernel: Kernel, config: Sequence[str]) -> Kernel:
     """Add configuration to a kernel that is built whole; return any other as it is."""
     if not config or not isinstance(kernel, TreeKernel | SourceKernel):
         return kernel
     return kernel.model_copy(update={"config": (*kernel.config, *config)})
 
 
-def knobs_of(cmdline: str, parameters: Sequence[str], sysfs: Sequence[str]) -> ArmSettings:
+def parse_settings(cmdline: str, parameters: Sequence[str], sysfs: Sequence[str]) -> ArmSettings:
     """Parse the settings, each NAME=VALUE. Raises ScenarioError for one without its =."""
     return ArmSettings(
         cmdline,
@@ -134,7 +139,7 @@ def _assigned(given: Sequence[str], option: str, example: str) -> dict[str, str 
     return found
 
 
-def ab_text(
+def build_ab_file(
     setting: Setting, base: Kernel, candidate: Kernel, knobs: ArmSettings, pairs: int | None
 ) -> str:
     """Return the scenario file of an A/B. The kernels' paths are absolute. For maps, a change may
@@ -152,11 +157,11 @@ def ab_text(
     return _dumped(document)
 
 
-def bisect_text(
+def build_bisect_file(
     setting: Setting, metric: Metric, end: Kernel, overrides: Sequence[str] = ()
 ) -> str:
-    """Return the scenario file from which `commit_text` makes the files of a bisection's steps. It
-    has only the pass that `metric` needs. `end` stands for the kernels of both arms.
+    """Return the scenario file from which `build_commit_file` makes those of a bisection's steps.
+    It has only the pass that `metric` needs. `end` stands for the kernels of both arms.
 
     Raises ScenarioError if the metric is not measured, or if an override sets a key that is set
     for each commit.
@@ -181,18 +186,18 @@ def bisect_text(
         if metric in scenario.metrics():
             return text
         known |= dict.fromkeys(scenario.metrics())
-    raise not_measured(metric, [*known], f"by the workload {setting.workload}")
+    raise _not_measured_error(metric, [*known], f"by the workload {setting.workload}")
 
 
-def metric_named(name: str) -> Metric:
+def parse_metric(name: str) -> Metric:
     """Return the metric of `--metric`. Its former name is accepted, and a line tells the present
     one."""
     if note := former_names_note("--metric", [name]):
-        log.warning(note)
+        _log.warning(note)
     return current_name(name)
 
 
-def not_measured(metric: Metric, measured: Sequence[Metric], by: str) -> ScenarioError:
+def _not_measured_error(metric: Metric, measured: Sequence[Metric], by: str) -> ScenarioError:
     known = metric.partition("@")[0] in METRICS
     why = f"is not measured {by}" if known else "is no metric"
     return ScenarioError(
@@ -201,7 +206,7 @@ def not_measured(metric: Metric, measured: Sequence[Metric], by: str) -> Scenari
     )
 
 
-def commit_text(template: str, name: str, good: Kernel, other: Kernel, trials: int) -> str:
+def build_commit_file(template: str, name: str, good: Kernel, other: Kernel, trials: int) -> str:
     """Return the scenario file of a bisection's step, or of its ends: `other` against the good
     kernel, with `trials` trials of each, and without warm-up, control and expectations."""
     document = tomlkit.parse(template)
@@ -212,7 +217,9 @@ def commit_text(template: str, name: str, good: Kernel, other: Kernel, trials: i
     return _dumped(document)
 
 
-def template_of(scenario: Scenario, text: str, accel: AccelName | None, metric: Metric) -> str:
+def build_template(
+    scenario: Scenario, text: str, accel: AccelChoice | None, metric: Metric
+) -> str:
     """Return a scenario file as the template of a bisection's measurements: with the accelerator
     `accel` (None for a metal host) and absolute paths.
 
@@ -220,7 +227,7 @@ def template_of(scenario: Scenario, text: str, accel: AccelName | None, metric: 
     arms of a bisection are commits only.
     """
     if metric not in scenario.metrics():
-        raise not_measured(metric, scenario.metrics(), f"by {scenario.name} and its passes")
+        raise _not_measured_error(metric, scenario.metrics(), f"by {scenario.name} and its passes")
     for arm in ("baseline", "candidate"):
         if scenario.arms[arm].is_set:
             raise ScenarioError(
@@ -233,7 +240,7 @@ def template_of(scenario: Scenario, text: str, accel: AccelName | None, metric: 
     if accel is not None:
         document.setdefault("host", tomlkit.table())["accel"] = accel
     if scenario.guest is not None:
-        document["guest"]["kernel"] = kernel_toml(scenario.guest.kernel)
+        document["guest"]["kernel"] = _format_kernel(scenario.guest.kernel)
     return _dumped(document)
 
 
@@ -252,7 +259,7 @@ def _document(name: str, setting: Setting, origin: str) -> tomlkit.TOMLDocument:
             points["repeats"] = 2  # exact repeats all give the same number
         document["map"] = _table(**points)
     elif setting.guest is not None:
-        document["guest"] = _table(kernel=kernel_toml(setting.guest))
+        document["guest"] = _table(kernel=_format_kernel(setting.guest))
     return document
 
 
@@ -264,7 +271,7 @@ def _arms(base: Kernel, candidate: Kernel, knobs: ArmSettings) -> Any:
     arms = tomlkit.table(is_super_table=True)
     kernels: dict[ArmName, Kernel] = {"baseline": base, "candidate": candidate}
     for arm, kernel in kernels.items():
-        arms[arm] = _table(kernel=kernel_toml(kernel))
+        arms[arm] = _table(kernel=_format_kernel(kernel))
     if knobs.cmdline:
         arms["candidate"]["cmdline"] = knobs.cmdline
     for key, values in (("parameters", knobs.parameters), ("sysfs", knobs.sysfs)):
@@ -273,7 +280,7 @@ def _arms(base: Kernel, candidate: Kernel, knobs: ArmSettings) -> Any:
     return arms
 
 
-def kernel_toml(kernel: Kernel) -> Any:
+def _format_kernel(kernel: Kernel) -> Any:
     """Return a kernel as a scenario file spells it, on one line."""
     return _inline(kernel.model_dump(mode="json", exclude_defaults=True))
 

@@ -78,7 +78,7 @@ def models_of(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def json_schema() -> dict[str, Any]:
+def build_schema() -> dict[str, Any]:
     """Return the JSON schema of a scenario file, for editors."""
     schema = Scenario.model_json_schema()
     for model in schema["$defs"].values():

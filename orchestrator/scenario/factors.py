@@ -22,13 +22,13 @@ from pydantic import BaseModel
 from orchestrator.base.errors import ScenarioError
 from orchestrator.base.reasons import Reason
 from orchestrator.base.spelling import nearest_name
-from orchestrator.scenario.explaining import json_schema, models_of
+from orchestrator.scenario.explaining import build_schema, models_of
 from orchestrator.scenario.loading import (
+    build_scenario,
     note_former_names,
     parse_override,
     parse_toml,
     read_file,
-    scenario_of,
     set_key,
 )
 from orchestrator.scenario.model import Scenario
@@ -62,7 +62,7 @@ class ScenarioFile:
     def has_matrix(self) -> bool:
         return self.cells[0].name != ""
 
-    def chosen(self, names: Sequence[str]) -> tuple[Cell, ...]:
+    def select_cells(self, names: Sequence[str]) -> tuple[Cell, ...]:
         """Return the cells with these names, in the file's order; all cells if there are no names.
         Raises ScenarioError for a name that no cell has."""
         known = [cell.name for cell in self.cells]
@@ -109,7 +109,7 @@ def parse_scenarios(
     _not_overridden(factors, pinned)
     document.pop("matrix", None)
     if not factors:
-        scenario = scenario_of(document, source, folder)
+        scenario = build_scenario(document, source, folder)
         return ScenarioFile(
             scenario.name, text, (Cell("", {}, scenario, tomlkit.dumps(document)),)
         )
@@ -133,9 +133,9 @@ def _cells(
         one = parse_toml(base, where)
         for key, value in settings.items():
             set_key(one, key.split("."), _toml_value(value))
-        if isinstance(one.get("name"), str):  # else scenario_of() reports it
+        if isinstance(one.get("name"), str):  # else build_scenario() reports it
             one["name"] = f"{one['name']}-{name}"
-        cells.append(Cell(name, settings, scenario_of(one, where, folder), tomlkit.dumps(one)))
+        cells.append(Cell(name, settings, build_scenario(one, where, folder), tomlkit.dumps(one)))
     _all_different(cells, source)
     return tuple(cells)
 
@@ -160,8 +160,8 @@ def _all_different(cells: Sequence[Cell], source: str) -> None:
         if one.scenario == other.scenario.model_copy(update={"name": one.scenario.name}):
             key = next(k for k, value in one.settings.items() if other.settings[k] != value)
             raise ScenarioError(
-                f"{source}: matrix.{key}: {toml_text(one.settings[key])} and"
-                f" {toml_text(other.settings[key])} are the same",
+                f"{source}: matrix.{key}: {format_toml(one.settings[key])} and"
+                f" {format_toml(other.settings[key])} are the same",
                 reason=Reason.SCENARIO,
             )
 
@@ -215,7 +215,7 @@ def _set_factor(document: tomlkit.TOMLDocument, key: str, value: Any, source: st
 
 
 def _wrong_key(key: str) -> str | None:
-    top, known = key.partition(".")[0], factor_keys()
+    top, known = key.partition(".")[0], list_factor_keys()
     if top in _NO_FACTORS:
         return (
             f"{top} is no factor: a cell is an A/B of its own, and every cell asks the same"
@@ -228,11 +228,11 @@ def _wrong_key(key: str) -> str | None:
 
 def _wrong_values(values: Any) -> str | None:
     if not isinstance(values, list):
-        return f"expected a list of values, for example [{toml_text(values)}]"
+        return f"expected a list of values, for example [{format_toml(values)}]"
     if not values:
         return "an empty list makes no cells; give it values, or take the key out"
     twice = next((v for i, v in enumerate(values) if v in values[:i]), None)
-    return None if twice is None else f"names {toml_text(twice)} twice"
+    return None if twice is None else f"names {format_toml(twice)} twice"
 
 
 def _not_overridden(factors: Mapping[str, Any], pinned: Mapping[str, str]) -> None:
@@ -248,9 +248,9 @@ def _not_overridden(factors: Mapping[str, Any], pinned: Mapping[str, str]) -> No
 
 
 @functools.cache
-def factor_keys() -> Mapping[str, Any]:
+def list_factor_keys() -> Mapping[str, Any]:
     """Return every key that can be a factor -> the JSON schema of its value."""
-    schema = json_schema()
+    schema = build_schema()
     return {
         key: value
         for name in Scenario.model_fields
@@ -274,9 +274,9 @@ def _keys_below(
                 yield f"{name}.{key}", value
 
 
-def file_schema() -> dict[str, Any]:
+def build_file_schema() -> dict[str, Any]:
     """Return the JSON schema of a scenario file with its [matrix], for editors."""
-    schema = json_schema()
+    schema = build_schema()
     schema["properties"]["matrix"] = {
         "type": "object",
         "title": "Matrix",
@@ -289,7 +289,7 @@ def file_schema() -> dict[str, Any]:
                 "type": "array", "minItems": 1, "uniqueItems": True,
                 "items": {k: v for k, v in value.items() if k != "default"},
             }
-            for key, value in factor_keys().items()
+            for key, value in list_factor_keys().items()
         },
         "additionalProperties": {"type": "object"},
     }  # fmt: skip
@@ -326,6 +326,6 @@ def _label(key: str, value: Any) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-._") or last
 
 
-def toml_text(value: Any) -> str:
+def format_toml(value: Any) -> str:
     """Return a value as TOML spells it."""
     return str(tomlkit.item(_toml_value(value)).as_string())

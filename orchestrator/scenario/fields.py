@@ -47,7 +47,7 @@ _size_schema = WithJsonSchema({"type": "string", "pattern": SIZE.pattern, "examp
 _as_text = PlainSerializer(format_size, return_type=str)
 
 
-Size = Annotated[int, BeforeValidator(parse_size), _as_text, _size_schema]
+ByteSize = Annotated[int, BeforeValidator(parse_size), _as_text, _size_schema]
 
 
 BarSize = Annotated[int, BeforeValidator(_parse_bar), _as_text, _size_schema]
@@ -107,7 +107,7 @@ def _parse_expectation(text: object) -> object:
     return text
 
 
-Series = tuple[Annotated[str, Field(min_length=1)], ...]
+PatchSources = tuple[Annotated[str, Field(min_length=1)], ...]
 """Sources of patches, in the order in which the patches are applied."""
 
 
@@ -122,7 +122,7 @@ Expectation = Annotated[
 ]  # fmt: skip
 
 
-class Model(BaseModel):
+class ScenarioModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
@@ -135,7 +135,7 @@ def _a_path(value: Path) -> Path:
 KernelPath = Annotated[Path, AfterValidator(_a_path)]
 
 
-Suite = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+DebianSuite = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
 
 
 PackageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
@@ -188,7 +188,7 @@ def _a_command(text: str) -> str:
     return text
 
 
-Address = Annotated[str, AfterValidator(_an_address)]
+SshAddress = Annotated[str, AfterValidator(_an_address)]
 
 
 Command = Annotated[str, AfterValidator(_a_command)]

@@ -10,7 +10,13 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag, model_validator
 
-from orchestrator.scenario.fields import KernelPath, Model, PackageName, Series, Suite
+from orchestrator.scenario.fields import (
+    DebianSuite,
+    KernelPath,
+    PackageName,
+    PatchSources,
+    ScenarioModel,
+)
 from orchestrator.scenario.vocabulary import is_config_line
 
 _MESSAGE_ID = re.compile(r"<?[^\s<>@/]+@[^\s<>@/]+>?")
@@ -19,12 +25,12 @@ _MESSAGE_ID = re.compile(r"<?[^\s<>@/]+@[^\s<>@/]+>?")
 _RANGE = re.compile(r"[^\s/.][^\s]*\.\.[^\s.][^\s]*")
 
 
-class DebKernel(Model):
+class DebKernel(ScenarioModel):
     """A kernel from Debian's packages, resolved by apt with Debian's own keyring."""
 
     deb: PackageName
     """Package name, for example linux-image-cloud-amd64."""
-    suite: Suite | None = None
+    suite: DebianSuite | None = None
     """Debian suite, for example trixie or trixie-backports."""
     version: str | None = None
     """Exact package version; with or without a suite."""
@@ -47,7 +53,7 @@ class ModuleKernel(DebKernel):
     (drivers/vfio/vfio_iommu_type1.c). They replace the package's files."""
     ref: str | None = None
     """Commit of the git repository `module`. Default: the files that are in the folder now."""
-    series: Series = ()
+    series: PatchSources = ()
     """Patches on top of the package's source (and of `module`)."""
 
     @model_validator(mode="after")
@@ -69,7 +75,7 @@ class ModuleKernel(DebKernel):
         return " + ".join([str(self.package), *module, *map(_shown, self.series)])
 
 
-class DirKernel(Model):
+class DirKernel(ScenarioModel):
     """A kernel that is built already: a folder with vmlinuz and its modules."""
 
     dir: KernelPath
@@ -80,10 +86,10 @@ class DirKernel(Model):
         return f"dir:{self.dir}"
 
 
-class _Built(Model):
+class _Built(ScenarioModel):
     """Keys that all kernels built from source share."""
 
-    series: Series = ()
+    series: PatchSources = ()
     """Patches on top of the source, in this order: a file (mbox, patch), a folder of patches, a
     range of commits of the tree's repository (A..B), or the message-id of a mail on
     lore.kernel.org."""
@@ -112,7 +118,7 @@ class SourceKernel(_Built):
 
     source: PackageName
     """Package name, for example linux-source-7.3, or linux-source for a suite's default."""
-    suite: Suite | None = None
+    suite: DebianSuite | None = None
     version: str | None = None
 
     @model_validator(mode="after")
@@ -173,7 +179,7 @@ Kernel = Annotated[
 ]
 
 
-def absolute_kernel(kernel: Kernel, folder: Path) -> Kernel:
+def resolve_kernel_paths(kernel: Kernel, folder: Path) -> Kernel:
     """Return the kernel with its relative paths resolved from `folder`."""
     more: dict[str, Any] = {}
     for key in ("dir", "tree", "module"):

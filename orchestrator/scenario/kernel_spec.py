@@ -74,7 +74,7 @@ def parse_kernel(
     return _valid(option, text, package | {kind: path} | ({"ref": ref} if ref else {}))
 
 
-def with_series(kernel: Kernel, series: tuple[str, ...], option: str) -> Kernel:
+def add_series(kernel: Kernel, series: tuple[str, ...], option: str) -> Kernel:
     """Return the kernel with these patches on top. Raises ScenarioError for a kernel that cannot
     be patched."""
     if isinstance(kernel, DirKernel):

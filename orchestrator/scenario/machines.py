@@ -9,20 +9,20 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from orchestrator.formats.units import GIB, MIB, format_size
 from orchestrator.scenario.fields import (
-    Address,
     BarSize,
+    ByteSize,
     Command,
     CommandLine,
     FunctionAddress,
     KernelPath,
-    Model,
-    Size,
+    ScenarioModel,
+    SshAddress,
 )
 from orchestrator.scenario.kernel_forms import Kernel
 from orchestrator.scenario.vocabulary import Backing, BootWay
 
 
-class HostSpec(Model):
+class HostRules(ScenarioModel):
     """What every kind of host answers about itself. A kind overrides what differs."""
 
     @property
@@ -48,7 +48,7 @@ class HostSpec(Model):
         """Raise ValueError if the host would not find the pages of the guest's memory."""
 
 
-class NestedHost(HostSpec):
+class NestedHost(HostRules):
     """The host under test is a VM of this machine."""
 
     kind: Literal["nested"] = "nested"
@@ -69,7 +69,7 @@ class NestedHost(HostSpec):
     phys_bits: Annotated[int, Field(ge=36, le=52)] = 46
     """Physical address bits of the host's CPU. The BARs must fit into its window for 64-bit BARs,
     a quarter of the address space."""
-    memory: Annotated[Size, Field(ge=GIB)] = 4 * GIB
+    memory: Annotated[ByteSize, Field(ge=GIB)] = 4 * GIB
     cpus: Annotated[int, Field(ge=1, le=64)] = 2
     """Number of CPUs. An exact host always has 1, which is then also the default."""
     cmdline: CommandLine = ""
@@ -148,7 +148,7 @@ class NestedHost(HostSpec):
             )
 
 
-class MetalHost(HostSpec):
+class MetalHost(HostRules):
     """The host under test is an existing machine, reached over SSH as root or with sudo. A run
     leaves it as it was, and on the kernel that it ran before."""
 
@@ -157,7 +157,7 @@ class MetalHost(HostSpec):
     viommu: ClassVar[None] = None
     cpus: ClassVar[None] = None
     phys_bits: ClassVar[None] = None
-    address: Address
+    address: SshAddress
     """Address as ssh(1) takes it: a Host of its configuration, USER@HOST, or
     ssh://USER@HOST:PORT."""
     ssh_config: KernelPath | None = None
@@ -200,13 +200,13 @@ def _host_tag(value: Any) -> str | None:
     return kind if kind in ("nested", "metal") else None
 
 
-Host = Annotated[
+HostSpec = Annotated[
     Annotated[NestedHost, Tag("nested")] | Annotated[MetalHost, Tag("metal")],
     Discriminator(_host_tag, custom_error_type="kind", custom_error_message='"nested" or "metal"'),
 ]
 
 
-class EmulatedDevice(Model):
+class EmulatedDevice(ScenarioModel):
     """A device that barometer makes for a nested host."""
 
     host_kind: ClassVar[str] = "nested"
@@ -222,7 +222,7 @@ class EmulatedDevice(Model):
     to it traps. For guest boots only."""
 
 
-class HostDevice(Model):
+class HostDevice(ScenarioModel):
     """A PCI function of a metal host."""
 
     host_kind: ClassVar[str] = "metal"
@@ -267,11 +267,11 @@ Device = Annotated[
 ]  # fmt: skip
 
 
-class Guest(Model):
+class Guest(ScenarioModel):
     kernel: Kernel
     """Kernel of the guest, the same in both arms. Its PCI code decides how often a BAR is
     mapped."""
-    memory: Size = 512 * MIB
+    memory: ByteSize = 512 * MIB
     cpus: Annotated[int, Field(ge=1, le=64)] = 1
     cmdline: str = ""
     """Words appended to the guest's kernel command line in both arms."""

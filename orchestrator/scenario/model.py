@@ -10,8 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from orchestrator.base.spelling import nearest_name
 from orchestrator.formats.abi import LEAVES, PAGE
 from orchestrator.formats.units import MIB, format_size
-from orchestrator.scenario.fields import LONGEST_CMDLINE, Expectation, Model
-from orchestrator.scenario.machines import Device, EmulatedDevice, Guest, Host, NestedHost
+from orchestrator.scenario.fields import LONGEST_CMDLINE, Expectation, ScenarioModel
+from orchestrator.scenario.machines import Device, EmulatedDevice, Guest, HostSpec, NestedHost
 from orchestrator.scenario.map_workload import Map
 from orchestrator.scenario.trials import Arms, Judgement, Trace, Trials
 from orchestrator.scenario.vocabulary import (
@@ -29,11 +29,11 @@ from orchestrator.scenario.vocabulary import (
 )
 
 
-class Scenario(Model):
+class Scenario(ScenarioModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     workload: Literal["guest-boot", "map"] = "guest-boot"
     """guest-boot: boot a guest that owns the device. map: map the BAR without a guest."""
-    host: Host = NestedHost()
+    host: HostSpec = NestedHost()
     device: Device = EmulatedDevice()
     guest: Guest | None = None
     """Guest of the workload guest-boot, which needs this table."""

@@ -7,12 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.scenario.fields import PARAMETER, SETTING, CommandLine, Model, Percent, Scalar
+from orchestrator.scenario.fields import (
+    PARAMETER,
+    SETTING,
+    CommandLine,
+    Percent,
+    Scalar,
+    ScenarioModel,
+)
 from orchestrator.scenario.kernel_forms import Kernel
 from orchestrator.scenario.vocabulary import ArmName, Pass, word_name
 
 
-class Arm(Model):
+class Arm(ScenarioModel):
     """A kernel and its settings."""
 
     kernel: Kernel
@@ -73,7 +80,7 @@ class Arm(Model):
         return (*self.cmdline.split(), *parameters)
 
 
-class Arms(Model):
+class Arms(ScenarioModel):
     baseline: Arm
     """The unpatched kernel."""
     candidate: Arm
@@ -83,7 +90,7 @@ class Arms(Model):
         return self.baseline if name == "baseline" else self.candidate
 
 
-class Until(Model):
+class Until(ScenarioModel):
     """Rule that ends a run, in place of a number of pairs."""
 
     precision: Percent = 0.02
@@ -94,7 +101,7 @@ class Until(Model):
     """Most pairs of trials. A block is two pairs, so the number is even."""
 
 
-class Trials(Model):
+class Trials(ScenarioModel):
     pairs: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Number of pairs. A pair is two trials, one host boot of each arm. Two pairs are a block, and
     the second has the arms in the opposite order. A verdict on a time that changes by less than a
@@ -131,7 +138,7 @@ _CONDITIONS_ALONE = ("accel", "barometer", "workload")
 """Conditions whose names have no dot."""
 
 
-def not_a_condition(names: Iterable[str]) -> str | None:
+def explain_no_condition(names: Iterable[str]) -> str | None:
     """Explain the first name that cannot be a condition's, or return None if all can."""
     for name in names:
         room = name.partition(".")[0]
@@ -143,7 +150,7 @@ def not_a_condition(names: Iterable[str]) -> str | None:
     return None
 
 
-class Judgement(Model):
+class Judgement(ScenarioModel):
     margin: Percent = 0.03
     """Margin of `equivalent`: the 95 % interval of the ratio must lie within 1 / (1 + margin) and
     1 + margin."""
@@ -156,7 +163,7 @@ class Judgement(Model):
     @field_validator("allow")
     @classmethod
     def _of_a_room(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if wrong := not_a_condition(names):
+        if wrong := explain_no_condition(names):
             raise ValueError(wrong)
         return names
 
@@ -170,7 +177,7 @@ class Judgement(Model):
         return self
 
 
-class Trace(Model):
+class Trace(ScenarioModel):
     passes: Annotated[tuple[Pass, ...], Field(min_length=1)] = ("plain", "timing", "counts")
     """plain: untraced. timing: a few records per map. counts: exact page counts. profile (map
     workload, accel exact): instructions by kernel function."""

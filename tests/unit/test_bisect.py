@@ -13,9 +13,9 @@ import pytest
 from orchestrator.analysis.verdict.bisection import BisectCommit, Measured, Skipped
 from orchestrator.base.errors import BenchError, EvidenceError, ScenarioError
 from orchestrator.base.progress import Progress
-from orchestrator.run.bisect import Kernels, Question, Record, bisected, kernels_of
-from orchestrator.run.commits import commits_of
-from orchestrator.scenario.builder import Setting, bisect_text
+from orchestrator.run.bisect import Kernels, Question, Record, bisect_commits, parse_commit_kernels
+from orchestrator.run.commits import find_commits
+from orchestrator.scenario.builder import Setting, build_bisect_file
 from orchestrator.scenario.kernel_forms import DebKernel, ModuleKernel, TreeKernel
 from tests.unit.histories import history, straight
 
@@ -64,13 +64,13 @@ class Fixture:
         self, good: str = "c0", bad: str = "", paths: tuple[str, ...] = (),
         metric: str = "bar_map_cost", accel: Any = "exact",
     ) -> Question:  # fmt: skip
-        commits = commits_of(self.linux, good.split(), bad or self._last, paths)
+        commits = find_commits(self.linux, good.split(), bad or self._last, paths)
         kernels = Kernels(self.linux)
-        text = bisect_text(Setting(accel), metric, kernels(commits.bad))
+        text = build_bisect_file(Setting(accel), metric, kernels(commits.bad))
         return Question(commits, kernels, metric, text)
 
     def run(self, bench: Fake, **asked: Any) -> Record:
-        return bisected(self.question(**asked), self.out, bench, Progress())
+        return bisect_commits(self.question(**asked), self.out, bench, Progress())
 
     def saved(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.out / "bisect.json").read_text())
@@ -431,16 +431,16 @@ def test_merges_are_bisected(tmp_path: Path) -> None:
 
 
 def test_kernel_of_a_commit_is_its_tree_or_changed_modules(linux: Path) -> None:
-    commits = commits_of(linux, ["c0"], "c64", ())
+    commits = find_commits(linux, ["c0"], "c64", ())
     sha = commits.bad.sha
-    assert kernels_of(commits, None, ["CONFIG_A=y", "x.config"], Path("/etc"))(commits.bad) == (
-        TreeKernel(tree=linux, ref=sha, config=("CONFIG_A=y", "/etc/x.config"))
-    )
+    assert parse_commit_kernels(commits, None, ["CONFIG_A=y", "x.config"], Path("/etc"))(
+        commits.bad
+    ) == (TreeKernel(tree=linux, ref=sha, config=("CONFIG_A=y", "/etc/x.config")))
     on = "deb:linux-image-cloud-amd64@trixie"
-    assert kernels_of(commits, on, [], Path())(commits.bad) == ModuleKernel(
+    assert parse_commit_kernels(commits, on, [], Path())(commits.bad) == ModuleKernel(
         deb="linux-image-cloud-amd64", suite="trixie", module=linux, ref=sha
     )
-    assert kernels_of(commits, on, [], Path()).on == DebKernel(
+    assert parse_commit_kernels(commits, on, [], Path()).on == DebKernel(
         deb="linux-image-cloud-amd64", suite="trixie"
     )
 
@@ -453,4 +453,4 @@ def test_modules_are_of_a_package_and_have_no_configuration(
     linux: Path, on: str, config: list[str], said: str
 ) -> None:
     with pytest.raises(ScenarioError, match=said):
-        kernels_of(commits_of(linux, ["c0"], "c64", ()), on, config, Path())
+        parse_commit_kernels(find_commits(linux, ["c0"], "c64", ()), on, config, Path())

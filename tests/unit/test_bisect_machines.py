@@ -21,10 +21,10 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import RunDir
 from orchestrator.run import bisect
 from orchestrator.run.bisect import Kernels, Machines, Question, run_bisection
-from orchestrator.run.commits import commits_of
-from orchestrator.run.judge import judge, sampled
+from orchestrator.run.commits import find_commits
+from orchestrator.run.judge import judge, read_samples
 from orchestrator.run.trials import Runner
-from orchestrator.scenario.builder import Setting, bisect_text
+from orchestrator.scenario.builder import Setting, build_bisect_file
 from orchestrator.scenario.kernel_forms import DebKernel, ModuleKernel, TreeKernel
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, ArmName
@@ -64,9 +64,9 @@ class Fixture:
         self.folder, self.out = folder, folder / "out"
         shas = straight(folder / "linux", 9)
         self._subjects = {sha: subject for subject, sha in shas.items()}
-        commits = commits_of(folder / "linux", ["c0"], "c8", ())
+        commits = find_commits(folder / "linux", ["c0"], "c8", ())
         kernels = Kernels(commits.repository)
-        text = bisect_text(
+        text = build_bisect_file(
             Setting("exact", bar="4GiB"), "bar_map_cost", kernels(commits.bad),
             ['map.sizes=["1GiB", "2GiB", "full"]', 'map.alignment=["1GiB", "2MiB", "4KiB"]',
              'trace.passes=["plain", "counts"]'],
@@ -110,7 +110,7 @@ class Fixture:
 
     def step(self, subject: str = "c6") -> Measured | Skipped:
         names = {subject: sha for sha, subject in self._subjects.items()}
-        commit = commits_of(self.question.commits.repository, ["c0"], names[subject], ()).bad
+        commit = find_commits(self.question.commits.repository, ["c0"], names[subject], ()).bad
         return Machines(self.here).step(self.question, commit, self.out / "steps/1")
 
 
@@ -135,9 +135,9 @@ def test_run_of_one_arm_alone_is_judged_as_what_it_is(fixture: Fixture) -> None:
     found = judge(run).save()
     assert (found.document["verdict"], found.exit_code) == ("invalid", 4)
     assert "the baseline has no trial" in found.report.replace("\n", " ")
-    assert len(sampled(run, "candidate", "bar_map_cost").values) == 1
-    assert sampled(run, "baseline", "bar_map_cost") == ("Ginsn", (), ())
-    assert sampled(run, "candidate", "pfn_lookups_per_map").unit == "count"
+    assert len(read_samples(run, "candidate", "bar_map_cost").values) == 1
+    assert read_samples(run, "baseline", "bar_map_cost") == ("Ginsn", (), ())
+    assert read_samples(run, "candidate", "pfn_lookups_per_map").unit == "count"
 
 
 @pytest.mark.parametrize(

@@ -938,7 +938,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, finished: Path) -> list[str]:
         nothing = cast(Any, None)
         return contextlib.nullcontext(Runner(cache, nothing, nothing, progress, keep))
 
-    monkeypatch.setattr(ab, "runner", runner)
+    monkeypatch.setattr(ab, "ready_runner", runner)
     monkeypatch.setattr(ab, "run_plan", run_plan)
     monkeypatch.setattr(cell_loop, "run_plan", run_plan)
     return ran

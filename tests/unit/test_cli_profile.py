@@ -47,7 +47,7 @@ class Command:
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
     made = Command()
     monkeypatch.setattr(profile, "record", made.record)
-    monkeypatch.setattr(profile, "clear", lambda *where: made.cleared.append(where))
+    monkeypatch.setattr(profile, "clear_profile", lambda *where: made.cleared.append(where))
     return made
 
 

@@ -64,7 +64,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fixture:
 
     monkeypatch.chdir(tmp_path)
     for module in (ab, running):
-        monkeypatch.setattr(module, "runner", runner)
+        monkeypatch.setattr(module, "ready_runner", runner)
     for module in (ab, accel):
         monkeypatch.setattr(
             module, "choose_accel", lambda asked: (asked.replace("auto", "tcg"), "no KVM")

@@ -62,7 +62,7 @@ class Fixture:
         self._monkeypatch.setattr(cell_loop, "run_plan", begin)
         self._monkeypatch.setattr(cell_loop, "describe_kernel", lambda kernel, cache: str(kernel))
         file = file or self.file
-        return run_cells(file, file.chosen(cells), self.out, self.here)
+        return run_cells(file, file.select_cells(cells), self.out, self.here)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ from orchestrator.machine.runner.state import BenchState
 from orchestrator.machine.vm.domain import Disk
 from orchestrator.run import prepare as prepare_module
 from orchestrator.run import trials as loop
-from orchestrator.run.prepare import Prepared, plan_facts
+from orchestrator.run.prepare import Prepared, build_plan
 from orchestrator.run.trials import Bench, Enough, Runner, all_made, run_plan, run_trials
 from orchestrator.scenario.kernel_forms import DirKernel
 from orchestrator.scenario.machines import HostDevice, MetalHost
@@ -649,7 +649,7 @@ def test_plan_of_maps_has_no_guest_and_the_passes_of_each_trial(tmp_path: Path) 
         kernels={"baseline": kernel, "candidate": kernel}, guest_kernel=None, accel="exact",
         accel_reason="asked for",
     )  # fmt: skip
-    facts = plan_facts(map_scenario('trace.passes=["plain"]'), prepared)
+    facts = build_plan(map_scenario('trace.passes=["plain"]'), prepared)
     assert facts.guest_kernel is None
     assert [trial.passes for trial in facts.trials] == [("plain",)] * 2
     run_dir = RunDir.create(tmp_path / "run", "x", facts)
@@ -662,7 +662,7 @@ def test_plan_says_what_the_arms_are_set_to(tmp_path: Path) -> None:
         kernels={"baseline": kernel, "candidate": kernel}, guest_kernel=None, accel="exact",
         accel_reason="asked for",
     )  # fmt: skip
-    facts = plan_facts(map_scenario("arms.candidate.cmdline=nosmt"), prepared)
+    facts = build_plan(map_scenario("arms.candidate.cmdline=nosmt"), prepared)
     empty: dict[str, Any] = {"cmdline": "", "parameters": {}, "sysfs": {}}
     assert facts.to_json()["arm_settings"] == {
         "baseline": empty, "candidate": empty | {"cmdline": "nosmt"},

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from orchestrator.base.errors import ScenarioError
 from orchestrator.base.spelling import nearest_name
 from orchestrator.formats.units import GIB, KIB, MIB, TIB, format_size, parse_size
-from orchestrator.scenario.explaining import json_schema
+from orchestrator.scenario.explaining import build_schema
 from orchestrator.scenario.factors import load_scenarios
 from orchestrator.scenario.kernel_forms import DebKernel, DirKernel
 from orchestrator.scenario.loading import load_scenario, parse_scenario
 from orchestrator.scenario.machines import MetalHost
 from orchestrator.scenario.model import Scenario
-from orchestrator.scenario.trials import not_a_condition
+from orchestrator.scenario.trials import explain_no_condition
 from orchestrator.scenario.vocabulary import AT_POINTS, METRICS, current_name
 from tests.unit.scenarios import MAPS, METAL, MINIMAL, map_scenario, metal_scenario, scenario
 
@@ -527,7 +527,7 @@ def test_any_text_after_a_scenario_is_read_or_refused(text: str) -> None:
 
 
 def test_schema_describes_every_key() -> None:
-    schema = json.loads(json.dumps(json_schema()))
+    schema = json.loads(json.dumps(build_schema()))
     assert set(schema["properties"]) == set(Scenario.model_fields)
     bar = schema["$defs"]["EmulatedDevice"]["properties"]["bar"]
     assert bar["type"] == "string"
@@ -537,7 +537,7 @@ def test_schema_describes_every_key() -> None:
 
 
 def test_schema_has_every_key_of_a_map() -> None:
-    found = json_schema()["$defs"]["Map"]["properties"]
+    found = build_schema()["$defs"]["Map"]["properties"]
     assert set(found) == {"sizes", "alignment", "state", "repeats", "backend", "thp"}
     assert found["sizes"]["items"]["examples"] == ["full"]
     assert all(key["description"] for key in found.values())
@@ -678,7 +678,7 @@ def test_matrix_is_more_than_one_scenario() -> None:
     ],
 )  # fmt: skip
 def test_name_of_a_condition_is_one_or_has_a_star(name: str, wrong: str | None) -> None:
-    found = not_a_condition([name])
+    found = explain_no_condition([name])
     assert found is None if wrong is None else wrong in str(found)
 
 

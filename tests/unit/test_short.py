@@ -11,13 +11,13 @@ from orchestrator.base.errors import ScenarioError
 from orchestrator.scenario.builder import (
     ArmSettings,
     Setting,
-    ab_text,
-    arms_of,
-    bisect_text,
-    commit_text,
-    knobs_of,
-    metric_named,
-    template_of,
+    build_ab_file,
+    build_arms,
+    build_bisect_file,
+    build_commit_file,
+    build_template,
+    parse_metric,
+    parse_settings,
 )
 from orchestrator.scenario.kernel_forms import (
     DebKernel,
@@ -45,7 +45,7 @@ def asked(
     base: Kernel = DEB, candidate: Kernel = NEW, knobs: ArmSettings | None = None,
     setting: Setting = EXACT, pairs: int | None = None,
 ) -> Scenario:  # fmt: skip
-    text = ab_text(setting, base, candidate, knobs or ArmSettings(), pairs)
+    text = build_ab_file(setting, base, candidate, knobs or ArmSettings(), pairs)
     return parse_scenario(text, "ab", Path("/elsewhere"))[0]
 
 
@@ -85,7 +85,9 @@ def test_two_verdicts_of_times_take_twelve_pairs() -> None:
 
 
 def test_why_it_is_that_accelerator_is_a_comment() -> None:
-    text = ab_text(Setting("exact", "no KVM: there is no /dev/kvm"), DEB, NEW, ArmSettings(), None)
+    text = build_ab_file(
+        Setting("exact", "no KVM: there is no /dev/kvm"), DEB, NEW, ArmSettings(), None
+    )
     assert 'accel = "exact" # no KVM: there is no /dev/kvm\n' in text
     assert text.startswith("# Made by `barometer ab`.")
 
@@ -99,7 +101,7 @@ def test_guest_boots_have_a_guest() -> None:
 
 
 def test_knobs_are_the_candidate_s() -> None:
-    knobs = knobs_of(
+    knobs = parse_settings(
         "iommu.strict=1",
         ["vfio_iommu_type1.disable_hugepages=true", "vfio.x=a=b"],
         ["/sys/kernel/mm/transparent_hugepage/enabled=never"],
@@ -116,21 +118,21 @@ def test_knobs_are_the_candidate_s() -> None:
 @pytest.mark.parametrize("text", ["", "a.b", "=1", "a.b="])
 def test_knob_without_a_value_is_refused(text: str) -> None:
     with pytest.raises(ScenarioError, match=r"--candidate-param .*: expected NAME=VALUE"):
-        knobs_of("", [text], [])
+        parse_settings("", [text], [])
     with pytest.raises(ScenarioError, match=r"--candidate-sysfs .*: expected NAME=VALUE"):
-        knobs_of("", [], [text])
+        parse_settings("", [], [text])
 
 
 def test_knob_that_is_set_twice_is_refused() -> None:
     with pytest.raises(ScenarioError, match=r"a\.b is given twice"):
-        knobs_of("", ["a.b=1", "a.b=2"], [])
+        parse_settings("", ["a.b=1", "a.b=2"], [])
 
 
 def arms(
     base: Kernel, candidate: Kernel | None = None, *series: str, config: tuple[str, ...] = (),
     knobs: ArmSettings | None = None,
 ) -> tuple[Kernel, Kernel]:  # fmt: skip
-    return arms_of(base, candidate, series, config, knobs or ArmSettings(), HERE)
+    return build_arms(base, candidate, series, config, knobs or ArmSettings(), HERE)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +215,7 @@ def test_name_says_what_differs(
 def test_bisection_takes_the_pass_of_its_metric(
     workload: Any, metric: str, passes: tuple[str, ...]
 ) -> None:
-    text = bisect_text(Setting("exact", workload=workload, guest=DIR), metric, TREE)
+    text = build_bisect_file(Setting("exact", workload=workload, guest=DIR), metric, TREE)
     scenario = parse_scenario(text, "bisect")[0]
     assert scenario.trace.passes == passes
     assert metric in scenario.metrics()
@@ -221,38 +223,38 @@ def test_bisection_takes_the_pass_of_its_metric(
 
 def test_what_is_not_measured_is_said_with_the_nearest_name() -> None:
     with pytest.raises(ScenarioError, match=r'is no metric.*; did you mean "bar_map_cost"'):
-        bisect_text(EXACT, "bar_map_second", TREE)
+        build_bisect_file(EXACT, "bar_map_second", TREE)
     with pytest.raises(ScenarioError, match=r"bar_maps_per_boot: is not measured by the workload"):
-        bisect_text(EXACT, "bar_maps_per_boot", TREE)
+        build_bisect_file(EXACT, "bar_maps_per_boot", TREE)
 
 
 def test_bisection_can_be_set_further() -> None:
     metric = "bar_map_cost@1GiB/2MiB/warm"
     wanted = ['map.sizes=["1GiB"]', 'map.alignment=["2MiB"]']
-    text = bisect_text(EXACT, metric, TREE, wanted)
+    text = build_bisect_file(EXACT, metric, TREE, wanted)
     assert metric in parse_scenario(text, "bisect")[0].metrics()
 
 
 def test_former_name_of_a_metric_is_accepted_with_a_note(caplog: pytest.LogCaptureFixture) -> None:
-    assert metric_named("bar_map_cost@full/1GiB/cold") == "bar_map_cost@full/1GiB/cold"
+    assert parse_metric("bar_map_cost@full/1GiB/cold") == "bar_map_cost@full/1GiB/cold"
     assert not caplog.records
-    assert metric_named("bar_map_seconds@full/1GiB/cold") == "bar_map_cost@full/1GiB/cold"
+    assert parse_metric("bar_map_seconds@full/1GiB/cold") == "bar_map_cost@full/1GiB/cold"
     assert "is bar_map_cost@full/1GiB/cold now" in caplog.text
 
 
 def test_scenario_of_a_commit_has_its_kernel_and_nothing_to_expect() -> None:
-    text = commit_text(MAPS + '[expect]\nbar_map_cost = "improved"\n', "one", TREE, DEB, 3)
+    text = build_commit_file(MAPS + '[expect]\nbar_map_cost = "improved"\n', "one", TREE, DEB, 3)
     scenario = parse_scenario(text, "one")[0]
     assert (scenario.name, scenario.nested.accel, scenario.expect) == ("one", "exact", {})
     assert (scenario.arms.baseline.kernel, scenario.arms.candidate.kernel) == (TREE, DEB)
-    plan = make_plan(parse_scenario(commit_text(MINIMAL, "one", TREE, DEB, 12), "one")[0])
+    plan = make_plan(parse_scenario(build_commit_file(MINIMAL, "one", TREE, DEB, 12), "one")[0])
     assert [trial.arm for trial in plan].count("candidate") == 12
     assert len(plan) == 24  # neither warm-up nor control
 
 
 def test_scenario_file_is_a_template_that_stands_alone() -> None:
     scenario, text = parse_scenario(MINIMAL, "x.toml", HERE)
-    template = template_of(scenario, text, "tcg", "guest_boot_cost")
+    template = build_template(scenario, text, "tcg", "guest_boot_cost")
     again = parse_scenario(template, "x.toml", Path("/elsewhere"))[0]
     assert again.nested.accel == "tcg"
     assert again.guest is not None
@@ -262,13 +264,13 @@ def test_scenario_file_is_a_template_that_stands_alone() -> None:
 def test_scenario_file_measures_the_metric_and_has_no_settings_of_an_arm() -> None:
     scenario, text = parse_scenario(MAPS, "x.toml")
     with pytest.raises(ScenarioError, match=r"is not measured by maps and its passes"):
-        template_of(scenario, text, "exact", "guest_boot_cost")
+        build_template(scenario, text, "exact", "guest_boot_cost")
     scenario, text = parse_scenario(MAPS, "x.toml", overrides=["arms.candidate.cmdline=quiet"])
     with pytest.raises(ScenarioError, match=r"arms\.candidate: has settings besides its kernel"):
-        template_of(scenario, text, "exact", "bar_map_cost")
+        build_template(scenario, text, "exact", "bar_map_cost")
 
 
 @pytest.mark.parametrize("override", ["trials.pairs=3", "arms.candidate.cmdline=x", "expect={}"])
 def test_what_a_bisection_makes_itself_is_not_to_be_set(override: str) -> None:
     with pytest.raises(ScenarioError, match="made anew for each commit"):
-        bisect_text(EXACT, "bar_map_cost", TREE, [override])
+        build_bisect_file(EXACT, "bar_map_cost", TREE, [override])

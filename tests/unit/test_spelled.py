@@ -17,7 +17,7 @@ from orchestrator.scenario.kernel_forms import (
     SourceKernel,
     TreeKernel,
 )
-from orchestrator.scenario.kernel_spec import EXAMPLES, parse_kernel, with_series
+from orchestrator.scenario.kernel_spec import EXAMPLES, add_series, parse_kernel
 
 BASE = DebKernel(deb="linux-image-cloud-amd64", suite="trixie")
 
@@ -139,16 +139,16 @@ def test_what_is_wrong_is_said_with_what_was_expected(here: Path, text: str, sai
 
 def test_series_is_on_top_of_what_is_there() -> None:
     tree = TreeKernel(tree=Path("/linux"), series=("a",))
-    assert with_series(tree, ("b", "c"), "--series") == tree.model_copy(
+    assert add_series(tree, ("b", "c"), "--series") == tree.model_copy(
         update={"series": ("a", "b", "c")}
     )
     changed = ModuleKernel(deb=BASE.deb, suite="trixie", series=("a",))
-    assert with_series(BASE, ("a",), "--series") == changed
-    assert with_series(changed, ("b",), "--series") == ModuleKernel(
+    assert add_series(BASE, ("a",), "--series") == changed
+    assert add_series(changed, ("b",), "--series") == ModuleKernel(
         deb=BASE.deb, suite="trixie", series=("a", "b")
     )
     with pytest.raises(ScenarioError, match="--series: dir:/k is built already"):
-        with_series(DirKernel(dir=Path("/k")), ("a",), "--series")
+        add_series(DirKernel(dir=Path("/k")), ("a",), "--series")
 
 
 NAMES = st.from_regex(r"[a-z0-9][a-z0-9+.-]{1,20}", fullmatch=True)

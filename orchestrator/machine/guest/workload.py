@@ -20,7 +20,7 @@ from orchestrator.machine.tracing.instructions import log_instructions
 from orchestrator.machine.tracing.mapagent import build_point_request, collect_answers
 from orchestrator.machine.tracing.probes import FAULT, armed_tracer
 from orchestrator.machine.transport.keys import RunKeys
-from orchestrator.scenario.machines import Host as HostSpec
+from orchestrator.scenario.machines import HostSpec
 from orchestrator.scenario.map_workload import Map
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.trials import Arms

@@ -17,7 +17,7 @@ from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size
 from orchestrator.report.words.quantities import format_quantity, plural
 from orchestrator.scenario.choices import Workload
-from orchestrator.scenario.machines import Device, Guest, Host
+from orchestrator.scenario.machines import Device, Guest, HostSpec
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import Metric, is_emulated
 
@@ -67,7 +67,7 @@ def metric_title(metric: Metric) -> str:
     return TITLES[base] + f" ({point})" * bool(point)
 
 
-def describe_device(device: Device, host: Host) -> str:
+def describe_device(device: Device, host: HostSpec) -> str:
     """Describe the device: `ivshmem, BAR 32GiB, intel vIOMMU`."""
     number = f"{device.count} x " * (device.count > 1)
     mapped = "" if device.mmap else ", no mmap"
@@ -75,7 +75,7 @@ def describe_device(device: Device, host: Host) -> str:
     return f"{number}{device.kind}, BAR {format_size(device.bar)}{mapped}{viommu}"
 
 
-def describe_host(host: Host, accel: str, reason: str) -> str:
+def describe_host(host: HostSpec, accel: str, reason: str) -> str:
     """Describe the host: `nested VM, 2 CPUs, accel kvm, ...`."""
     cpus = f", {plural(host.cpus, 'CPU')}" if host.cpus else ""
     return f"{host.name}{cpus}, accel {accel}, {reason}"

@@ -17,7 +17,7 @@ from orchestrator.evidence.faults import Attempt
 from orchestrator.evidence.layout import RunDir
 from orchestrator.report.text.brief import LINES, bisect_brief, matrix_brief, run_brief
 from orchestrator.report.words.columns import WIDTH
-from orchestrator.run.judge import saved_run
+from orchestrator.run.judge import read_saved_run
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, METRICS, Metric
 from tests.unit.recorded import RUN
@@ -55,7 +55,7 @@ def measured(values: dict[Metric, tuple[float, float]]) -> list[TrialResult]:
 
 @pytest.mark.parametrize("name", ["debian-6.12-vs-7", "map-exact", "levels", "metal"])
 def test_recorded_run_ends_with_its_verdict_and_its_folder(name: str) -> None:
-    saved = saved_run(RunDir.open(RECORDED / name))
+    saved = read_saved_run(RunDir.open(RECORDED / name))
     comparison = compare_trials(
         saved.scenario, KERNELS, saved.results, saved.planned, saved.plan.accel
     )
@@ -69,7 +69,7 @@ def test_recorded_run_ends_with_its_verdict_and_its_folder(name: str) -> None:
 
 
 def test_end_of_the_main_job_is_the_one_that_the_readme_shows() -> None:
-    saved = saved_run(RunDir.open(RECORDED / "debian-6.12-vs-7"))
+    saved = read_saved_run(RunDir.open(RECORDED / "debian-6.12-vs-7"))
     kernels = saved.plan.named_kernels()
     found = compare_trials(saved.scenario, kernels, saved.results, saved.planned, saved.plan.accel)
     folder = Path("/home/me/runs/debian-6.12-vs-7-20261130-093000")
