@@ -36,7 +36,7 @@ def boot_once() -> None:
     """Boot one host from nothing to its proven kernel and shut it down: the work of `--once`."""
     scenario, _ = load_scenario(SCENARIO, ["host.accel=tcg"])
     cache, progress, keys = Cache(), Progress(), RunKeys.make()
-    nested = NestedMachine.of(scenario)
+    nested = NestedMachine.of(scenario.host, scenario.device)
     prepare(scenario, nested, cache, progress)
     spec = nested.boot_spec("baseline", (), with_libvirt=True)
     with contextlib.ExitStack() as stack:
@@ -85,7 +85,8 @@ def main() -> None:
         boot_once()
         return
     scenario, _ = load_scenario(SCENARIO)
-    prepared = prepare(scenario, NestedMachine.of(scenario), Cache(), Progress())
+    machine = NestedMachine.of(scenario.host, scenario.device)
+    prepared = prepare(scenario, machine, Cache(), Progress())
     vmlinuz = prepared.kernels["baseline"].vmlinuz
     ours, theirs = [], []
     for _ in range(options.repeats):

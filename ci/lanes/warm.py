@@ -40,7 +40,7 @@ def scenario_step(*overrides: str) -> Step:
         scenario, _ = load_scenario(
             FIXTURES / "scenarios/small.toml", ["host.accel=tcg", *overrides]
         )
-        prepare(scenario, NestedMachine.of(scenario), cache, progress)
+        prepare(scenario, NestedMachine.of(scenario.host, scenario.device), cache, progress)
 
     return step
 

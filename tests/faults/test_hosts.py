@@ -20,7 +20,7 @@ from orchestrator.machine.guest.watching import Limits, wait_for
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.runner.state import token_prefix
 from orchestrator.run import trials
-from orchestrator.run.trials import run_trial
+from orchestrator.run.trial import run_trial
 from tests.lab.conftest import Outcome, RunOne
 
 pytestmark = pytest.mark.vm

@@ -26,7 +26,8 @@ from orchestrator.machine.nested.sharing import HostPool, NestedMachine
 from orchestrator.machine.runner.state import SHM, BenchState, bench_state, token_prefix
 from orchestrator.machine.vm import hypervisor
 from orchestrator.run.prepare import build_plan, prepare
-from orchestrator.run.trials import Bench, run_until_it_counts
+from orchestrator.run.trial import Bench
+from orchestrator.run.trials import run_until_it_counts
 from orchestrator.scenario.loading import load_scenario
 from orchestrator.scenario.plan import make_plan
 from tests.lab.machine.standin import StandIn, standin
@@ -103,7 +104,7 @@ def _run_one(
 ) -> Outcome:
     scenario, text = load_scenario(SMALL, ["expect={}", *overrides])
     cache, progress = Cache(), Progress()
-    machine = Claiming.of(scenario, pool)
+    machine = Claiming.of(scenario.host, scenario.device, pool)
     machine.claimed = release
     prepared = prepare(scenario, machine, cache, progress)
     run_dir = RunDir.create(folder, text, build_plan(scenario, prepared))

@@ -56,7 +56,7 @@ class Builder:
         return prepare(chosen, machine or self.nested(chosen), self.cache, Progress())
 
     def nested(self, chosen: Scenario) -> NestedMachine:
-        self.machine = NestedMachine.of(chosen)
+        self.machine = NestedMachine.of(chosen.host, chosen.device)
         return self.machine
 
     def _check(self, spec: DirKernel, cache: Cache) -> None:

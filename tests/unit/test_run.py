@@ -37,9 +37,11 @@ from orchestrator.machine.runner import images
 from orchestrator.machine.runner.state import BenchState
 from orchestrator.machine.vm.domain import Disk
 from orchestrator.run import prepare as prepare_module
+from orchestrator.run import trial as one_trial
 from orchestrator.run import trials as loop
 from orchestrator.run.prepare import Prepared, build_plan
-from orchestrator.run.trials import Bench, Enough, Runner, all_made, run_plan, run_trials
+from orchestrator.run.trial import Bench
+from orchestrator.run.trials import Enough, Runner, Schedule, all_made, run_plan, run_trials
 from orchestrator.scenario.kernel_forms import DirKernel
 from orchestrator.scenario.machines import HostDevice, MetalHost
 from orchestrator.scenario.model import Scenario
@@ -80,7 +82,7 @@ class Fixture:
         self.partial: list[str] = []
         self.bench: Bench | None = None
         self.held = True
-        monkeypatch.setattr(loop, "_trial_facts", made_up_facts)
+        monkeypatch.setattr(one_trial, "_describe_trial", made_up_facts)
 
     def trials(
         self, climb: Climb, chosen: Scenario, accel: str = "tcg", width: int = 1,
@@ -93,8 +95,8 @@ class Fixture:
             self.through.append(through)
             climb(planned, trial)
 
-        self._monkeypatch.setattr(loop, "_climb", begin)
-        self._monkeypatch.setattr(loop, "_at_once", lambda scenario: width)
+        self._monkeypatch.setattr(one_trial, "run_stages", begin)
+        self._monkeypatch.setattr(loop, "_count_hosts", lambda memory: width)
         kernels = dict.fromkeys(ARMS, SimpleNamespace(release="7.0", swapped={}))
         run_dir = RunDir(self._folder)
         run_dir.trials_path.mkdir(parents=True, exist_ok=True)
@@ -102,9 +104,8 @@ class Fixture:
         self.bench = Bench(
             chosen, cast(Prepared, SimpleNamespace(accel=accel, kernels=kernels)), run_dir,
             cast(BenchState, state), cast(Any, self.machines), Progress(), keep,
-            enough, only,
         )  # fmt: skip
-        self.held = run_trials(self.bench)
+        self.held = run_trials(self.bench, Schedule.of(chosen, enough, only))
         return run_dir.trials()
 
     def recorded(self, partial: str) -> None:
@@ -559,7 +560,7 @@ def test_hosts_at_once_are_those_that_cpus_and_memory_carry(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
     text = f"MemTotal: 1 kB\nMemAvailable:   {available * GIB // 1024} kB\n"
     monkeypatch.setattr(Path, "read_text", lambda self: text)
-    assert loop._at_once(map_scenario(f"host.memory={memory}GiB")) == fit
+    assert loop._count_hosts(memory * GIB) == fit
 
 
 class Pool:
@@ -581,11 +582,12 @@ def test_host_that_trials_share_is_ended_with_the_run(
     monkeypatch: pytest.MonkeyPatch, error: BaseException | None
 ) -> None:
     closed: list[str] = []
+    chosen = scenario()
     here = cast(Runner, SimpleNamespace(state="state", libvirt="libvirt"))
     monkeypatch.setattr(HostPool, "close", lambda _: closed.append("closed"))
 
     def run_it() -> None:
-        with loop.taken_machine(scenario(), "a run", here) as machine:
+        with loop.taken_machine(chosen.host, chosen.device, "a run", here) as machine:
             assert isinstance(machine, NestedMachine)
             assert not closed
             if error is not None:
@@ -616,7 +618,7 @@ def test_shared_host_is_the_same_for_all_passes_of_a_workload(
     payload = images.PayloadImage(tmp_path / "payload", {"dropbear": "2025"})
     monkeypatch.setattr(images, "host_image", lambda *how: image)
     monkeypatch.setattr(images, "payload_image", lambda *how: payload)
-    machine = NestedMachine.of(chosen, cast(HostPool, pool))
+    machine = NestedMachine.of(chosen.host, chosen.device, cast(HostPool, pool))
     guest_kernel = kernel if chosen.workload == "guest-boot" else None
     kernels: dict[ArmName, KernelBundle] = {"baseline": kernel, "candidate": kernel}
     machine.provide(kernels, chosen.guest, guest_kernel, Cache(tmp_path / "cache"))
@@ -686,8 +688,8 @@ def test_settings_are_written_before_they_are_proven_in_both_arms_or_none(
         done.append(f"write {name}")
 
     host = cast(Host, SimpleNamespace(shell=None, change=Recorded(done)))
-    monkeypatch.setattr(loop, "write_settings", write)
-    monkeypatch.setattr(loop, "prove_settings", proven)
+    monkeypatch.setattr(one_trial, "write_settings", write)
+    monkeypatch.setattr(one_trial, "prove_settings", proven)
     for cmdline in ("", "nosmt"):
         chosen = map_scenario(f"arms.candidate.cmdline={cmdline}")
         bench = SimpleNamespace(
@@ -695,7 +697,7 @@ def test_settings_are_written_before_they_are_proven_in_both_arms_or_none(
             prepared=SimpleNamespace(kernels=dict.fromkeys(ARMS)),
         )  # fmt: skip
         trial = TrialWriter(tmp_path / f"0001-{cmdline}", {})
-        loop._set(cast(Bench, bench), arm, host, trial)
+        one_trial._apply_settings(cast(Bench, bench), arm, host, trial)
         assert ("arm_settings" in trial.manifest) == bool(cmdline)
     assert done == [f"write {arm}", f"prove {arm}"]
 
@@ -709,14 +711,17 @@ def test_kernel_without_iommufd_is_refused_before_anything_boots(tmp_path: Path)
     prepare_module._has_backend(kernel, map_scenario())
 
 
-def test_workload_is_part_of_the_trials_facts() -> None:
-    assert loop._workload_facts(scenario("host.phys_bits=44")) == {
+def guest_keys(chosen: Scenario) -> dict[str, Any]:
+    return one_trial._describe_guest(chosen.guest, chosen.host.phys_bits)
+
+
+def test_guest_is_part_of_the_trials_facts() -> None:
+    assert guest_keys(scenario("host.phys_bits=44")) == {
         "guest_cpus": 1, "guest_firmware": "seabios", "guest_boot": "direct",
         "guest_backing": "anonymous", "guest_viommu": "none", "guest_backend": "type1",
         "guest_phys_bits": 44,
     }  # fmt: skip
-    assert loop._workload_facts(scenario("guest.phys_bits=40"))["guest_phys_bits"] == 40
-    assert loop._workload_facts(map_scenario()) == {"map_backend": "type1", "map_thp": "inherit"}
+    assert guest_keys(scenario("guest.phys_bits=40"))["guest_phys_bits"] == 40
 
 
 def test_configs_are_those_of_kernels_that_have_one(tmp_path: Path) -> None:
@@ -868,8 +873,8 @@ class Metal:
         """Accelerator that is known at each call of `prepare`; None if there is a machine."""
         monkeypatch.setattr(loop, "prepare", self._prepare)
         monkeypatch.setattr("orchestrator.machine.metal.metal.leased_machine", self._leased)
-        monkeypatch.setattr(loop, "_trial_facts", made_up_facts)
-        monkeypatch.setattr(loop, "_climb", self._climb)
+        monkeypatch.setattr(one_trial, "_describe_trial", made_up_facts)
+        monkeypatch.setattr(one_trial, "run_stages", self._climb)
 
     def _prepare(self, scenario: Scenario, machine: Any, *_: object) -> Prepared:
         self.found.append(machine if isinstance(machine, tuple) else None)
@@ -1027,7 +1032,7 @@ def metal_bench(metal: Metal, *overrides: str) -> Bench:
 def test_arm_is_booted_by_the_machine_with_its_own_words(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    climb = loop._climb
+    climb = one_trial.run_stages
     metal, trial = Metal(monkeypatch, tmp_path), TrialWriter(tmp_path / "0001-candidate", {})
     planned = make_plan(metal_scenario())[-1]
 
@@ -1062,7 +1067,7 @@ def test_machine_is_taken_before_anything_is_prepared_and_given_back_if_that_fai
 def test_facts_of_a_trial_on_metal_have_nothing_of_a_nested_host(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    facts_of = loop._trial_facts
+    facts_of = one_trial._describe_trial
     metal = Metal(monkeypatch, tmp_path)
     bench = metal_bench(metal)
     facts = facts_of(bench, make_plan(bench.scenario)[0])
@@ -1070,10 +1075,15 @@ def test_facts_of_a_trial_on_metal_have_nothing_of_a_nested_host(
     assert (facts["host_kind"], facts["device_kind"]) == ("metal", "hostdev")
     assert (facts["bar"], facts["device_count"], facts["accel"]) == (GIB, 1, "none")
     assert facts["guest_packages"] == {"busybox": "1.37"}
+    assert (facts["map_backend"], facts["map_thp"]) == ("type1", "inherit")
+    assert not {key for key in facts if key.startswith("guest_")} - {
+        "guest_kernel",
+        "guest_packages",
+    }
 
 
 def test_guest_on_metal_has_no_address_bits_of_a_nested_host() -> None:
     guest = ("workload=guest-boot", "guest={kernel = {dir = 'guest'}}")
-    assert loop._workload_facts(metal_scenario(*guest))["guest_phys_bits"] is None
-    wide = loop._workload_facts(metal_scenario(*guest, "guest.phys_bits=46"))
+    assert guest_keys(metal_scenario(*guest))["guest_phys_bits"] is None
+    wide = guest_keys(metal_scenario(*guest, "guest.phys_bits=46"))
     assert wide["guest_phys_bits"] == 46

@@ -44,8 +44,7 @@ from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.machine.transport.local import LocalMachine
 from orchestrator.machine.vm.domain import Disk
 from orchestrator.machine.vm.hypervisor import Connection
-from orchestrator.scenario.machines import EmulatedDevice, Guest, NestedHost
-from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.machines import Device, EmulatedDevice, Guest, HostSpec, NestedHost
 from orchestrator.scenario.vocabulary import ArmName
 
 _SETTLE_SECONDS = 10.0
@@ -221,10 +220,11 @@ class NestedMachine(Machine):
         self._boots_guests = False
 
     @classmethod
-    def of(cls, scenario: Scenario, pool: HostPool | None = None) -> Self:
-        """Return the machine of a scenario with a nested host."""
-        assert isinstance(scenario.device, EmulatedDevice)  # the scenario's own rule
-        return cls(scenario.nested, scenario.device, pool)
+    def of(cls, host: HostSpec, device: Device, pool: HostPool | None = None) -> Self:
+        """Return the machine of a scenario's nested host, with its device."""
+        assert host.kind == "nested"
+        assert device.kind != "hostdev"  # the scenario's own rule
+        return cls(host, device, pool)
 
     @property
     def shell(self) -> LocalMachine:
