@@ -20,7 +20,7 @@ from orchestrator.run.cells import all_cells_made, run_cells
 from orchestrator.run.diskspace import no_space_explained
 from orchestrator.run.judge import Judged, stop_rule
 from orchestrator.run.judgefolder import judge_folder, replace_exit_code
-from orchestrator.run.trials import all_made, ready_runner, run_plan
+from orchestrator.run.trials import Schedule, ready_runner, run_plan
 from orchestrator.scenario.builder import ArmSettings, Setting, build_ab_file, build_arms
 from orchestrator.scenario.choices import GUEST_KERNEL, AccelChoice, Workload
 from orchestrator.scenario.factors import Cell, ScenarioFile, parse_scenarios
@@ -174,4 +174,4 @@ def _is_made(file: ScenarioFile, cells: tuple[Cell, ...], folder: Path) -> bool:
     if file.has_matrix:
         return all_cells_made(cells, folder)
     (cell,) = cells
-    return all_made(cell.scenario, folder, stop_rule(cell.scenario))
+    return Schedule.of(cell.scenario, stop_rule(cell.scenario)).is_all_made(folder)

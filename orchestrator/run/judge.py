@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.analysis.boot import boot
+from orchestrator.analysis.boot.boot import read_timelines
 from orchestrator.analysis.boot.timeline import Timeline
 from orchestrator.analysis.conditions.conditions import compare_conditions, is_recorded_in_all
 from orchestrator.analysis.conditions.variable import find_variable
@@ -127,13 +127,30 @@ class Run:
         command."""
         scenario, comparison, plan = self.scenario, self.comparison, self.plan
         document = self.document()
-        machines = export_files(scenario, comparison, plan, self.suite)
-        save(self.path, document, {"report.txt": self.report, **machines})
-        _save_page(self.path / "report.html", scenario, comparison, plan)
+        save_reports(self.path, document, {"report.txt": self.report, **self._export_files()})
+        self._save_page()
         _save_timelines(self.path / "timelines", comparison)
         # after the page, which it names only if it exists
-        brief = run_brief(scenario, comparison, plan, self.path)
+        brief = run_brief(scenario.device.bar, comparison, plan, self.path)
         return Judged(self.report, self.exit_code, document, (self.suite,), brief)
+
+    def _export_files(self) -> dict[str, str]:
+        """Return the files that other tools read, besides comparison.json: file name -> text."""
+        scenario, comparison, plan = self.scenario, self.comparison, self.plan
+        return {
+            "junit.xml": junit_xml([self.suite]),
+            "results.ktap": format_ktap([self.suite]),
+            "kcidb.json": json.dumps(kcidb_objects(scenario, comparison, plan), indent=1) + "\n",
+            "results.csv": results_csv(scenario.metrics(), comparison, plan),
+        }
+
+    def _save_page(self) -> None:
+        with _warning_if_refused("page"):
+            # Imported only here: it loads the libraries for pages and charts.
+            from orchestrator.report.html.html import html_report  # noqa: PLC0415
+
+            page = html_report(self.scenario, self.comparison, self.plan)
+            (self.path / "report.html").write_text(page, "utf-8")
 
 
 def judge(run: RunDir, tester: str | None = None) -> Run:
@@ -146,12 +163,12 @@ def judge(run: RunDir, tester: str | None = None) -> Run:
         for arm, roles in (("baseline", ("baseline", CONTROL)), ("candidate", ("candidate",)))
     }
     configs = (saved.configs["baseline"], saved.configs["candidate"])
-    found = compare_conditions(sides, configs, scenario.judgement.allow)
+    conditions = compare_conditions(sides, configs, scenario.judgement.allow)
     comparison = replace(
         compare_trials(
-            scenario, plan.named_kernels(), saved.results, saved.planned, plan.accel, found
+            scenario, plan.named_kernels(), saved.results, saved.planned, plan.accel, conditions
         ),
-        variable=find_variable(plan, found if is_recorded_in_all(sides) else None),
+        variable=find_variable(plan, conditions if is_recorded_in_all(sides) else None),
     )
     report = text_report(scenario, comparison, plan, tester)
     return Run(run.path, scenario, comparison, plan, report, build_suite(comparison, plan))
@@ -233,12 +250,12 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
     for other in others:
         scenario, comparison = compare_runs(first, other, arm, allow)
         plan = plan_across(first, other, arm)
-        one = build_suite(comparison, plan)
-        suites.append(replace(one, name=f"{other.name} against {first.name}, {arm}"))
+        suite = build_suite(comparison, plan)
+        suites.append(replace(suite, name=f"{other.name} against {first.name}, {arm}"))
         report = text_report(scenario, comparison, plan)
         reports.append(f"{other.name}\n  against {first.name}, {arm}:\n\n{report}")
         documents.append({
-            "run": other.name, "exit_code": one.exit_code, **comparison_json(comparison)
+            "run": other.name, "exit_code": suite.exit_code, **comparison_json(comparison)
         })  # fmt: skip
     code = combine_exit_codes(suites)
     whole = {
@@ -270,53 +287,33 @@ def stop_rule(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
     return seen_enough
 
 
-def export_files(
-    scenario: Scenario, comparison: Comparison, plan: Plan, one: Suite
-) -> dict[str, str]:
-    """Return the files that other tools read, besides comparison.json: file name -> text."""
-    return {
-        "junit.xml": junit_xml([one]),
-        "results.ktap": format_ktap([one]),
-        "kcidb.json": json.dumps(kcidb_objects(scenario, comparison, plan), indent=1) + "\n",
-        "results.csv": results_csv(scenario, comparison, plan),
-    }
-
-
-def save(folder: Path, comparison: dict[str, object], texts: Mapping[str, str]) -> None:
+def save_reports(folder: Path, comparison: dict[str, object], texts: Mapping[str, str]) -> None:
     """Write comparison.json and the other files by their names, if the folder's owner permits."""
-    with _if_allowed("report"):
+    with _warning_if_refused("report"):
         write_json(folder / "comparison.json", comparison)
         for name, text in texts.items():
             (folder / name).write_text(text, "utf-8")
 
 
 @contextlib.contextmanager
-def _if_allowed(what: str) -> Iterator[None]:
-    """Only log a warning if the block may not write `what`, or if an extra is missing that makes
-    it. Somebody else's run, or one in a read-only archive, can be judged without the right to
-    write."""
+def _warning_if_refused(report: str) -> Iterator[None]:
+    """Only log a warning if the block may not write the report, or if an extra is missing that
+    makes it. Somebody else's run, or one in a read-only archive, can be judged without the right
+    to write."""
     try:
         with missing_extra_explained():
             yield
     except MissingExtraError as exc:
-        _log.warning("barometer: the %s is not saved: %s", what, exc)
+        _log.warning("barometer: the %s is not saved: %s", report, exc)
     except OSError as exc:
         if exc.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        _log.warning("barometer: the %s is not saved: %s", what, exc)
-
-
-def _save_page(path: Path, scenario: Scenario, comparison: Comparison, plan: Plan) -> None:
-    with _if_allowed("page"):
-        # Imported only here: it loads the libraries for pages and charts.
-        from orchestrator.report.html.html import html_report  # noqa: PLC0415
-
-        path.write_text(html_report(scenario, comparison, plan), "utf-8")
+        _log.warning("barometer: the %s is not saved: %s", report, exc)
 
 
 def _save_timelines(folder: Path, comparison: Comparison) -> None:
     """Write a trace for ui.perfetto.dev of each traced boot: TRIAL-GUEST.pftrace."""
-    boots = [found for of_arm in boots_of(comparison).values() for found in of_arm]
+    boots = [boot for of_arm in boots_of(comparison).values() for boot in of_arm]
     if not boots:
         return
     try:
@@ -325,9 +322,9 @@ def _save_timelines(folder: Path, comparison: Comparison) -> None:
             from orchestrator.report.exports.perfetto import perfetto_trace  # noqa: PLC0415
 
         folder.mkdir(exist_ok=True)
-        for found in boots:
-            name = f"{found.trial}-{found.guest}.pftrace"
-            (folder / name).write_bytes(perfetto_trace(found))
+        for boot in boots:
+            name = f"{boot.trial}-{boot.guest}.pftrace"
+            (folder / name).write_bytes(perfetto_trace(boot))
     except (OSError, MissingExtraError) as exc:
         _log.warning("barometer: the timelines are not saved: %s", exc)
 
@@ -338,29 +335,29 @@ def read_traced_boots(folder: Path) -> list[Timeline]:
     Raises ScenarioError for the folder of a run, and EvidenceError if there is no trial, if it has
     no traced guest boot, or if its files are not those that were collected.
     """
-    trial = _trial(folder)
+    trial = _open_trial(folder)
     if (changed := trial.verify()) is not None:
         raise EvidenceError(f"{folder}: {changed}", reason=Reason.EVIDENCE_CHANGED)
     outcome = trial.manifest.outcome
     ended = outcome if isinstance(outcome, Ended) else None
     flaw = f"{ended.reason}: {ended.message}" if ended else ""
     try:
-        found = boot.read_timelines(trial)
+        timelines = read_timelines(trial)
     except EvidenceError as exc:
         if ended is None:
             raise
         hint = f"it ended at {ended.stage}: {ended.message}"
         raise EvidenceError(f"{folder}: {exc.message}", hint=hint, reason=exc.reason) from exc
-    return [replace(one, invalid=one.invalid or flaw) for one in found]
+    return [replace(timeline, invalid=timeline.invalid or flaw) for timeline in timelines]
 
 
-def _trial(folder: Path) -> TrialDir:
+def _open_trial(folder: Path) -> TrialDir:
     if (folder / MANIFEST).exists():
         return TrialDir.open(folder)
     patterns = (f"trials/[0-9]*/{MANIFEST}", f"cells/*/trials/[0-9]*/{MANIFEST}")
     if trials := sorted(path.parent for glob in patterns for path in folder.glob(glob)):
         raise ScenarioError(
-            f"{folder} is a run, and one of its trials is wanted",
+            f"{folder} is a run: give one of its trials",
             hint="its trials are " + ", ".join(map(str, trials)),
             reason=Reason.NOT_A_TRIAL,
         )

@@ -22,7 +22,7 @@ from orchestrator.report.exports.junit import junit_xml
 from orchestrator.report.exports.ktap import format_ktap
 from orchestrator.report.text.brief import matrix_brief
 from orchestrator.report.text.matrix_text import matrix_report
-from orchestrator.run.judge import Judged, Run, judge, save
+from orchestrator.run.judge import Judged, Run, judge, save_reports
 from orchestrator.scenario.factors import Cell, ScenarioFile
 
 _NOT_RUN = EvidenceError.exit_code
@@ -135,7 +135,7 @@ class Matrix:
             "report.txt": report, "junit.xml": junit_xml(suites),
             "results.ktap": format_ktap(suites),
         }  # fmt: skip
-        save(self.path, whole, texts)
+        save_reports(self.path, whole, texts)
         brief = matrix_brief(self.scenario, verdict, comparisons, self.path)
         return Judged(report, combine_exit_codes(suites), whole, tuple(suites), brief)
 

@@ -108,7 +108,22 @@ class Schedule:
         """True if the stop rule says that the trials of the first `pairs` pairs are enough."""
         return self.enough is not None and self.enough(run, pairs)
 
-    def is_done(self, out: Path, is_made: Callable[[RunDir, PlannedTrial], bool]) -> bool:
+    def is_all_made(self, out: Path) -> bool:
+        """True if every trial of the run has been made, even if the bench failed it, and no trial
+        is to be repeated. An interrupt then takes nothing from the run. Raises EvidenceError if
+        the run cannot be read."""
+        return self._is_done(out, lambda run, planned: (run.trials_path / planned.name).exists())
+
+    def find_accel(self, out: Path) -> tuple[Accel, str] | None:
+        """Return the accelerator of a run's host, and the reason for it, if all trials are
+        complete and none is to be repeated, so that nothing is left to do on the host; else None.
+        Raises EvidenceError if the run cannot be read."""
+        if not self._is_done(out, _is_complete):
+            return None
+        plan = RunDir.open(out).plan()
+        return plan.accel, plan.accel_reason
+
+    def _is_done(self, out: Path, is_made: Callable[[RunDir, PlannedTrial], bool]) -> bool:
         """True if `is_made` is true for each trial up to the last that is needed, and if none of
         these is to be repeated."""
         if not (out / "plan.json").exists():
@@ -141,47 +156,24 @@ def run_plan(
     the run cannot be prepared.
     """
     schedule = Schedule.of(scenario, enough, only)
+
+    def prepare_bench(machine: Machine | tuple[Accel, str]) -> Bench:
+        """Prepare the run and its folder. `machine` is that of `prepare`."""
+        prepared = prepare(scenario, machine, here.cache, here.progress)
+        run = RunDir.create(out, text, build_plan(scenario, prepared), prepared.configs())
+        return Bench(
+            scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep,
+            None if isinstance(machine, tuple) else machine,
+        )  # fmt: skip
+
     with no_space_explained(out), only_writer(out):
-        if (accel := _find_accel(schedule, out)) is not None:
-            return run_trials(_prepare_bench(scenario, text, out, here, accel), schedule)
+        if (accel := schedule.find_accel(out)) is not None:
+            return run_trials(prepare_bench(accel), schedule)
         host, device = scenario.host, scenario.device
         with taken_machine(host, device, f"barometer run {out}", here) as machine:
-            bench = _prepare_bench(scenario, text, out, here, machine)
+            bench = prepare_bench(machine)
             machine.install(here.cache)
             return run_trials(bench, schedule)
-
-
-def _prepare_bench(
-    scenario: Scenario, text: str, out: Path, here: Runner, machine: Machine | tuple[Accel, str]
-) -> Bench:
-    """Prepare the run and its folder. `machine` is that of `prepare`."""
-    prepared = prepare(scenario, machine, here.cache, here.progress)
-    run = RunDir.create(out, text, build_plan(scenario, prepared), prepared.configs())
-    return Bench(
-        scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep,
-        None if isinstance(machine, tuple) else machine,
-    )  # fmt: skip
-
-
-def all_made(scenario: Scenario, out: Path, enough: Enough | None) -> bool:
-    """True if every trial of the run has been made, even if the bench failed it, and no trial is
-    to be repeated. An interrupt then takes nothing from the run. Raises EvidenceError if the run
-    cannot be read."""
-
-    def is_made(run: RunDir, planned: PlannedTrial) -> bool:
-        return (run.trials_path / planned.name).exists()
-
-    return Schedule.of(scenario, enough).is_done(out, is_made)
-
-
-def _find_accel(schedule: Schedule, out: Path) -> tuple[Accel, str] | None:
-    """Return the accelerator of a run's host, and the reason for it, if all trials are complete
-    and none is to be repeated, so that nothing is left to do on the host; else None. Raises
-    EvidenceError if the run cannot be read."""
-    if not schedule.is_done(out, _is_complete):
-        return None
-    plan = RunDir.open(out).plan()
-    return plan.accel, plan.accel_reason
 
 
 @contextlib.contextmanager

@@ -20,7 +20,6 @@ import pytest
 import typer
 
 from orchestrator import __version__
-from orchestrator.analysis.boot import boot
 from orchestrator.analysis.boot.timeline import Timeline, timeline_json
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BenchError
@@ -478,7 +477,7 @@ def test_report_of_a_run_without_its_scenario_is_exit_code_4(
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[Timeline]:
     """The timelines that the trials contain; a test may change the list."""
     found = [booted()]
-    monkeypatch.setattr(boot, "read_timelines", lambda trial: found)
+    monkeypatch.setattr("orchestrator.run.judge.read_timelines", lambda trial: found)
     return found
 
 

@@ -41,7 +41,7 @@ from orchestrator.run import trial as one_trial
 from orchestrator.run import trials as loop
 from orchestrator.run.prepare import Prepared, build_plan
 from orchestrator.run.trial import Bench
-from orchestrator.run.trials import Enough, Runner, Schedule, all_made, run_plan, run_trials
+from orchestrator.run.trials import Enough, Runner, Schedule, run_plan, run_trials
 from orchestrator.scenario.kernel_forms import DirKernel
 from orchestrator.scenario.machines import HostDevice, MetalHost
 from orchestrator.scenario.model import Scenario
@@ -957,12 +957,12 @@ def test_nested_host_is_not_booted_when_all_trials_are_complete(metal: Metal) ->
 def test_run_is_all_made_whatever_became_of_its_trials(metal: Metal, outcome: str) -> None:
     """It is not if a trial is missing."""
     chosen = metal_scenario()
-    assert not all_made(chosen, metal.out, None)
+    assert not Schedule.of(chosen).is_all_made(metal.out)
     metal.failing = [None, outcome] if outcome != "collected" else []
     metal(chosen)
-    assert all_made(chosen, metal.out, None)
+    assert Schedule.of(chosen).is_all_made(metal.out)
     shutil.rmtree(metal.out / "trials/0002-candidate")
-    assert not all_made(chosen, metal.out, None)
+    assert not Schedule.of(chosen).is_all_made(metal.out)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
@@ -974,10 +974,10 @@ def test_run_whose_repetition_was_interrupted_is_prepared_in_full(
     metal.failing = [None, "map-silent", *["map-silent", None][: turns - 1], "interrupted"]
     with pytest.raises(KeyboardInterrupt):
         metal(chosen)
-    assert not all_made(chosen, metal.out, None)
+    assert not Schedule.of(chosen).is_all_made(metal.out)
     assert metal(chosen)
     assert metal.found == [None, None]
-    assert all_made(chosen, metal.out, None)
+    assert Schedule.of(chosen).is_all_made(metal.out)
     assert metal(chosen)
     assert metal.found[2:] == [("none", "a real machine")]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
+from dataclasses import dataclass
 
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import MetricComparison
@@ -81,13 +82,30 @@ def describe_host(host: HostSpec, accel: str, reason: str) -> str:
     return f"{host.name}{cpus}, accel {accel}, {reason}"
 
 
-def describe_workload(scenario: Scenario, plan: Plan) -> tuple[str, str]:
-    """Return the kind of workload and its details: `guest`, `6.12.107+deb13, 512MiB`."""
-    if scenario.workload == "map" or scenario.guest is None or plan.guest_kernel is None:
+@dataclass(frozen=True)
+class Setup:
+    """What a run was made on, in words."""
+
+    device: str
+    host: str
+    workload: tuple[str, str]
+    """Kind of workload and its details: `guest`, `6.12.107+deb13, 512MiB`."""
+
+
+def describe_setup(scenario: Scenario, plan: Plan) -> Setup:
+    """Describe what a run was made on. `plan` is plan.json."""
+    guest = None if scenario.workload == "map" else scenario.guest
+    if guest is None or plan.guest_kernel is None:
         backend = {"type1": "type1 container", "iommufd": "iommufd"}[scenario.map.backend]
-        return "workload", f"map from the host's user space, {backend}"
-    release, guest = plan.guest_kernel.release, scenario.guest
-    return "guest", f"{release}, {format_size(guest.memory)}{describe_guest(guest)}"
+        workload = ("workload", f"map from the host's user space, {backend}")
+    else:
+        memory = format_size(guest.memory)
+        workload = ("guest", f"{plan.guest_kernel.release}, {memory}{describe_guest(guest)}")
+    return Setup(
+        describe_device(scenario.device, scenario.host),
+        describe_host(scenario.host, plan.accel, plan.accel_reason),
+        workload,
+    )
 
 
 def explain_resolution(workload: Workload) -> str:

@@ -43,7 +43,7 @@ def brief(
 ) -> list[str]:
     chosen = chosen or scenario()
     found = compare_trials(chosen, KERNELS, results, planned, "tcg")
-    return lines_of(run_brief(chosen, found, PLAN, folder), folder)
+    return lines_of(run_brief(chosen.device.bar, found, PLAN, folder), folder)
 
 
 def measured(values: dict[Metric, tuple[float, float]]) -> list[TrialResult]:
@@ -59,7 +59,7 @@ def test_recorded_run_ends_with_its_verdict_and_its_folder(name: str) -> None:
     comparison = compare_trials(
         saved.scenario, KERNELS, saved.results, saved.planned, saved.plan.accel
     )
-    text = run_brief(saved.scenario, comparison, saved.plan, RECORDED / name)
+    text = run_brief(saved.scenario.device.bar, comparison, saved.plan, RECORDED / name)
     lines = lines_of(text, RECORDED / name)
     assert comparison.verdict in lines[0] + lines[1]
     assert lines[-1] == f"run: {RECORDED / name}"
@@ -75,7 +75,7 @@ def test_end_of_the_main_job_is_the_one_that_the_readme_shows() -> None:
     folder = Path("/home/me/runs/debian-6.12-vs-7-20261130-093000")
     shown = (RECORDED.parents[1] / "README.md").read_text()
     shown = shown.replace(f"report     {folder}/report.html\n", "")  # no such file here
-    assert f"\n{run_brief(saved.scenario, found, saved.plan, folder)}\n" in shown
+    assert f"\n{run_brief(saved.scenario.device.bar, found, saved.plan, folder)}\n" in shown
 
 
 def test_what_regressed_beside_is_never_left_out(tmp_path: Path) -> None:

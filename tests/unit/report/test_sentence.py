@@ -40,7 +40,7 @@ def said(
     chosen = scenario("device.bar=32GiB", *(f"expect.{one}" for one in expect))
     planned = len(results) if planned is None else planned
     found = compare_trials(chosen, kernels, results, planned, accel)
-    return verdict_sentence(chosen, found, plan_of(accel=accel))
+    return verdict_sentence(chosen.device.bar, found, plan_of(accel=accel))
 
 
 def reason(text: str) -> str:
@@ -87,7 +87,7 @@ def test_point_of_a_map_is_named() -> None:
     both = measured({"pfn_lookups_per_map@full/1GiB/cold": (8388608, 32)})
     found = compare_trials(chosen, KERNELS, both, 2, "exact")
     assert "one DMA map of a 32GiB BAR (full/1GiB/cold) takes 32 page lookups" in verdict_sentence(
-        chosen, found, plan_of(accel="exact")
+        chosen.device.bar, found, plan_of(accel="exact")
     )
 
 
@@ -163,7 +163,7 @@ def test_condition_that_was_not_meant_to_differ_is_named() -> None:
         found = compare_trials(
             SCENARIO, KERNELS, both, 2, "kvm", compare_conditions(sides, allow=allow)
         )
-        text = verdict_sentence(SCENARIO, found, plan_of(accel="kvm"))
+        text = verdict_sentence(SCENARIO.device.bar, found, plan_of(accel="kvm"))
         assert reason(text).startswith(wanted)
 
 
@@ -171,7 +171,9 @@ def test_runs_that_are_no_pairs_are_not_quoted_by_pairs() -> None:
     trials = [t for n in range(12) for t in measured({"guest_boot_cost": (20 + n, 9 + n)}, n)]
     for paired in (True, False):
         found = compare_trials(SCENARIO, KERNELS, trials, 24, "kvm", paired=paired)
-        assert ("by pairs" in verdict_sentence(SCENARIO, found, plan_of(accel="kvm"))) == paired
+        assert (
+            "by pairs" in verdict_sentence(SCENARIO.device.bar, found, plan_of(accel="kvm"))
+        ) == paired
 
 
 def test_metric_that_decides_and_was_not_measured_is_named() -> None:
@@ -183,4 +185,4 @@ def test_metric_that_decides_and_was_not_measured_is_named() -> None:
 
 def test_comparison_is_enough() -> None:
     found: Comparison = compare_trials(SCENARIO, KERNELS, [], 0, "kvm")
-    assert verdict_sentence(SCENARIO, found, plan_of(accel="kvm")).endswith(".")
+    assert verdict_sentence(SCENARIO.device.bar, found, plan_of(accel="kvm")).endswith(".")

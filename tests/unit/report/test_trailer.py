@@ -8,6 +8,7 @@ from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import compare_trials
 from orchestrator.report.words.trailer import format_trailer
+from orchestrator.report.words.wording import describe_setup
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric
 from tests.unit.manifests import plan_of
 from tests.unit.report.test_sentence import measured
@@ -32,7 +33,7 @@ def block(
 ) -> list[str]:  # fmt: skip
     chosen = scenario(*[f"expect.{expect}"] * bool(expect))
     found = compare_trials(chosen, kernels, results, len(results), PLAN.accel)
-    return format_trailer(chosen, found, PLAN, tester).splitlines()
+    return format_trailer(describe_setup(chosen, PLAN), found, PLAN, tester).splitlines()
 
 
 def test_better_run_can_be_pasted_as_it_is() -> None:
@@ -102,7 +103,7 @@ def test_kernel_against_itself_tests_nothing() -> None:
 def test_runs_that_are_compared_have_no_tag() -> None:
     chosen, results = scenario(), measured(BETTER)
     found = compare_trials(chosen, KERNELS, results, len(results), "tcg", paired=False)
-    assert format_trailer(chosen, found, PLAN, None).splitlines()[-2] == (
+    assert format_trailer(describe_setup(chosen, PLAN), found, PLAN, None).splitlines()[-2] == (
         "(no Tested-by: the trials are of two runs)"
     )
 
@@ -126,7 +127,8 @@ def test_of_the_points_that_got_worse_the_plain_one_or_the_worst_is_told() -> No
             "bar_unmap_cost@1GiB/1GiB/cold": (1.0, 2.5),
         }  # fmt: skip
         found = compare_trials(chosen, KERNELS, measured(values), 2, "exact")
-        text = format_trailer(chosen, found, plan_of(accel="exact", guest_kernel=GUEST), TESTER)
+        plan = plan_of(accel="exact", guest_kernel=GUEST)
+        text = format_trailer(describe_setup(chosen, plan), found, plan, TESTER)
         assert f"\n{said} 1 Ginsn -> " in text
         assert "; workload: map from the host's user" in text
 
@@ -148,7 +150,7 @@ def test_settings_that_differ_are_pasted_too() -> None:
     for differs, said in (((knob,), ["m.p: N | Y"]), ((kernel, knob), ["m.p: N | Y"]),
                           ((kernel,), [])):  # fmt: skip
         found = replace(compared, variable=Variable(differs, (), 57, (), ()))
-        lines = format_trailer(chosen, found, PLAN, TESTER).splitlines()
+        lines = format_trailer(describe_setup(chosen, PLAN), found, PLAN, TESTER).splitlines()
         starts = "arms differ in: "
         assert [x.removeprefix(starts) for x in lines if x.startswith(starts)] == said
 
@@ -160,5 +162,7 @@ def test_kernels_of_one_release_are_told_apart() -> None:
     chosen = scenario()
     found = Variable((Differing("kernel", "kernel 7.3", "deb:a", "dir:b"),), (), 57, (), ())
     compared = compare_trials(chosen, kernels, measured(BETTER), 2, PLAN.accel)
-    lines = format_trailer(chosen, replace(compared, variable=found), PLAN, TESTER).splitlines()
+    lines = format_trailer(
+        describe_setup(chosen, PLAN), replace(compared, variable=found), PLAN, TESTER
+    ).splitlines()
     assert "arms differ in: kernel 7.3: deb:a | dir:b" in lines
