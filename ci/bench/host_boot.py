@@ -26,6 +26,7 @@ from orchestrator.machine.nested.sharing import NestedMachine
 from orchestrator.machine.runner.state import bench_state
 from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.machine.vm import hypervisor
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.prepare import prepare
 from orchestrator.scenario.loading import load_scenario
 
@@ -37,7 +38,7 @@ def boot_once() -> None:
     scenario, _ = load_scenario(SCENARIO, ["host.accel=tcg"])
     cache, progress, keys = Cache(), Progress(), RunKeys.make()
     nested = NestedMachine.of(scenario.host, scenario.device)
-    prepare(scenario, nested, cache, progress)
+    prepare(scenario, nested, RunKernels(cache), progress)
     spec = nested.boot_spec("baseline", (), with_libvirt=True)
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(bench_state())
@@ -86,7 +87,7 @@ def main() -> None:
         return
     scenario, _ = load_scenario(SCENARIO)
     machine = NestedMachine.of(scenario.host, scenario.device)
-    prepared = prepare(scenario, machine, Cache(), Progress())
+    prepared = prepare(scenario, machine, RunKernels(Cache()), Progress())
     vmlinuz = prepared.kernels["baseline"].vmlinuz
     ours, theirs = [], []
     for _ in range(options.repeats):

@@ -22,6 +22,7 @@ from orchestrator.base.progress import Progress
 from orchestrator.kernels.source.buildroot import build_root
 from orchestrator.kernels.source.debsource import find_package_source
 from orchestrator.machine.nested.sharing import NestedMachine
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.prepare import prepare
 from orchestrator.scenario.kernel_forms import DebKernel
 from orchestrator.scenario.loading import load_scenario
@@ -40,7 +41,8 @@ def scenario_step(*overrides: str) -> Step:
         scenario, _ = load_scenario(
             FIXTURES / "scenarios/small.toml", ["host.accel=tcg", *overrides]
         )
-        prepare(scenario, NestedMachine.of(scenario.host, scenario.device), cache, progress)
+        machine = NestedMachine.of(scenario.host, scenario.device)
+        prepare(scenario, machine, RunKernels(cache), progress)
 
     return step
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,17 +52,17 @@ def plan(
     file, cells = load_cells(scenario, overrides, pairs, names)
     from orchestrator.base.cache import Cache
     from orchestrator.base.progress import Progress
-    from orchestrator.kernels import describe_kernel
     from orchestrator.report.preview import json_preview, text_preview
+    from orchestrator.run.kernels import RunKernels
 
-    describe_once = functools.cache(functools.partial(describe_kernel, cache=Cache()))
+    describe = RunKernels(Cache()).describe
     if as_json:
         with Progress().task("plan"):
-            document = json_preview(file, cells, describe_once)
+            document = json_preview(file, cells, describe)
         print_json(document)
         return
     with Progress().task("plan"):
-        text = text_preview(file, cells, describe_once)
+        text = text_preview(file, cells, describe)
     print(text)
 
 
@@ -82,10 +81,13 @@ def run_scenario(
     set_logging(verbose)
     summary = find_step_summary(github)
     file, cells = load_cells(scenario, overrides, pairs, names)
+    from orchestrator.base.cache import Cache
     from orchestrator.base.progress import Progress
     from orchestrator.run.ab import choose_folder, measure
+    from orchestrator.run.kernels import RunKernels
 
-    judged = measure(file, cells, choose_folder(out, file.name), Progress(), keep=keep)
+    folder, kernels = choose_folder(out, file.name), RunKernels(Cache())
+    judged = measure(file, cells, folder, kernels, Progress(), keep=keep)
     end_with(judged, as_json, summary)
 
 
@@ -223,6 +225,7 @@ def bisect(
     from orchestrator.run.ab import Options, choose_folder
     from orchestrator.run.bisect import Question, parse_commit_kernels, run_bisection
     from orchestrator.run.commits import find_commits
+    from orchestrator.run.kernels import RunKernels
     from orchestrator.run.trials import ready_runner
     from orchestrator.scenario.builder import build_bisect_file, build_template, parse_metric
     from orchestrator.scenario.loading import load_scenario
@@ -250,7 +253,7 @@ def bisect(
             template = build_template(loaded, text, emulator, metric)
         question = Question(commits, kernels, metric, template, trials)
         folder = choose_folder(out, "bisect")
-        with ready_runner(Cache(), progress, keep=keep) as here:
+        with ready_runner(RunKernels(Cache()), progress, keep=keep) as here:
             record = run_bisection(question, folder, here)
     if as_json:
         more = {"bisection": str(folder), "exit_code": record.exit_code}

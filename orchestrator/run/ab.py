@@ -14,13 +14,13 @@ from orchestrator.base.errors import ScenarioError, key_named
 from orchestrator.base.folderlock import LOCK, only_writer
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
-from orchestrator.kernels import check_kernel, describe_kernel
 from orchestrator.machine.runner.accel import choose_accel
 from orchestrator.run.cells import all_cells_made, run_cells
 from orchestrator.run.diskspace import no_space_explained
 from orchestrator.run.judge import Judged, stop_rule
 from orchestrator.run.judgefolder import judge_folder, replace_exit_code
-from orchestrator.run.trials import Schedule, ready_runner, run_plan
+from orchestrator.run.kernels import RunKernels
+from orchestrator.run.trials import Runner, Schedule, ready_runner, run_plan
 from orchestrator.scenario.builder import ArmSettings, Setting, build_ab_file, build_arms
 from orchestrator.scenario.choices import GUEST_KERNEL, AccelChoice, Workload
 from orchestrator.scenario.factors import Cell, ScenarioFile, parse_scenarios
@@ -99,15 +99,15 @@ def describe_ab(
 
 def run_ab(question: AbQuestion, out: Path | None, progress: Progress, *, keep: bool) -> Judged:
     """Check the kernels, write the scenario, then measure and judge it."""
-    folder, cache = choose_folder(out, question.file.name), Cache()
+    folder, kernels = choose_folder(out, question.file.name), RunKernels(Cache())
     with progress.stage("looking at the kernels"):
         for arm, (option, kernel) in zip(ARMS, question.kernels.items(), strict=True):
             with key_named(option):
-                check_kernel(kernel, cache)
-                progress.note(f"{arm}: {describe_kernel(kernel, cache)}")
+                kernels.check(kernel)
+                progress.note(f"{arm}: {kernels.describe(kernel)}")
     _begin(folder, question.file.text)
     progress.note(f"scenario: {folder / 'scenario.toml'}")
-    return measure(question.file, question.file.cells, folder, progress, keep=keep)
+    return measure(question.file, question.file.cells, folder, kernels, progress, keep=keep)
 
 
 def choose_folder(out: Path | None, name: str) -> Path:
@@ -135,14 +135,19 @@ def _begin(folder: Path, text: str) -> None:
 
 
 def measure(
-    file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, progress: Progress, *, keep: bool
-) -> Judged:
+    file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, kernels: RunKernels,
+    progress: Progress, *, keep: bool,
+) -> Judged:  # fmt: skip
     """Measure what is not measured yet, and judge everything. A run that is interrupted after its
     last trial is judged, too. The exit code reports the interrupt if something may be left undone:
     a metal host may not be as it was."""
     with progress.task("run"):
         try:
-            _run(file, cells, folder, progress, keep=keep)
+            with (
+                no_space_explained(folder),
+                ready_runner(kernels, progress, keep=keep) as here,
+            ):
+                _run(file, cells, folder, here)
             with progress.stage("judging"):
                 return judge_folder(folder)
         except KeyboardInterrupt as exc:
@@ -158,15 +163,12 @@ def measure(
             return replace_exit_code(judged, interrupts.EXIT_CODE) if on_metal else judged
 
 
-def _run(
-    file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, progress: Progress, *, keep: bool
-) -> None:
-    with no_space_explained(folder), ready_runner(Cache(), progress, keep=keep) as here:
-        if file.has_matrix:
-            run_cells(file, cells, folder, here)
-        else:
-            (cell,) = cells
-            run_plan(cell.scenario, cell.text, folder, here, stop_rule(cell.scenario))
+def _run(file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, here: Runner) -> None:
+    if file.has_matrix:
+        run_cells(file, cells, folder, here)
+    else:
+        (cell,) = cells
+        run_plan(cell.scenario, cell.text, folder, here, stop_rule(cell.scenario))
 
 
 def _is_made(file: ScenarioFile, cells: tuple[Cell, ...], folder: Path) -> bool:

@@ -44,7 +44,6 @@ from orchestrator.base.reasons import Reason, parse_reason
 from orchestrator.evidence.bisection import BisectRecord
 from orchestrator.evidence.layout import RunDir, write_json
 from orchestrator.evidence.model import read_evidence
-from orchestrator.kernels import check_kernel
 from orchestrator.kernels.debian.package import resolve_version
 from orchestrator.report.text.bisect_text import bisect_report
 from orchestrator.report.words.quantities import format_quantity
@@ -361,7 +360,7 @@ class Machines:
         package's own sources. Raises ScenarioError for a commit that is known not to build."""
         kernel = question.kernel(commit)
         try:
-            check_kernel(kernel, self._here.cache)
+            self._here.kernels.check(kernel)
         except ScenarioError as exc:
             if exc.reason == Reason.NOTHING_CHANGED and question.kernel.on is not None:
                 return question.kernel.on

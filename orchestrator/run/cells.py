@@ -8,7 +8,6 @@ from pathlib import Path
 from orchestrator.base.errors import BenchError, key_named
 from orchestrator.base.folderlock import only_writer
 from orchestrator.base.reasons import Reason
-from orchestrator.kernels import describe_kernel
 from orchestrator.run.diskspace import no_space_explained
 from orchestrator.run.judge import stop_rule
 from orchestrator.run.matrix import MatrixDir
@@ -72,7 +71,7 @@ def _look_up_kernels(cells: Sequence[Cell], here: Runner) -> None:
         for key, kernel in _list_kernels(cell).items():
             if kernel not in seen:
                 with key_named(f"cell {cell.name}"), key_named(key):
-                    describe_kernel(kernel, here.cache)
+                    here.kernels.describe(kernel)
                 seen.add(kernel)
 
 

@@ -36,6 +36,7 @@ from orchestrator.machine.runner.accel import Accel
 from orchestrator.machine.runner.state import BenchState, bench_state
 from orchestrator.machine.vm import hypervisor
 from orchestrator.run.diskspace import no_space_explained
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.prepare import build_plan, prepare
 from orchestrator.run.trial import Bench, run_trial
 from orchestrator.scenario.machines import Device, HostSpec
@@ -55,24 +56,30 @@ class Runner:
     """Resources that all runs of one process share: libvirt's embedded driver opens once in a
     process."""
 
-    cache: Cache
+    kernels: RunKernels
     state: BenchState
     libvirt: hypervisor.Connection
     progress: Progress
     keep: bool = False
     """True: leave the private folder, and the evidence of a trial that is interrupted."""
 
+    @property
+    def cache(self) -> Cache:
+        return self.kernels.cache
+
 
 @contextlib.contextmanager
-def ready_runner(cache: Cache, progress: Progress, *, keep: bool = False) -> Iterator[Runner]:
+def ready_runner(
+    kernels: RunKernels, progress: Progress, *, keep: bool = False
+) -> Iterator[Runner]:
     """Keep this machine ready to run plans while the block runs. Whatever they leave outside their
     own folders is removed at the end of the block."""
     with (
         bench_state(keep=keep) as state,
-        hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt")) as libvirt,
+        hypervisor.embedded(state.folder / "libvirt", kernels.cache.folder("libvirt")) as libvirt,
         interrupts.at_once(libvirt.stop),
     ):
-        yield Runner(cache, state, libvirt, progress, keep)
+        yield Runner(kernels, state, libvirt, progress, keep)
         if keep:
             progress.note(f"kept: {state.folder}")
 
@@ -159,7 +166,7 @@ def run_plan(
 
     def prepare_bench(machine: Machine | tuple[Accel, str]) -> Bench:
         """Prepare the run and its folder. `machine` is that of `prepare`."""
-        prepared = prepare(scenario, machine, here.cache, here.progress)
+        prepared = prepare(scenario, machine, here.kernels, here.progress)
         run = RunDir.create(out, text, build_plan(scenario, prepared), prepared.configs())
         return Bench(
             scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep,

@@ -25,6 +25,7 @@ from orchestrator.machine.nested.nested import BootSpec
 from orchestrator.machine.nested.sharing import HostPool, NestedMachine
 from orchestrator.machine.runner.state import SHM, BenchState, bench_state, token_prefix
 from orchestrator.machine.vm import hypervisor
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.prepare import build_plan, prepare
 from orchestrator.run.trial import Bench
 from orchestrator.run.trials import run_until_it_counts
@@ -106,7 +107,7 @@ def _run_one(
     cache, progress = Cache(), Progress()
     machine = Claiming.of(scenario.host, scenario.device, pool)
     machine.claimed = release
-    prepared = prepare(scenario, machine, cache, progress)
+    prepared = prepare(scenario, machine, RunKernels(cache), progress)
     run_dir = RunDir.create(folder, text, build_plan(scenario, prepared))
     bench = Bench(scenario, prepared, run_dir, *shared, progress, machine=machine)
     try:

@@ -20,9 +20,11 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import RunDir
 from orchestrator.run import bisect
+from orchestrator.run import kernels as run_kernels
 from orchestrator.run.bisect import Kernels, Machines, Question, run_bisection
 from orchestrator.run.commits import find_commits
 from orchestrator.run.judge import judge, read_samples
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.trials import Runner
 from orchestrator.scenario.builder import Setting, build_bisect_file
 from orchestrator.scenario.kernel_forms import DebKernel, ModuleKernel, TreeKernel
@@ -73,7 +75,7 @@ class Fixture:
         )  # fmt: skip
         self.question = Question(commits, kernels, "bar_map_cost", text)
         self.here = Runner(
-            Cache(folder / "cache"),
+            RunKernels(Cache(folder / "cache")),
             cast(Any, None),
             cast(Any, SimpleNamespace(version=lambda: {"qemu": "10.0.2"})),
             Progress(),
@@ -82,7 +84,7 @@ class Fixture:
         self.makes: Makes = measured
         self.raises: BarometerError | None = None
         monkeypatch.setattr(bisect, "run_plan", self._run_plan)
-        monkeypatch.setattr(bisect, "check_kernel", lambda kernel, cache: None)
+        monkeypatch.setattr(run_kernels, "check_kernel", lambda kernel, cache: None)
 
     def _run_plan(
         self, scenario: Scenario, text: str, out: Path, here: Runner, *, only: ArmName | None
@@ -205,7 +207,7 @@ def test_ends_are_checked_before_anything_is_built(
         if kernel.ref == fixture.question.commits.bad.sha:
             raise ScenarioError("has no Kconfig", reason=Reason.NO_SUCH_SOURCE)
 
-    monkeypatch.setattr(bisect, "check_kernel", refused)
+    monkeypatch.setattr(run_kernels, "check_kernel", refused)
     with pytest.raises(ScenarioError, match=r"^--bad: has no Kconfig"):
         run_bisection(fixture.question, fixture.out, fixture.here)
     assert (fixture.ran, fixture.out.exists()) == ([], False)
@@ -238,7 +240,7 @@ def test_commit_with_the_sources_of_the_package_is_the_package(
                 "the sources are those of the package", reason=Reason.NOTHING_CHANGED
             )
 
-    monkeypatch.setattr(bisect, "check_kernel", pristine)
+    monkeypatch.setattr(run_kernels, "check_kernel", pristine)
     machines = Machines(fixture.here)
     assert machines.kernel(question, commits.good[0]) == on
     assert machines.kernel(question, commits.bad) == ModuleKernel(
@@ -255,7 +257,7 @@ def test_commit_that_is_known_not_to_build_is_skipped(
         if fixture.subject_of(kernel) == "c6":
             raise ScenarioError("reaches the kernel itself", reason=Reason.BEYOND_MODULES)
 
-    monkeypatch.setattr(bisect, "check_kernel", refused)
+    monkeypatch.setattr(run_kernels, "check_kernel", refused)
     assert fixture.step("c6") == Skipped("beyond-modules", "reaches the kernel itself")
     assert fixture.ran == []
     assert isinstance(fixture.step("c7"), Measured)

@@ -21,7 +21,6 @@ import typer
 
 from orchestrator import __version__
 from orchestrator.analysis.boot.timeline import Timeline, timeline_json
-from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BenchError
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
@@ -37,6 +36,7 @@ from orchestrator.run import ab, doctor, judgefolder
 from orchestrator.run import cells as cell_loop
 from orchestrator.run import judge as judging
 from orchestrator.run.judge import Run
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.trials import Enough, Runner
 from orchestrator.scenario.factors import Cell, ScenarioFile
 from orchestrator.scenario.machines import MetalHost, NestedHost
@@ -932,10 +932,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, finished: Path) -> list[str]:
         return True
 
     def runner(
-        cache: Cache, progress: Progress, *, keep: bool
+        kernels: RunKernels, progress: Progress, *, keep: bool
     ) -> contextlib.AbstractContextManager[Runner]:
         nothing = cast(Any, None)
-        return contextlib.nullcontext(Runner(cache, nothing, nothing, progress, keep))
+        return contextlib.nullcontext(Runner(kernels, nothing, nothing, progress, keep))
 
     monkeypatch.setattr(ab, "ready_runner", runner)
     monkeypatch.setattr(ab, "run_plan", run_plan)

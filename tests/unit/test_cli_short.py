@@ -12,13 +12,14 @@ from typing import Any, cast
 import pytest
 
 from orchestrator.analysis.verdict.bisection import BisectCommit, Measured, Skipped
-from orchestrator.base.cache import Cache
 from orchestrator.base.progress import Progress
 from orchestrator.machine.runner import accel
 from orchestrator.report.text.brief import LINES
-from orchestrator.run import ab, bisect
+from orchestrator.run import ab
+from orchestrator.run import kernels as run_kernels
 from orchestrator.run import trials as running
 from orchestrator.run.bisect import Machines, Question
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.trials import Enough, Runner
 from orchestrator.scenario.factors import load_scenarios
 from orchestrator.scenario.model import Scenario
@@ -57,10 +58,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fixture:
         folder_kernel(tmp_path / name, f"7.0-{name}")
 
     def runner(
-        cache: Cache, progress: Progress, *, keep: bool
+        kernels: RunKernels, progress: Progress, *, keep: bool
     ) -> contextlib.AbstractContextManager[Runner]:
         nothing = cast(Any, SimpleNamespace(version=lambda: {"qemu": "10.0.2"}))
-        return contextlib.nullcontext(Runner(cache, nothing, nothing, progress, keep))
+        return contextlib.nullcontext(Runner(kernels, nothing, nothing, progress, keep))
 
     monkeypatch.chdir(tmp_path)
     for module in (ab, running):
@@ -70,7 +71,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fixture:
             module, "choose_accel", lambda asked: (asked.replace("auto", "tcg"), "no KVM")
         )
     monkeypatch.setattr(ab, "run_plan", fixture.run_plan)
-    monkeypatch.setattr(bisect, "check_kernel", lambda kernel, cache: None)
+    monkeypatch.setattr(run_kernels, "check_kernel", lambda kernel, cache: None)
     return fixture
 
 

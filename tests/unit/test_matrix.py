@@ -18,7 +18,9 @@ from orchestrator.base.folderlock import only_writer
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.run import cells as cell_loop
+from orchestrator.run import kernels as run_kernels
 from orchestrator.run.cells import run_cells
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.matrix import MatrixDir, judge_cells
 from orchestrator.run.trials import Enough, Runner
 from orchestrator.scenario.factors import ScenarioFile, parse_scenarios
@@ -42,7 +44,10 @@ class Fixture:
             folder_kernel(folder / name, f"7.0-{name}")
         self.file = self.parsed(FACTORS)
         self.here = Runner(
-            Cache(folder / "cache"), cast(Any, None), cast(Any, SimpleNamespace()), Progress()
+            RunKernels(Cache(folder / "cache")),
+            cast(Any, None),
+            cast(Any, SimpleNamespace()),
+            Progress(),
         )
 
     def parsed(self, factors: str, *overrides: str) -> ScenarioFile:
@@ -60,7 +65,9 @@ class Fixture:
             return plan(out)
 
         self._monkeypatch.setattr(cell_loop, "run_plan", begin)
-        self._monkeypatch.setattr(cell_loop, "describe_kernel", lambda kernel, cache: str(kernel))
+        self._monkeypatch.setattr(
+            run_kernels, "describe_kernel", lambda kernel, cache: str(kernel)
+        )
         file = file or self.file
         return run_cells(file, file.select_cells(cells), self.out, self.here)
 

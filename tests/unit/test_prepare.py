@@ -23,7 +23,9 @@ from orchestrator.machine.runner import images
 from orchestrator.machine.runner.accel import Accel
 from orchestrator.machine.runner.images import HostImage, PayloadImage
 from orchestrator.machine.vm.domain import Disk
+from orchestrator.run import kernels as run_kernels
 from orchestrator.run import prepare as prepare_module
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.prepare import Prepared, prepare
 from orchestrator.scenario.kernel_forms import DirKernel
 from orchestrator.scenario.model import Scenario
@@ -44,8 +46,8 @@ class Builder:
         monkeypatch.setattr(sharing, "choose_accel", lambda wanted: ("tcg", "no KVM"))
         self.checked: list[str] = []
         self.lacking = ""
-        monkeypatch.setattr(prepare_module, "check_kernel", self._check)
-        monkeypatch.setattr(prepare_module, "materialise_kernel", self._kernel)
+        monkeypatch.setattr(run_kernels, "check_kernel", self._check)
+        monkeypatch.setattr(run_kernels, "materialise_kernel", self._kernel)
         monkeypatch.setattr(images, "host_image", self._host)
         monkeypatch.setattr(images, "payload_image", self._payload)
         monkeypatch.setattr(sharing, "guest_disk", self._disk)
@@ -53,7 +55,7 @@ class Builder:
     def __call__(
         self, chosen: Scenario, machine: Machine | tuple[Accel, str] | None = None
     ) -> Prepared:
-        return prepare(chosen, machine or self.nested(chosen), self.cache, Progress())
+        return prepare(chosen, machine or self.nested(chosen), RunKernels(self.cache), Progress())
 
     def nested(self, chosen: Scenario) -> NestedMachine:
         self.machine = NestedMachine.of(chosen.host, chosen.device)

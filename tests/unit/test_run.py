@@ -39,6 +39,7 @@ from orchestrator.machine.vm.domain import Disk
 from orchestrator.run import prepare as prepare_module
 from orchestrator.run import trial as one_trial
 from orchestrator.run import trials as loop
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.prepare import Prepared, build_plan
 from orchestrator.run.trial import Bench
 from orchestrator.run.trials import Enough, Runner, Schedule, run_plan, run_trials
@@ -706,9 +707,9 @@ def test_kernel_without_iommufd_is_refused_before_anything_boots(tmp_path: Path)
     kernel = bundle(tmp_path)
     wanted = ('trace.passes=["plain"]', "map.backend=iommufd")
     with pytest.raises(ScenarioError, match="has no iommufd") as caught:
-        prepare_module._has_backend(kernel, map_scenario(*wanted))
+        prepare_module._check_backend(kernel, map_scenario(*wanted))
     assert caught.value.reason == "kernel-lacks-module"
-    prepare_module._has_backend(kernel, map_scenario())
+    prepare_module._check_backend(kernel, map_scenario())
 
 
 def guest_keys(chosen: Scenario) -> dict[str, Any]:
@@ -884,6 +885,7 @@ class Metal:
         self.done.clear()
         here = SimpleNamespace(
             cache=self._cache,
+            kernels=RunKernels(self._cache),
             state=self.state,
             libvirt=Machines(),
             progress=Progress(),
