@@ -146,8 +146,8 @@ def ab(
     from orchestrator.run.ab import Options, Pair, describe_ab, run_ab
     from orchestrator.scenario.builder import parse_settings
 
-    knobs = parse_settings(cmdline, parameters or [], sysfs or [])
-    pair = Pair(base, candidate, series or [], config or [], knobs)
+    settings = parse_settings(cmdline, parameters or [], sysfs or [])
+    pair = Pair(base, candidate, series or [], config or [], settings)
     progress = Progress()
     with progress.task("ab"):
         question = describe_ab(pair, Options(accel, workload, bar, guest), pairs, overrides or [])

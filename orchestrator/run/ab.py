@@ -40,10 +40,10 @@ class Pair:
 
     base: str
     candidate: str | None = None
-    """None: the base with `series` or `knobs`."""
+    """None: the base with `series` or `settings`."""
     series: Sequence[str] = ()
     config: Sequence[str] = ()
-    knobs: ArmSettings = field(default_factory=ArmSettings)
+    settings: ArmSettings = field(default_factory=ArmSettings)
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def describe_ab(
     candidate = None
     if pair.candidate:
         candidate = parse_kernel(pair.candidate, "--candidate", base=base, folder=here)
-    arms = build_arms(base, candidate, pair.series, pair.config, pair.knobs, here)
-    text = build_ab_file(options.setting(), *arms, pair.knobs, pairs)
+    arms = build_arms(base, candidate, pair.series, pair.config, pair.settings, here)
+    text = build_ab_file(options.setting(), *arms, pair.settings, pairs)
     file = parse_scenarios(text, "ab", here, overrides)
     names = ("--base", "--series" if pair.series else "--candidate")
     return AbQuestion(file, dict(zip(names, arms, strict=True)))

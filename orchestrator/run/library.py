@@ -57,8 +57,8 @@ def compare(
         from orchestrator.run import ab  # noqa: PLC0415
         from orchestrator.scenario.builder import ArmSettings  # noqa: PLC0415
 
-    knobs = ArmSettings(cmdline, parameters or {}, sysfs or {})
-    pair = ab.Pair(base, candidate, series, config, knobs)
+    settings = ArmSettings(cmdline, parameters or {}, sysfs or {})
+    pair = ab.Pair(base, candidate, series, config, settings)
     options = ab.Options(accel, workload, bar, guest)
     question = ab.describe_ab(pair, options, pairs, overrides)
     if question.file.has_matrix:

@@ -76,7 +76,7 @@ def build_arms(
     candidate: Kernel | None,
     series: Sequence[str],
     config: Sequence[str],
-    knobs: ArmSettings,
+    settings: ArmSettings,
     folder: Path,
 ) -> tuple[Kernel, Kernel]:
     """Return the two kernels. A series goes on top of the candidate, or of the base if there is no
@@ -84,7 +84,7 @@ def build_arms(
 
     Raises ScenarioError if nothing differs, or if a kernel cannot have the series or `config`.
     """
-    if candidate is None and not series and not knobs:
+    if candidate is None and not series and not settings:
         raise ScenarioError(
             "ab: nothing differs between the arms",
             hint="say what to compare --base with: --candidate KERNEL, --series PATCHES, or a"
@@ -140,16 +140,16 @@ def _assigned(given: Sequence[str], option: str, example: str) -> dict[str, str 
 
 
 def build_ab_file(
-    setting: Setting, base: Kernel, candidate: Kernel, knobs: ArmSettings, pairs: int | None
+    setting: Setting, base: Kernel, candidate: Kernel, settings: ArmSettings, pairs: int | None
 ) -> str:
     """Return the scenario file of an A/B. The kernels' paths are absolute. For maps, a change may
     be in either half, so the verdict is on both, map and unmap."""
     number = pairs or (1 if setting.accel == "exact" else PAIRS)
     document = _document(
-        f"ab-{_word(base, candidate, knobs)}", setting,
+        f"ab-{_word(base, candidate, settings)}", setting,
         "Made by `barometer ab`. `barometer run` on this file asks the same again.",
     )  # fmt: skip
-    document["arms"] = _arms(base, candidate, knobs)
+    document["arms"] = _arms(base, candidate, settings)
     document["trials"] = _table(pairs=number)
     document["trace"] = _table(passes=[*_PASSES[setting.workload]])
     if setting.workload == "map":
@@ -267,14 +267,14 @@ def _dumped(document: tomlkit.TOMLDocument) -> str:
     return tomlkit.dumps(document).rstrip("\n") + "\n"
 
 
-def _arms(base: Kernel, candidate: Kernel, knobs: ArmSettings) -> Any:
+def _arms(base: Kernel, candidate: Kernel, settings: ArmSettings) -> Any:
     arms = tomlkit.table(is_super_table=True)
     kernels: dict[ArmName, Kernel] = {"baseline": base, "candidate": candidate}
     for arm, kernel in kernels.items():
         arms[arm] = _table(kernel=_format_kernel(kernel))
-    if knobs.cmdline:
-        arms["candidate"]["cmdline"] = knobs.cmdline
-    for key, values in (("parameters", knobs.parameters), ("sysfs", knobs.sysfs)):
+    if settings.cmdline:
+        arms["candidate"]["cmdline"] = settings.cmdline
+    for key, values in (("parameters", settings.parameters), ("sysfs", settings.sysfs)):
         if values:
             arms["candidate"][key] = _inline(values)
     return arms
@@ -297,7 +297,7 @@ def _table(**values: Any) -> Any:
     return table
 
 
-def _word(base: Kernel, candidate: Kernel, knobs: ArmSettings) -> str:
+def _word(base: Kernel, candidate: Kernel, settings: ArmSettings) -> str:
     """Return a word for the difference of the arms, which is safe as the name of a folder."""
     if series := getattr(candidate, "series", ()):
         word = Path(series[-1]).name
@@ -305,6 +305,6 @@ def _word(base: Kernel, candidate: Kernel, knobs: ArmSettings) -> str:
         tells = ("ref", "module", "version", "suite", "tree", "dir")
         word = Path(next(str(v) for key in tells if (v := getattr(candidate, key, None)))).name
     else:
-        names = [*knobs.parameters, *(name.rpartition("/")[2] for name in knobs.sysfs)]
-        word = names[0] if names else knobs.cmdline
+        names = [*settings.parameters, *(name.rpartition("/")[2] for name in settings.sysfs)]
+        word = names[0] if names else settings.cmdline
     return re.sub(r"[^A-Za-z0-9._]+", "-", word)[:_LONGEST_NAME].strip("-._") or "kernels"

@@ -13,7 +13,13 @@ import pytest
 from orchestrator.analysis.verdict.bisection import BisectCommit, Measured, Skipped
 from orchestrator.base.errors import BenchError, EvidenceError, ScenarioError
 from orchestrator.base.progress import Progress
-from orchestrator.run.bisect import Kernels, Question, Record, bisect_commits, parse_commit_kernels
+from orchestrator.run.bisect import (
+    BisectionFile,
+    CommitKernels,
+    Question,
+    bisect_commits,
+    parse_commit_kernels,
+)
 from orchestrator.run.commits import find_commits
 from orchestrator.scenario.builder import Setting, build_bisect_file
 from orchestrator.scenario.kernel_forms import DebKernel, ModuleKernel, TreeKernel
@@ -40,14 +46,16 @@ class Fake:
         self.asked: list[str] = []
         self.folders: list[Path] = []
 
-    def ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
+    def measure_ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
         self.folders.append(folder)
         good, bad = self._say(question.commits.good[0]), self._say(question.commits.bad)
         assert isinstance(good, Measured)
         assert isinstance(bad, Measured)
         return good, bad
 
-    def step(self, question: Question, commit: BisectCommit, folder: Path) -> Measured | Skipped:
+    def measure_step(
+        self, question: Question, commit: BisectCommit, folder: Path
+    ) -> Measured | Skipped:
         self.folders.append(folder)
         return self._say(commit)
 
@@ -65,11 +73,11 @@ class Fixture:
         metric: str = "bar_map_cost", accel: Any = "exact",
     ) -> Question:  # fmt: skip
         commits = find_commits(self.linux, good.split(), bad or self._last, paths)
-        kernels = Kernels(self.linux)
+        kernels = CommitKernels(self.linux)
         text = build_bisect_file(Setting(accel), metric, kernels(commits.bad))
         return Question(commits, kernels, metric, text)
 
-    def run(self, bench: Fake, **asked: Any) -> Record:
+    def run(self, bench: Fake, **asked: Any) -> BisectionFile:
         return bisect_commits(self.question(**asked), self.out, bench, Progress())
 
     def saved(self) -> dict[str, Any]:
@@ -118,8 +126,8 @@ def finished(short: Fixture, ended: Path) -> Fixture:
     return short
 
 
-def subjects(record: Record) -> list[str]:
-    return [commit.subject for commit in record.found]
+def subjects(record: BisectionFile) -> list[str]:
+    return [commit.subject for commit in record.first_bad]
 
 
 @pytest.mark.parametrize("first", [1, 23, 64])

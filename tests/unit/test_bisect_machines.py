@@ -21,7 +21,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import RunDir
 from orchestrator.run import bisect
 from orchestrator.run import kernels as run_kernels
-from orchestrator.run.bisect import Kernels, Machines, Question, run_bisection
+from orchestrator.run.bisect import CommitKernels, KernelBench, Question, run_bisection
 from orchestrator.run.commits import find_commits
 from orchestrator.run.judge import judge, read_samples
 from orchestrator.run.kernels import RunKernels
@@ -67,7 +67,7 @@ class Fixture:
         shas = straight(folder / "linux", 9)
         self._subjects = {sha: subject for subject, sha in shas.items()}
         commits = find_commits(folder / "linux", ["c0"], "c8", ())
-        kernels = Kernels(commits.repository)
+        kernels = CommitKernels(commits.repository)
         text = build_bisect_file(
             Setting("exact", bar="4GiB"), "bar_map_cost", kernels(commits.bad),
             ['map.sizes=["1GiB", "2GiB", "full"]', 'map.alignment=["1GiB", "2MiB", "4KiB"]',
@@ -113,7 +113,7 @@ class Fixture:
     def step(self, subject: str = "c6") -> Measured | Skipped:
         names = {subject: sha for sha, subject in self._subjects.items()}
         commit = find_commits(self.question.commits.repository, ["c0"], names[subject], ()).bad
-        return Machines(self.here).step(self.question, commit, self.out / "steps/1")
+        return KernelBench(self.here).measure_step(self.question, commit, self.out / "steps/1")
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_what_says_nothing_of_the_commit_ends_it(fixture: Fixture, reason: Reaso
 
 def test_bisection_of_runs_finds_the_commit(fixture: Fixture) -> None:
     record = run_bisection(fixture.question, fixture.out, fixture.here)
-    assert [commit.subject for commit in record.found] == ["c5"]
+    assert [commit.subject for commit in record.first_bad] == ["c5"]
     assert fixture.ran[0] == ("ends", None)
     assert {only for _, only in fixture.ran[1:]} == {"candidate"}
     ends = (fixture.out / "ends/report.txt").read_text()
@@ -232,7 +232,7 @@ def test_commit_with_the_sources_of_the_package_is_the_package(
 ) -> None:
     on = DebKernel(deb="linux-image-cloud-amd64", suite="trixie")
     commits = fixture.question.commits
-    question = replace(fixture.question, kernel=Kernels(commits.repository, on))
+    question = replace(fixture.question, kernel=CommitKernels(commits.repository, on))
 
     def pristine(kernel: ModuleKernel, cache: Cache) -> None:
         if kernel.ref == commits.good[0].sha:
@@ -241,13 +241,15 @@ def test_commit_with_the_sources_of_the_package_is_the_package(
             )
 
     monkeypatch.setattr(run_kernels, "check_kernel", pristine)
-    machines = Machines(fixture.here)
-    assert machines.kernel(question, commits.good[0]) == on
-    assert machines.kernel(question, commits.bad) == ModuleKernel(
+    bench = KernelBench(fixture.here)
+    assert bench.choose_kernel(question, commits.good[0]) == on
+    assert bench.choose_kernel(question, commits.bad) == ModuleKernel(
         deb=on.deb, suite="trixie", module=commits.repository, ref=commits.bad.sha
     )
     with pytest.raises(ScenarioError):  # for a whole kernel that error has another cause
-        machines.kernel(replace(question, kernel=Kernels(commits.repository)), commits.good[0])
+        bench.choose_kernel(
+            replace(question, kernel=CommitKernels(commits.repository)), commits.good[0]
+        )
 
 
 def test_commit_that_is_known_not_to_build_is_skipped(

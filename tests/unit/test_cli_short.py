@@ -18,7 +18,7 @@ from orchestrator.report.text.brief import LINES
 from orchestrator.run import ab
 from orchestrator.run import kernels as run_kernels
 from orchestrator.run import trials as running
-from orchestrator.run.bisect import Machines, Question
+from orchestrator.run.bisect import KernelBench, Question
 from orchestrator.run.kernels import RunKernels
 from orchestrator.run.trials import Enough, Runner
 from orchestrator.scenario.factors import load_scenarios
@@ -174,19 +174,19 @@ def linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository of 20 commits. From c7 on they cost twice as much; c4 does not build."""
     straight(tmp_path / "linux", 20)
 
-    def ends(self: Machines, question: Question, folder: Path) -> tuple[Measured, Measured]:
+    def ends(self: KernelBench, question: Question, folder: Path) -> tuple[Measured, Measured]:
         return measured(0.01), measured(0.02)
 
     def step(
-        self: Machines, question: Question, commit: BisectCommit, folder: Path
+        self: KernelBench, question: Question, commit: BisectCommit, folder: Path
     ) -> Measured | Skipped:
         number = int(commit.subject[1:])
         if number == 4:
             return Skipped("build-failed", "it does not build")
         return measured(0.02 if number >= 7 else 0.01)
 
-    monkeypatch.setattr(Machines, "ends", ends)
-    monkeypatch.setattr(Machines, "step", step)
+    monkeypatch.setattr(KernelBench, "measure_ends", ends)
+    monkeypatch.setattr(KernelBench, "measure_step", step)
     return tmp_path / "linux"
 
 

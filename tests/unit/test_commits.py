@@ -10,6 +10,7 @@ import pytest
 
 from orchestrator.analysis.verdict.bisection import StepOutcome
 from orchestrator.base.errors import ScenarioError
+from orchestrator.base.reasons import Reason
 from orchestrator.run.commits import Search, find_commits
 from tests.unit.histories import git, history, straight
 
@@ -25,9 +26,9 @@ def linux(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def searched(search: Search, says: Callable[[str], StepOutcome]) -> list[str]:
     """Run the search and return the subjects of the commits that it tried."""
     asked = []
-    while (commit := search.next()) is not None:
+    while (commit := search.choose_next()) is not None:
         asked.append(commit.subject)
-        search.tell(commit, says(commit.subject))
+        search.mark(commit, says(commit.subject))
     return asked
 
 
@@ -54,7 +55,7 @@ def test_bare_repositories_and_linked_work_trees_are_repositories(
         commits = find_commits(tree, ["c1"], last, ())
         search = Search(tmp_path / f"repo-{tree.name}", commits)
         searched(search, lambda subject: "bad" if subject in ("c7", "c8") else "good")
-        assert [one.subject for one in search.found()] == ["c7"]
+        assert [commit.subject for commit in search.find_first_bad()] == ["c7"]
 
 
 @pytest.mark.parametrize(
@@ -77,9 +78,11 @@ def test_what_cannot_be_searched_is_said(
 
 
 def test_ends_that_are_swapped_are_said_to_be(linux: Path) -> None:
-    with pytest.raises(ScenarioError) as caught:
+    with pytest.raises(ScenarioError) as swapped:
         find_commits(linux, ["c3"], "c1", ())
-    assert "may be the cheaper one, but it is the later one" in caught.value.hint
+    assert swapped.value.reason == Reason.NO_ANCESTOR
+    assert "--bad" in swapped.value.hint
+    assert "later" in swapped.value.hint
 
 
 def test_folder_in_no_repository_is_refused(tmp_path: Path) -> None:
@@ -92,7 +95,7 @@ def test_folder_in_no_repository_is_refused(tmp_path: Path) -> None:
 def test_search_is_git_s(linux: Path, tmp_path: Path, first: int) -> None:
     search = Search(tmp_path / "repo", find_commits(linux, ["c0"], "c64", ()))
     asked = searched(search, lambda subject: "bad" if int(subject[1:]) >= first else "good")
-    assert [one.subject for one in search.found()] == [f"c{first}"]
+    assert [commit.subject for commit in search.find_first_bad()] == [f"c{first}"]
     assert (len(asked), search.about) == (6, 6)
 
 
@@ -117,14 +120,14 @@ def test_skips_hide_which_it_is(linux: Path, tmp_path: Path) -> None:
 
     search = Search(tmp_path / "repo", find_commits(linux, ["c0"], "c64", ()))
     searched(search, says)
-    assert {one.subject for one in search.found()} == {"c30", "c31", "c32", "c33"}
-    assert search.next() is None
+    assert {commit.subject for commit in search.find_first_bad()} == {"c30", "c31", "c32", "c33"}
+    assert search.choose_next() is None
 
 
 def test_neighbours_need_no_step(linux: Path, tmp_path: Path) -> None:
     search = Search(tmp_path / "repo", find_commits(linux, ["c4"], "c5", ()))
     assert searched(search, lambda subject: "good") == []
-    assert [one.subject for one in search.found()] == ["c5"]
+    assert [commit.subject for commit in search.find_first_bad()] == ["c5"]
 
 
 MERGED = {
@@ -143,7 +146,7 @@ def test_merged_branches_are_searched(tmp_path: Path, first: str) -> None:
 
     search = Search(tmp_path / "repo", find_commits(tmp_path / "linux", ["base"], "m4", ()))
     searched(search, lambda subject: "bad" if after(subject) else "good")
-    assert [one.subject for one in search.found()] == [first]
+    assert [commit.subject for commit in search.find_first_bad()] == [first]
 
 
 def test_what_a_second_good_commit_has_is_not_searched(tmp_path: Path) -> None:
@@ -151,7 +154,7 @@ def test_what_a_second_good_commit_has_is_not_searched(tmp_path: Path) -> None:
     search = Search(tmp_path / "repo", find_commits(tmp_path / "linux", ["base", "t3"], "m4", ()))
     asked = searched(search, lambda subject: "bad")
     assert not {"t1", "t2", "t3"} & {*asked}
-    assert [one.subject for one in search.found()] == ["m1"]
+    assert [commit.subject for commit in search.find_first_bad()] == ["m1"]
 
 
 def test_only_commits_that_touch_the_paths_are_searched(tmp_path: Path) -> None:
@@ -161,7 +164,7 @@ def test_only_commits_that_touch_the_paths_are_searched(tmp_path: Path) -> None:
     search = Search(tmp_path / "repo", commits)
     asked = searched(search, lambda subject: "bad" if int(subject[1:]) >= 17 else "good")
     assert {*asked} <= touching.keys()
-    assert [one.subject for one in search.found()] == ["c17"]
+    assert [commit.subject for commit in search.find_first_bad()] == ["c17"]
 
 
 def test_shallow_clone_is_searched_as_far_as_it_goes(linux: Path, tmp_path: Path) -> None:
@@ -169,4 +172,4 @@ def test_shallow_clone_is_searched_as_far_as_it_goes(linux: Path, tmp_path: Path
     subprocess.run(["git", "clone", "-q", "--depth=9", f"file://{linux}", shallow], check=True)
     search = Search(tmp_path / "repo", find_commits(shallow, ["HEAD~8"], "HEAD", ()))
     searched(search, lambda subject: "bad" if int(subject[1:]) >= 60 else "good")
-    assert [one.subject for one in search.found()] == ["c60"]
+    assert [commit.subject for commit in search.find_first_bad()] == ["c60"]

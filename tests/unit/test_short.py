@@ -42,10 +42,10 @@ HERE = Path("/home/dev")
 
 
 def asked(
-    base: Kernel = DEB, candidate: Kernel = NEW, knobs: ArmSettings | None = None,
+    base: Kernel = DEB, candidate: Kernel = NEW, settings: ArmSettings | None = None,
     setting: Setting = EXACT, pairs: int | None = None,
 ) -> Scenario:  # fmt: skip
-    text = build_ab_file(setting, base, candidate, knobs or ArmSettings(), pairs)
+    text = build_ab_file(setting, base, candidate, settings or ArmSettings(), pairs)
     return parse_scenario(text, "ab", Path("/elsewhere"))[0]
 
 
@@ -101,12 +101,12 @@ def test_guest_boots_have_a_guest() -> None:
 
 
 def test_knobs_are_the_candidate_s() -> None:
-    knobs = parse_settings(
+    settings = parse_settings(
         "iommu.strict=1",
         ["vfio_iommu_type1.disable_hugepages=true", "vfio.x=a=b"],
         ["/sys/kernel/mm/transparent_hugepage/enabled=never"],
     )
-    arms = asked(DEB, DEB, knobs).arms
+    arms = asked(DEB, DEB, settings).arms
     assert not arms.baseline.is_set
     assert arms.candidate.cmdline == "iommu.strict=1"
     assert arms.candidate.parameters == {
@@ -130,9 +130,9 @@ def test_knob_that_is_set_twice_is_refused() -> None:
 
 def arms(
     base: Kernel, candidate: Kernel | None = None, *series: str, config: tuple[str, ...] = (),
-    knobs: ArmSettings | None = None,
+    settings: ArmSettings | None = None,
 ) -> tuple[Kernel, Kernel]:  # fmt: skip
-    return build_arms(base, candidate, series, config, knobs or ArmSettings(), HERE)
+    return build_arms(base, candidate, series, config, settings or ArmSettings(), HERE)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_arms_that_do_not_differ_are_refused() -> None:
     with pytest.raises(ScenarioError, match=r"nothing differs") as caught:
         arms(DEB)
     assert "--candidate KERNEL, --series PATCHES" in caught.value.hint
-    assert arms(DEB, knobs=ArmSettings("x")) == (DEB, DEB)
+    assert arms(DEB, settings=ArmSettings("x")) == (DEB, DEB)
     assert arms(DEB, DEB) == (DEB, DEB)  # an explicit placebo
 
 
@@ -179,7 +179,7 @@ def test_kernel_that_is_built_takes_no_series() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "candidate", "knobs", "name"),
+    ("base", "candidate", "settings", "name"),
     [
         (DEB, NEW, {}, "ab-trixie-backports"),
         (DEB, ModuleKernel(deb="a1", suite="trixie", series=("/x/my fix.mbox",)), {},
@@ -196,9 +196,9 @@ def test_kernel_that_is_built_takes_no_series() -> None:
     ],
 )  # fmt: skip
 def test_name_says_what_differs(
-    base: Kernel, candidate: Kernel, knobs: dict[str, Any], name: str
+    base: Kernel, candidate: Kernel, settings: dict[str, Any], name: str
 ) -> None:
-    assert asked(base, candidate, ArmSettings(**knobs)).name == name
+    assert asked(base, candidate, ArmSettings(**settings)).name == name
 
 
 @pytest.mark.parametrize(
