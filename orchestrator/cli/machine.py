@@ -25,12 +25,12 @@ def profile(
     connect: Annotated[
         str | None,
         typer.Option(
-            metavar="URI", help="qemu:///system or qemu+ssh://HOST/system (default: as virsh)."
+            metavar="URI", help="qemu:///system or qemu+ssh://HOST/system (default: virsh's)."
         ),
     ] = None,
     ssh_config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Configuration for ssh -F, with a qemu+ssh URI."),
+        typer.Option(metavar="FILE", help="Configuration for ssh -F, if the URI is qemu+ssh."),
     ] = None,
     reboot: Annotated[
         bool, typer.Option("--reboot", help="Let the guest of a running domain reboot.")
@@ -39,8 +39,8 @@ def profile(
         str,
         typer.Option(
             metavar="SECONDS|agent",
-            help="The boot is over after so long without a map or a line on a serial port, or when"
-            " the guest agent connects.",
+            help="End of the boot: seconds without a map or a line on a serial port, or agent: the"
+            " guest agent connects.",
         ),
     ] = f"{QUIET_SECONDS:g}",
     save: Annotated[
@@ -92,7 +92,7 @@ def _parse_until(text: str) -> float | Literal["agent"]:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
         raise ScenarioError(
-            f"--until {text}: neither seconds above 0 nor the word agent",
+            f"--until {text}: expected a number of seconds above 0, or agent",
             reason=Reason.COMMAND_LINE,
         )
     return seconds
@@ -101,19 +101,21 @@ def _parse_until(text: str) -> float | Literal["agent"]:
 def recover(
     host: Annotated[
         str,
-        typer.Argument(metavar="HOST", help="The machine, as ssh knows it; or a scenario file."),
+        typer.Argument(metavar="HOST", help="SSH address of the machine, or a scenario file."),
     ],
     ssh_config: SshConfig = None,
     deadline: Annotated[
         int | None,
-        typer.Option(min=180, help="Seconds within which it is back after a boot (600)."),
+        typer.Option(
+            min=180, help="Seconds within which the machine answers after a boot (default: 600)."
+        ),
     ] = None,
     wait: Annotated[
         int, typer.Option(min=0, help="Seconds to wait for the lease of a runner that is gone.")
     ] = 120,
     keep_kernel: Annotated[
         bool,
-        typer.Option("--keep-kernel", help="The kernel that runs is the machine's own by now."),
+        typer.Option("--keep-kernel", help="Take the running kernel for the machine's own."),
     ] = False,
     power_cycle: Annotated[
         bool,
@@ -133,7 +135,7 @@ def recover(
     spec = _metal_host(host, ssh_config, deadline, wait)
     if power_cycle and spec.power_cycle is None:
         raise ScenarioError(
-            "--power-cycle: only a scenario's host.power_cycle says how",
+            "--power-cycle: HOST must be a scenario file with host.power_cycle",
             reason=Reason.COMMAND_LINE,
         )
     with Progress().task(f"recover {spec.address}") as progress, bench_state() as state:
@@ -155,7 +157,8 @@ def _metal_host(host: str, ssh_config: Path | None, deadline: int | None, wait: 
     if host.endswith(".toml"):
         if ssh_config is not None:
             raise ScenarioError(
-                f"--ssh-config: {host} says how its host is reached", reason=Reason.COMMAND_LINE
+                f"--ssh-config: not for a scenario file: {host} has its own host.ssh_config",
+                reason=Reason.COMMAND_LINE,
             )
         hosts = [cell.scenario.host for cell in load_scenarios(Path(host)).cells]
         machines = {each.address: each for each in hosts if isinstance(each, MetalHost)}
@@ -186,15 +189,16 @@ def _metal_host(host: str, ssh_config: Path | None, deadline: int | None, wait: 
 def doctor(
     host: Annotated[
         str | None,
-        typer.Option(metavar="HOST", help="A machine, as ssh(1) takes it (default: this one)."),
+        typer.Option(metavar="HOST", help="SSH address of a machine (default: this machine)."),
     ] = None,
     ssh_config: SshConfig = None,
     scenario: Annotated[
         Path | None,
-        typer.Option(help="Scenario file to check the machine for; of a matrix with --cell."),
+        typer.Option(help="Scenario to check the machine for; with a matrix, name a --cell."),
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Count one small map of a device on vfio-pci.")
+        bool,
+        typer.Option("--probe", help="Make one small map of a device on vfio-pci, and count it."),
     ] = False,
     overrides: Overrides = None,
     names: CellNames = None,

@@ -98,11 +98,13 @@ def ab(
     ],
     candidate: Annotated[
         str | None,
-        typer.Option(metavar="KERNEL", help="The other kernel; also module:PATH on a deb: base."),
+        typer.Option(metavar="KERNEL", help="Kernel to compare; module:PATH needs a deb: base."),
     ] = None,
     series: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATCHES", help="File, folder, A..B or message-id; repeatable."),
+        typer.Option(
+            metavar="PATCHES", help="Patches: file, folder, A..B or message-id; repeatable."
+        ),
     ] = None,
     config: ConfigOption = None,
     bar: BarOption = None,
@@ -111,12 +113,17 @@ def ab(
     guest: GuestOption = None,
     pairs: Pairs = None,
     cmdline: Annotated[
-        str, typer.Option("--candidate-cmdline", metavar="TEXT", help="Kernel command line.")
+        str,
+        typer.Option(
+            "--candidate-cmdline", metavar="TEXT", help="Words for the candidate's command line."
+        ),
     ] = "",
     parameters: Annotated[
         list[str] | None,
         typer.Option(
-            "--candidate-param", metavar="MODULE.NAME=VALUE", help="Module parameter; repeatable."
+            "--candidate-param",
+            metavar="MODULE.NAME=VALUE",
+            help="Module parameter of the candidate; repeatable.",
         ),
     ] = None,
     sysfs: Annotated[
@@ -124,14 +131,14 @@ def ab(
         typer.Option(
             "--candidate-sysfs",
             metavar="PATH=VALUE",
-            help="File under /sys or /proc/sys; repeatable.",
+            help="The candidate's file under /sys or /proc/sys; repeatable.",
         ),
     ] = None,
     overrides: Overrides = None,
     out: Out = None,
     write: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the scenario there, and do nothing else."),
+        typer.Option(metavar="FILE", help="Only write the scenario to this file."),
     ] = None,
     keep: Keep = False,
     as_json: AsJson = False,
@@ -172,7 +179,8 @@ def bisect(
         list[str], typer.Option(metavar="COMMIT", help="Commit known to be good; repeatable.")
     ],
     bad: Annotated[
-        str, typer.Option(metavar="COMMIT", help="Commit known to be bad; a later one.")
+        str,
+        typer.Option(metavar="COMMIT", help="Commit known to be bad, later than the good ones."),
     ],
     paths: Annotated[
         list[str] | None,
@@ -184,15 +192,13 @@ def bisect(
     ] = "bar_map_cost",
     on: Annotated[
         str | None,
-        typer.Option(
-            metavar="deb:NAME@SUITE", help="The commits change modules of this package's kernel."
-        ),
+        typer.Option(metavar="deb:NAME@SUITE", help="Package whose modules the commits change."),
     ] = None,
     config: ConfigOption = None,
     scenario: Annotated[
         Path | None,
         typer.Option(
-            help="Scenario file that says how to measure, instead of the next four options; its"
+            help="Scenario file with the way to measure, instead of the next four options. Its"
             " arms are not used."
         ),
     ] = None,

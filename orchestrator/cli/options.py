@@ -14,7 +14,9 @@ ScenarioPath = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. device.bar=1GiB."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set a key of the scenario, e.g. device.bar=1GiB."
+    ),
 ]
 Pairs = Annotated[int | None, typer.Option("--pairs", min=1, help="Number of pairs of trials.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show commands and console lines.")]

@@ -74,7 +74,9 @@ class Options:
         if self.workload == "guest-boot":
             kernel = parse_kernel(self.guest or GUEST_KERNEL, "--guest", folder=Path.cwd())
         elif self.guest is not None:
-            raise ScenarioError("--guest: is of --workload guest-boot", reason=Reason.SCENARIO)
+            raise ScenarioError(
+                "--guest applies to --workload guest-boot only", reason=Reason.SCENARIO
+            )
         if accel is None:
             chosen, why = choose_accel("auto")
             accel = "kvm" if chosen == "kvm" else "exact"
@@ -116,7 +118,7 @@ def choose_folder(out: Path | None, name: str) -> Path:
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = (out or Path("runs") / f"{name}-{stamp}").absolute()
     if folder.exists() and not folder.is_dir():
-        raise ScenarioError(f"--out {folder}: is no folder", reason=Reason.RUN_EXISTS)
+        raise ScenarioError(f"--out {folder}: is not a folder", reason=Reason.RUN_EXISTS)
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     # these three are all that a run leaves if it ends right after its start
     if names and not names & _BEGUN and not names <= {"scenario.toml", "repo", LOCK}:

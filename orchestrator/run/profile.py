@@ -135,9 +135,9 @@ def _check_not_leased(shell: Commands) -> None:
     leases = shell.run(f"ls {STATE}/lease-*.json || :", doing="looking for leases")
     if leases.stdout:
         raise BenchError(
-            f"{shell.name} is leased to a run of barometer's, which boots it as it needs",
+            f"{shell.name} is leased to a run of barometer, which may reboot it",
             evidence=leases.stdout.strip(),
-            hint="wait for its end; what a killed run left: barometer recover HOST",
+            hint="wait for its end; if it was killed: barometer recover HOST",
             reason=Reason.LEASE_HELD,
         )
 
@@ -172,7 +172,7 @@ def connected_host(
             raise ScenarioError(
                 f"{uri}: barometer profiles domains of qemu:///system and"
                 " qemu+ssh://[USER@]HOST/system",
-                hint="give the host's with --connect",
+                hint="name one of these with --connect",
                 reason=Reason.BAD_URI,
             )
         shell: Commands = LocalShell()
@@ -196,21 +196,21 @@ def _check_may_boot(domain: hypervisor.Domain, request: ProfileRequest) -> None:
         )  # fmt: skip
     if request.reboot and not domain.active():
         raise ScenarioError(
-            f"{request.domain} is not running, so that it cannot reboot",
-            hint="without --reboot it is started", reason=Reason.DOMAIN_NOT_RUNNING,
+            f"{request.domain} is not running and cannot reboot",
+            hint="leave --reboot out, and it is started", reason=Reason.DOMAIN_NOT_RUNNING,
         )  # fmt: skip
 
 
 def _check_can_be_profiled(definition: Definition, request: ProfileRequest) -> None:
     if not definition.devices:
         raise ScenarioError(
-            f"{request.domain} has no PCI device of its host's (hostdev): VFIO maps nothing",
+            f"{request.domain} owns no PCI device of its host (hostdev): VFIO maps nothing",
             reason=Reason.NO_HOSTDEV,
         )
     if request.until == "agent" and not definition.agent:
         raise ScenarioError(
             f"--until agent: {request.domain} has no channel for a guest agent",
-            hint="--until SECONDS: so long without a map or unmap",
+            hint="give --until SECONDS: the boot ends after that time without a map or unmap",
             reason=Reason.NO_AGENT,
         )
 

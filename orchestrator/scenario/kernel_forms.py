@@ -36,12 +36,12 @@ class DebKernel(ScenarioModel):
     """Exact package version; with or without a suite."""
 
     @model_validator(mode="after")
-    def _one_of(self) -> DebKernel:
-        _some_version("deb", self.deb, self.version, self.suite)
+    def _check_version_is_named(self) -> DebKernel:
+        _check_version("deb", self.deb, self.version, self.suite)
         return self
 
     def __str__(self) -> str:
-        return "deb:" + _package(self.deb, self.version, self.suite)
+        return "deb:" + _spell_package(self.deb, self.version, self.suite)
 
 
 class ModuleKernel(DebKernel):
@@ -57,7 +57,7 @@ class ModuleKernel(DebKernel):
     """Patches on top of the package's source (and of `module`)."""
 
     @model_validator(mode="after")
-    def _changed(self) -> ModuleKernel:
+    def _check_changed(self) -> ModuleKernel:
         if self.module is None and not self.series:
             raise ValueError("needs changed sources: module, or series")
         if self.ref is not None and self.module is None:
@@ -72,7 +72,7 @@ class ModuleKernel(DebKernel):
     def __str__(self) -> str:
         at = f"@{self.ref}" if self.ref else ""
         module = [f"module:{self.module}{at}"] if self.module else []
-        return " + ".join([str(self.package), *module, *map(_shown, self.series)])
+        return " + ".join([str(self.package), *module, *map(_shorten_patches, self.series)])
 
 
 class DirKernel(ScenarioModel):
@@ -110,7 +110,7 @@ class TreeKernel(_Built):
 
     def __str__(self) -> str:
         at = f"@{self.ref}" if self.ref else ""
-        return " + ".join([f"tree:{self.tree}{at}", *map(_shown, self.series)])
+        return " + ".join([f"tree:{self.tree}{at}", *map(_shorten_patches, self.series)])
 
 
 class SourceKernel(_Built):
@@ -122,25 +122,25 @@ class SourceKernel(_Built):
     version: str | None = None
 
     @model_validator(mode="after")
-    def _one_of(self) -> SourceKernel:
-        _some_version("source", self.source, self.version, self.suite)
+    def _check_version_is_named(self) -> SourceKernel:
+        _check_version("source", self.source, self.version, self.suite)
         return self
 
     def __str__(self) -> str:
-        name = "source:" + _package(self.source, self.version, self.suite)
-        return " + ".join([name, *map(_shown, self.series)])
+        name = "source:" + _spell_package(self.source, self.version, self.suite)
+        return " + ".join([name, *map(_shorten_patches, self.series)])
 
 
-def _some_version(key: str, name: str, version: str | None, suite: str | None) -> None:
+def _check_version(key: str, name: str, version: str | None, suite: str | None) -> None:
     if suite is None and version is None:
         raise ValueError(f'{{ {key} = "{name}" }} needs a suite or a version beside it')
 
 
-def _package(name: str, version: str | None, suite: str | None) -> str:
+def _spell_package(name: str, version: str | None, suite: str | None) -> str:
     return name + (f"={version}" if version else "") + (f"@{suite}" if suite else "")
 
 
-def _shown(patches: str) -> str:
+def _shorten_patches(patches: str) -> str:
     return patches if is_message_id(patches) else Path(patches).name
 
 
@@ -155,7 +155,7 @@ def is_range(patches: str) -> bool:
     return _RANGE.fullmatch(patches) is not None and not os.path.lexists(patches)
 
 
-def _kernel_tag(value: Any) -> str:
+def _find_kernel_tag(value: Any) -> str:
     """Return the tag of the kernel form that the table's keys select."""
     if not isinstance(value, Mapping):
         forms: dict[type[Any], str] = {
@@ -175,7 +175,7 @@ Kernel = Annotated[
     | Annotated[TreeKernel, Tag("tree")]
     | Annotated[SourceKernel, Tag("source")]
     | Annotated[ModuleKernel, Tag("module")],
-    Discriminator(_kernel_tag),
+    Discriminator(_find_kernel_tag),
 ]
 
 

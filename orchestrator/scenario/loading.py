@@ -33,7 +33,7 @@ def load_scenario(path: Path, overrides: Sequence[str] = ()) -> tuple[Scenario, 
 
     Raises ScenarioError, which names the file, the key and the nearest valid name.
     """
-    document = _overridden(read_file(path), str(path), overrides)
+    document = _apply_overrides(read_file(path), str(path), overrides)
     note_former_names(document, str(path))
     return build_scenario(document, str(path), path.parent), tomlkit.dumps(document)
 
@@ -51,7 +51,7 @@ def read_file(path: Path) -> str:
                 f"{path}: is longer than {_LONGEST} characters", reason=Reason.SCENARIO
             )
     except (OSError, UnicodeDecodeError) as exc:
-        nearest = difflib.get_close_matches(path.name, _toml_files(path) - {path.name}, 1)
+        nearest = difflib.get_close_matches(path.name, _list_toml_files(path) - {path.name}, 1)
         examples = f"examples are in {packaged('fixtures') / 'scenarios'}"
         raise ScenarioError(
             f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}",
@@ -61,7 +61,7 @@ def read_file(path: Path) -> str:
     return text
 
 
-def _toml_files(path: Path) -> set[str]:
+def _list_toml_files(path: Path) -> set[str]:
     try:
         return {p.name for p in path.parent.glob("*.toml")}
     except OSError:
@@ -72,11 +72,11 @@ def parse_scenario(
     text: str, source: str, folder: Path = Path(), overrides: Sequence[str] = ()
 ) -> tuple[Scenario, str]:
     """Parse text like `load_scenario`. Relative paths start at `folder`."""
-    document = _overridden(text, source, overrides)
+    document = _apply_overrides(text, source, overrides)
     return build_scenario(document, source, folder), tomlkit.dumps(document)
 
 
-def _overridden(text: str, source: str, overrides: Sequence[str]) -> tomlkit.TOMLDocument:
+def _apply_overrides(text: str, source: str, overrides: Sequence[str]) -> tomlkit.TOMLDocument:
     document = parse_toml(text, source)
     for override in overrides:
         set_key(document, *parse_override(override))
@@ -102,7 +102,7 @@ def build_scenario(document: tomlkit.TOMLDocument, source: str, folder: Path) ->
     """Return the scenario of a document without a [matrix]. Raises ScenarioError."""
     if "matrix" in document:
         raise ScenarioError(
-            f"{source}: matrix: makes several scenarios of a file, and here is one expected",
+            f"{source}: matrix: makes several scenarios, and only one is expected here",
             reason=Reason.SCENARIO,
         )
     try:
@@ -113,7 +113,7 @@ def build_scenario(document: tomlkit.TOMLDocument, source: str, folder: Path) ->
             hint="`barometer schema` prints every key with its meaning",
             reason=Reason.SCENARIO,
         ) from exc
-    return _absolute_paths(scenario, folder)
+    return _resolve_paths(scenario, folder)
 
 
 def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
@@ -150,7 +150,7 @@ def set_key(document: tomlkit.TOMLDocument, parts: Sequence[str], value: Any) ->
     table[parts[-1]] = value
 
 
-def _absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
+def _resolve_paths(scenario: Scenario, folder: Path) -> Scenario:
     """Make relative paths absolute; they start at the scenario's folder."""
 
     def absolute(arm: Arm) -> Arm:

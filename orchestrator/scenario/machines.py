@@ -85,13 +85,13 @@ class NestedHost(HostRules):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_cpu_is_the_default_of_exact(cls, data: Any) -> Any:
+    def _default_exact_to_one_cpu(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and data.get("accel") == "exact":
             return {"cpus": 1, **data}
         return data
 
     @model_validator(mode="after")
-    def _one_cpu(self) -> NestedHost:
+    def _check_cpus(self) -> NestedHost:
         if self.accel == "exact" and self.cpus != 1:
             raise ValueError(
                 f'accel = "exact" counts the instructions of one CPU; cpus is {self.cpus}'
@@ -135,8 +135,8 @@ class NestedHost(HostRules):
     def check_guest(self, guest: Guest) -> None:
         if guest.memory > self.memory - GIB:
             raise ValueError(
-                f"guest.memory is {format_size(guest.memory)}; it needs to be 1GiB less than"
-                f" host.memory ({format_size(self.memory)}), or still less"
+                f"guest.memory is {format_size(guest.memory)}; it must be at least 1GiB less than"
+                f" host.memory ({format_size(self.memory)})"
             )
 
     def check_backing(self, guest: Guest) -> None:
@@ -192,17 +192,19 @@ class MetalHost(HostRules):
 
     def check_guest(self, guest: Guest) -> None:
         if guest.boot == "disk":
-            raise ValueError('guest.boot: "disk" is of a nested host; a metal one has "direct"')
+            raise ValueError('guest.boot: "disk" needs a nested host; use "direct"')
 
 
-def _host_tag(value: Any) -> str | None:
+def _find_host_tag(value: Any) -> str | None:
     kind = value.get("kind", "nested") if isinstance(value, Mapping) else value.kind
     return kind if kind in ("nested", "metal") else None
 
 
 HostSpec = Annotated[
     Annotated[NestedHost, Tag("nested")] | Annotated[MetalHost, Tag("metal")],
-    Discriminator(_host_tag, custom_error_type="kind", custom_error_message='"nested" or "metal"'),
+    Discriminator(
+        _find_host_tag, custom_error_type="kind", custom_error_message='"nested" or "metal"'
+    ),
 ]
 
 
@@ -240,11 +242,11 @@ class HostDevice(ScenarioModel):
     to it traps. For guest boots only."""
 
     @model_validator(mode="after")
-    def _one_way(self) -> HostDevice:
-        given = [key for key in ("address", "id", "pick") if getattr(self, key) is not None]
-        if len(given) != 1:
+    def _check_one_way(self) -> HostDevice:
+        present = [key for key in ("address", "id", "pick") if getattr(self, key) is not None]
+        if len(present) != 1:
             raise ValueError(
-                "needs one of address, id and pick; it has " + (" and ".join(given) or "none")
+                "needs one of address, id and pick; it has " + (" and ".join(present) or "none")
             )
         return self
 
@@ -253,7 +255,7 @@ class HostDevice(ScenarioModel):
         return 1
 
 
-def _device_tag(value: Any) -> str | None:
+def _find_device_tag(value: Any) -> str | None:
     kind = value.get("kind", "ivshmem") if isinstance(value, Mapping) else value.kind
     return {"hostdev": "hostdev", "ivshmem": "emulated", "pci-testdev": "emulated"}.get(kind)
 
@@ -261,7 +263,7 @@ def _device_tag(value: Any) -> str | None:
 Device = Annotated[
     Annotated[EmulatedDevice, Tag("emulated")] | Annotated[HostDevice, Tag("hostdev")],
     Discriminator(
-        _device_tag, custom_error_type="kind",
+        _find_device_tag, custom_error_type="kind",
         custom_error_message='"ivshmem", "pci-testdev" or "hostdev"',
     ),
 ]  # fmt: skip

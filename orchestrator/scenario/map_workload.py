@@ -30,7 +30,7 @@ class Map(ScenarioModel):
     prctl. nohugepage, hugepage: off or on by madvise."""
 
     @model_validator(mode="after")
-    def _no_repeats(self) -> Map:
+    def _check_no_repeats(self) -> Map:
         for key in ("sizes", "alignment", "state"):
             values = getattr(self, key)
             if len(set(values)) != len(values):

@@ -33,7 +33,7 @@ class Arm(ScenarioModel):
     "/sys/kernel/mm/transparent_hugepage/enabled" = "never"."""
 
     @model_validator(mode="after")
-    def _named_well(self) -> Arm:
+    def _check_names(self) -> Arm:
         for name in self.parameters:
             if not PARAMETER.fullmatch(name):
                 raise ValueError(
@@ -49,14 +49,14 @@ class Arm(ScenarioModel):
         return self
 
     @model_validator(mode="after")
-    def _set_once(self) -> Arm:
+    def _check_set_once(self) -> Arm:
         for word in self.cmdline.split():
             if word == "--" or word_name(word) == "rdinit":
-                raise ValueError(f'cmdline: "{word}": what init is given is barometer\'s own')
+                raise ValueError(f'cmdline: "{word}": barometer itself sets what init gets')
         by_name: dict[str, str] = {}
         for name in self.parameters:
             if (other := by_name.setdefault(word_name(name), name)) != name:
-                raise ValueError(f'parameters: "{other}" and "{name}" are one parameter')
+                raise ValueError(f'parameters: "{other}" and "{name}" are the same parameter')
         for word in self.cmdline.split():
             if (name := by_name.get(word_name(word), "")) != "":
                 raise ValueError(f'"{name}" is set in parameters and in cmdline: take one out')
@@ -120,7 +120,7 @@ class Trials(ScenarioModel):
     on."""
 
     @model_validator(mode="after")
-    def _one_of(self) -> Trials:
+    def _check_one_of(self) -> Trials:
         if self.until is not None and self.pairs != Trials.model_fields["pairs"].default:
             raise ValueError("pairs and until exclude one another: take one of them out")
         return self
@@ -144,9 +144,9 @@ def explain_no_condition(names: Iterable[str]) -> str | None:
         room = name.partition(".")[0]
         if room not in CONDITION_ROOMS:
             rooms = ", ".join(CONDITION_ROOMS)
-            return f'"{name}" is no condition; one begins with {rooms}, as "runner.qemu"'
+            return f'"{name}" is not a condition; conditions begin with {rooms}: "runner.qemu"'
         if name == room and room not in _CONDITIONS_ALONE:
-            return f'"{name}" is no condition; all that begin with it are "{room}.*"'
+            return f'"{name}" is not a condition; "{room}.*" is all that begin with it'
     return None
 
 
@@ -162,17 +162,17 @@ class Judgement(ScenarioModel):
 
     @field_validator("allow")
     @classmethod
-    def _of_a_room(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_allow(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if wrong := explain_no_condition(names):
             raise ValueError(wrong)
         return names
 
     @model_validator(mode="after")
-    def _floor_within_margin(self) -> Judgement:
+    def _check_floor(self) -> Judgement:
         if self.floor > self.margin:
             raise ValueError(
-                f"floor is {self.floor:.2%}, more than margin, {self.margin:.2%}: a change that is"
-                " not called would not be equivalent either"
+                f"floor is {self.floor:.2%}, more than margin, {self.margin:.2%}: a change"
+                " below the floor must count as equivalent"
             )
         return self
 
@@ -183,7 +183,7 @@ class Trace(ScenarioModel):
     workload, accel exact): instructions by kernel function."""
 
     @model_validator(mode="after")
-    def _no_repeats(self) -> Trace:
+    def _check_no_repeats(self) -> Trace:
         if len(set(self.passes)) != len(self.passes):
             raise ValueError("each pass is named once")
         return self

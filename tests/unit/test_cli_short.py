@@ -151,7 +151,7 @@ def test_matrix_can_be_set_for_ab(
         (["--base", "v7.3"], "--base 'v7.3': names no kind"),
         (["--base", "dri:old"], 'did you mean "dir:"?'),
         (["--base", "dir:old"], "nothing differs"),
-        (["--base", "dir:old", "--candidate", "module:new"], "changes modules of a package"),
+        (["--base", "dir:old", "--candidate", "module:new"], "module: "),
         (["--base", "dir:old", "--candidate", "dir:found"], "--candidate: "),
         (["--base", "dir:old", "--candidate", "dir:new", "--bar", "3GiB"], "nearest: 2GiB or"),
         (["--base", "dir:old", "--candidate", "dir:new", "--guest", "dir:new"], "--workload"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def test_configuration_is_of_both_kernels_that_are_built() -> None:
     assert getattr(before, "config", ()) == ("CONFIG_A=y", "/home/dev/b.config")
     assert getattr(after, "config", ()) == ("CONFIG_A=y", "/home/dev/b.config")
     assert arms(DEB, TREE, config=("CONFIG_A=y",))[0] == DEB
-    with pytest.raises(ScenarioError, match=r"--config: is of kernels that are built whole"):
+    with pytest.raises(ScenarioError, match=r"^--config "):
         arms(DEB, NEW, config=("CONFIG_A=y",))
 
 
@@ -222,7 +223,7 @@ def test_bisection_takes_the_pass_of_its_metric(
 
 
 def test_what_is_not_measured_is_said_with_the_nearest_name() -> None:
-    with pytest.raises(ScenarioError, match=r'is no metric.*; did you mean "bar_map_cost"'):
+    with pytest.raises(ScenarioError, match=r'did you mean "bar_map_cost"'):
         build_bisect_file(EXACT, "bar_map_second", TREE)
     with pytest.raises(ScenarioError, match=r"bar_maps_per_boot: is not measured by the workload"):
         build_bisect_file(EXACT, "bar_maps_per_boot", TREE)
@@ -272,5 +273,5 @@ def test_scenario_file_measures_the_metric_and_has_no_settings_of_an_arm() -> No
 
 @pytest.mark.parametrize("override", ["trials.pairs=3", "arms.candidate.cmdline=x", "expect={}"])
 def test_what_a_bisection_makes_itself_is_not_to_be_set(override: str) -> None:
-    with pytest.raises(ScenarioError, match="made anew for each commit"):
+    with pytest.raises(ScenarioError, match=f"^--set {re.escape(override)}: "):
         build_bisect_file(EXACT, "bar_map_cost", TREE, [override])
