@@ -55,7 +55,7 @@ def boot_once() -> None:
         print("proven", flush=True)
 
 
-def timed(argv: list[str], until: str | None) -> float:
+def time_command(argv: list[str], until: str | None) -> float:
     """Return the seconds from the start of the command to the line `until`, or to its end."""
     started = time.monotonic()
     with subprocess.Popen(
@@ -91,10 +91,10 @@ def main() -> None:
     vmlinuz = prepared.kernels["baseline"].vmlinuz
     ours, theirs = [], []
     for _ in range(options.repeats):
-        ours.append(timed([sys.executable, __file__, "--once"], "proven"))
+        ours.append(time_command([sys.executable, __file__, "--once"], "proven"))
         if options.vng:
             vng = [options.vng, "--disable-kvm", "--run", str(vmlinuz), "--", "true"]
-            theirs.append(timed(vng, None))
+            theirs.append(time_command(vng, None))
     print(f"barometer: {' '.join(f'{s:.1f}' for s in ours)} s, median {median(ours):.2f} s")
     if theirs:
         print(
