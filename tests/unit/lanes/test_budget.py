@@ -66,7 +66,7 @@ def test_machine_is_busy_by_what_others_used_since(
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     # one process is gone, one continues, and one begins and is gone before the end
     seen = iter([{(1, 1): 50.0, (2, 1): 10.0}, {(2, 1): later, (3, 1): 0.4}, {(2, 1): later}])
-    monkeypatch.setattr(OtherWork, "_seen", lambda _: next(seen))
+    monkeypatch.setattr(OtherWork, "_read_usage", lambda _: next(seen))
     others = OtherWork("")
     others.look()
     others.look()
