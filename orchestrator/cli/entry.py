@@ -83,7 +83,7 @@ def _check_folder() -> None:
         ) from exc
 
 
-def _no_space(exc: OSError) -> BarometerError:
+def _make_no_space_error(exc: OSError) -> BarometerError:
     """Return the error for a full disk: that of the file in `exc`, else that of a folder to which
     every run writes, else that of standard output."""
     from orchestrator.base.cache import disk_full
@@ -118,20 +118,20 @@ def run_verb() -> int:
             with contextlib.suppress(OSError):  # nobody reads it: the exit code still tells
                 print(f"barometer: {text}\nreason: {reason}", file=sys.stderr, flush=True)
 
-    def failed(exc: BarometerError) -> int:
+    def fail(exc: BarometerError) -> int:
         say(f"error: {exc}", exc.reason)
         return exc.exit_code
 
-    def interrupted(by: str = "") -> int:
+    def report_interrupt(by: str = "") -> int:
         say(f"interrupted{by}; what it started was ended, or is named above", Reason.INTERRUPTED)
         return interrupts.EXIT_CODE
 
-    def unexpected() -> int:
+    def report_bug() -> int:
         """Report a bug. After an interrupt, report the interrupt instead: KeyboardInterrupt within
         a wait can break Python's own code."""
         if interrupts.is_requested():
             logging.getLogger("barometer").debug("%s", traceback.format_exc())
-            return interrupted()
+            return report_interrupt()
         say("this is a bug in barometer:\n" + traceback.format_exc().rstrip(), Reason.BUG)
         return 70
 
@@ -139,25 +139,25 @@ def run_verb() -> int:
         with missing_extra_explained():
             return _invoke()
     except BarometerError as exc:
-        return failed(exc)
+        return fail(exc)
     except _UsageError as exc:
         if message := exc.format_message():  # without arguments, the help was printed instead
             say(f"error: {message}", Reason.COMMAND_LINE)
         return ScenarioError.exit_code
     except (KeyboardInterrupt, typer.Abort) as exc:
-        return interrupted(f" by {exc}" if str(exc) else "")
+        return report_interrupt(f" by {exc}" if str(exc) else "")
     except BrokenPipeError:
         _drop_output()
         return 141
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            return failed(_no_space(exc))
+            return fail(_make_no_space_error(exc))
         if exc.filename is None or exc.errno not in _OF_A_PATH:
-            return unexpected()
+            return report_bug()
         say(f"error: {exc.filename}: {exc.strerror}", Reason.PATH)
         return ScenarioError.exit_code
     except Exception:  # noqa: BLE001  # the last resort: a bug, reported as one
-        return unexpected()
+        return report_bug()
 
 
 def _invoke() -> int:

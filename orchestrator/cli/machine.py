@@ -132,7 +132,7 @@ def recover(
     from orchestrator.machine.metal.leasing import recover_machine
     from orchestrator.machine.runner.state import bench_state
 
-    spec = _metal_host(host, ssh_config, deadline, wait)
+    spec = _load_metal_host(host, ssh_config, deadline, wait)
     if power_cycle and spec.power_cycle is None:
         raise ScenarioError(
             "--power-cycle: HOST must be a scenario file with host.power_cycle",
@@ -146,7 +146,9 @@ def recover(
     print(f"{spec.address}: " + ("put back as it was" if was_changed else "nothing to recover"))
 
 
-def _metal_host(host: str, ssh_config: Path | None, deadline: int | None, wait: int) -> MetalHost:
+def _load_metal_host(
+    host: str, ssh_config: Path | None, deadline: int | None, wait: int
+) -> MetalHost:
     """Return the metal host at an SSH address, or of a scenario file with its power and console
     settings."""
     from pydantic import ValidationError

@@ -243,7 +243,7 @@ def bisect(
         kernels = parse_commit_kernels(commits, on, config or [], Path.cwd())
         short = {"--bar": bar, "--accel": accel, "--workload": workload, "--guest": guest}
         if scenario is None:
-            setting = Options(accel, workload, bar, guest).setting()
+            setting = Options(accel, workload, bar, guest).choose_setting()
             template = build_bisect_file(setting, metric, kernels(commits.bad), overrides or [])
         elif excluded := [option for option, value in short.items() if value is not None]:
             raise ScenarioError(

@@ -1,4 +1,4 @@
-"""What verbs print, and where: JSON, a judged run, log lines."""
+"""The output of verbs: JSON, a judged run, log lines."""
 
 from __future__ import annotations
 

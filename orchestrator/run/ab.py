@@ -15,7 +15,7 @@ from orchestrator.base.folderlock import LOCK, only_writer
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.machine.runner.accel import choose_accel
-from orchestrator.run.cells import all_cells_made, run_cells
+from orchestrator.run.cells import is_every_cell_made, run_cells
 from orchestrator.run.diskspace import no_space_explained
 from orchestrator.run.judge import Judged, stop_rule
 from orchestrator.run.judgefolder import judge_folder, replace_exit_code
@@ -57,7 +57,7 @@ class AbQuestion:
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, as the options of `barometer ab` and `bisect` say it. None is the
+    """The measurement, as the options of `barometer ab` and `bisect` describe it. None is the
     default."""
 
     accel: AccelChoice | None = None
@@ -67,7 +67,7 @@ class Options:
     guest: str | None = None
     """Kernel of the guest."""
 
-    def setting(self) -> Setting:
+    def choose_setting(self) -> Setting:
         """Return the setting. Without an accelerator, choose the one that is most useful here:
         instruction counts tell more than the seconds of an emulation."""
         kernel, why, accel = None, "", self.accel
@@ -93,7 +93,7 @@ def describe_ab(
     if pair.candidate:
         candidate = parse_kernel(pair.candidate, "--candidate", base=base, folder=here)
     arms = build_arms(base, candidate, pair.series, pair.config, pair.settings, here)
-    text = build_ab_file(options.setting(), *arms, pair.settings, pairs)
+    text = build_ab_file(options.choose_setting(), *arms, pair.settings, pairs)
     file = parse_scenarios(text, "ab", here, overrides)
     names = ("--base", "--series" if pair.series else "--candidate")
     return AbQuestion(file, dict(zip(names, arms, strict=True)))
@@ -176,6 +176,6 @@ def _run(file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, here: Runner
 def _is_made(file: ScenarioFile, cells: tuple[Cell, ...], folder: Path) -> bool:
     """True if every trial of these cells has been made."""
     if file.has_matrix:
-        return all_cells_made(cells, folder)
+        return is_every_cell_made(cells, folder)
     (cell,) = cells
     return Schedule.of(cell.scenario, stop_rule(cell.scenario)).is_all_made(folder)

@@ -55,7 +55,7 @@ def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner
     return matrix
 
 
-def all_cells_made(cells: Sequence[Cell], out: Path) -> bool:
+def is_every_cell_made(cells: Sequence[Cell], out: Path) -> bool:
     """True if every trial of these cells has been made (`Schedule.is_all_made`)."""
     return all(
         Schedule.of(cell.scenario, stop_rule(cell.scenario)).is_all_made(out / "cells" / cell.name)

@@ -275,7 +275,7 @@ def stop_rule(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
     known: dict[str, TrialResult] = {}
     planned_trials = make_plan(scenario)
 
-    def seen_enough(run: RunDir, pairs: int) -> bool:
+    def has_enough(run: RunDir, pairs: int) -> bool:
         blocks = {planned.name for planned in planned_trials if planned.pair <= pairs}
         plan = run.plan()
         for trial in run.trials():
@@ -284,7 +284,7 @@ def stop_rule(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
         seen = [result for name, result in known.items() if name in blocks]
         return is_enough(scenario, seen, plan.accel)
 
-    return seen_enough
+    return has_enough
 
 
 def save_reports(folder: Path, comparison: dict[str, object], texts: Mapping[str, str]) -> None:

@@ -100,7 +100,7 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
                 ladder.enter_context(
                     interrupts.duty(
                         f"the probes on {shell.name} are being removed",
-                        _clear_command(before.uri, request.ssh_config),
+                        _build_clear_command(before.uri, request.ssh_config),
                     )
                 )
                 tracer = ladder.enter_context(profiler.armed_profiler(shell, spec))
@@ -142,7 +142,7 @@ def _check_not_leased(shell: Commands) -> None:
         )
 
 
-def _clear_command(uri: str, ssh_config: Path | None) -> str:
+def _build_clear_command(uri: str, ssh_config: Path | None) -> str:
     config = ["--ssh-config", str(ssh_config)] if ssh_config else []
     return shlex.join(["barometer", "profile", "--clear", "--connect", uri, *config])
 

@@ -23,7 +23,7 @@ from orchestrator.scenario.vocabulary import Backing, BootWay
 
 
 class HostRules(ScenarioModel):
-    """What every kind of host answers about itself. A kind overrides what differs."""
+    """Facts and checks of every kind of host. A kind overrides what differs."""
 
     @property
     def exact(self) -> bool:
