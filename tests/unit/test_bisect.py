@@ -360,12 +360,14 @@ def test_other_good_commits_are_measured_too(fixture: Fixture) -> None:
     assert again.asked == []
 
 
-@pytest.mark.parametrize(("says", "said"), [
+@pytest.mark.parametrize(("says", "expected"), [
     (from_(5), r"--good \w+ is not good: bad, 22 Minsn"),
     (skipping(23, 9), r"--good \w+ is not good: skip, build-failed: c9 does not do"),
 ])  # fmt: skip
-def test_good_commit_that_is_not_good_is_an_error(fixture: Fixture, says: Says, said: str) -> None:
-    with pytest.raises(EvidenceError, match=said):
+def test_good_commit_that_is_not_good_is_an_error(
+    fixture: Fixture, says: Says, expected: str
+) -> None:
+    with pytest.raises(EvidenceError, match=expected):
         fixture.run(Fake(says), good="c0 c9")
 
 
@@ -454,11 +456,11 @@ def test_kernel_of_a_commit_is_its_tree_or_changed_modules(linux: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("on", "config", "said"),
+    ("on", "config", "expected"),
     [("dir:/usr", [], "expected the package"), ("deb:a1@trixie", ["CONFIG_A=y"], "--config")],
 )
 def test_modules_are_of_a_package_and_have_no_configuration(
-    linux: Path, on: str, config: list[str], said: str
+    linux: Path, on: str, config: list[str], expected: str
 ) -> None:
-    with pytest.raises(ScenarioError, match=said):
+    with pytest.raises(ScenarioError, match=expected):
         parse_commit_kernels(find_commits(linux, ["c0"], "c64", ()), on, config, Path())

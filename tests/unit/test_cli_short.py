@@ -85,10 +85,10 @@ def test_ab_runs_the_scenario_that_it_leaves(
     assert (scenario.workload, scenario.nested.accel) == ("map", "exact")
     assert str(scenario.arms.baseline.kernel) == f"dir:{machine.folder}/old"
     assert str(scenario.arms.candidate.kernel) == f"dir:{machine.folder}/new"
-    said = capsys.readouterr()
-    assert f"scenario: {out}/scenario.toml\n" in said.err
-    assert f"candidate: dir:{machine.folder}/new (7.0-new)\n" in said.err
-    assert said.out.splitlines()[-1] == f"run: {out}"
+    output = capsys.readouterr()
+    assert f"scenario: {out}/scenario.toml\n" in output.err
+    assert f"candidate: dir:{machine.folder}/new (7.0-new)\n" in output.err
+    assert output.out.splitlines()[-1] == f"run: {out}"
 
 
 def test_ab_goes_into_a_folder_of_its_own(barometer: Command, machine: Fixture) -> None:
@@ -145,7 +145,7 @@ def test_matrix_can_be_set_for_ab(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         ([], "Missing option '--base'"),
         (["--base", "v7.3"], "--base 'v7.3': names no kind"),
@@ -161,10 +161,10 @@ def test_matrix_can_be_set_for_ab(
     ],
 )
 def test_ab_finds_what_is_wrong_before_anything_runs(
-    barometer: Command, capsys: Said, machine: Fixture, arguments: list[str], said: str
+    barometer: Command, capsys: Said, machine: Fixture, arguments: list[str], expected: str
 ) -> None:
     assert barometer("ab", *arguments) == 2
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
     assert machine.ran == []
     assert not (machine.folder / "runs").exists()
 
@@ -228,15 +228,15 @@ def test_bisect_measures_as_a_scenario_file_does(
 ) -> None:
     (tmp_path / "maps.toml").write_text(MAPS)
     asked = ["bisect", "--tree", linux, "--good", "c1", "--bad", "c19", "--json"]
-    wanted = ["--scenario", "maps.toml", "--set", "device.bar=1GiB"]
-    assert barometer(*asked, *wanted, "--metric", "pfn_lookups_per_map", "--trials", 2) == 0
+    options = ["--scenario", "maps.toml", "--set", "device.bar=1GiB"]
+    assert barometer(*asked, *options, "--metric", "pfn_lookups_per_map", "--trials", 2) == 0
     question = json.loads(capsys.readouterr().out)["asked"]
     assert 'bar = "1GiB"' in question["scenario"]
     assert question["trials"] == 2
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["--good", "c1"], "Missing option '--bad'"),
         (["--good", "c1", "--bad", "c99"], "near: c9"),
@@ -253,8 +253,8 @@ def test_bisect_measures_as_a_scenario_file_does(
 )
 def test_bisect_finds_what_is_wrong_before_anything_is_built(
     barometer: Command, capsys: Said, machine: Fixture, linux: Path, arguments: list[str],
-    said: str,
+    expected: str,
 ) -> None:  # fmt: skip
     assert barometer("bisect", "--tree", linux, *arguments) == 2
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
     assert not (machine.folder / "runs").exists()

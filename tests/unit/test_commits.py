@@ -59,7 +59,7 @@ def test_bare_repositories_and_linked_work_trees_are_repositories(
 
 
 @pytest.mark.parametrize(
-    ("good", "bad", "paths", "said"),
+    ("good", "bad", "paths", "expected"),
     [
         (["v0"], "c3", (), "v0"),
         (["c1"], "v3", (), "v3"),
@@ -70,11 +70,11 @@ def test_bare_repositories_and_linked_work_trees_are_repositories(
     ],
 )
 def test_what_cannot_be_searched_is_said(
-    linux: Path, good: list[str], bad: str, paths: tuple[str, ...], said: str
+    linux: Path, good: list[str], bad: str, paths: tuple[str, ...], expected: str
 ) -> None:
     with pytest.raises(ScenarioError) as caught:
         find_commits(linux, good, bad, paths)
-    assert said in caught.value.message
+    assert expected in caught.value.message
 
 
 def test_ends_that_are_swapped_are_said_to_be(linux: Path) -> None:

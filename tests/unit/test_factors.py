@@ -301,8 +301,8 @@ def test_any_matrix_is_a_product_of_cells_that_run_alone_or_is_refused(
     except ScenarioError as exc:
         assert "are the same" in str(exc)  # noqa: PT017  # folders may be, spelled differently
         return
-    wanted = [dict(zip(factors, v, strict=True)) for v in itertools.product(*factors.values())]
-    assert [cell.settings for cell in file.cells] == wanted
+    expected = [dict(zip(factors, v, strict=True)) for v in itertools.product(*factors.values())]
+    assert [cell.settings for cell in file.cells] == expected
     names = cell_names(file)
     assert len(set(names)) == len(names)
     for cell in file.cells:

@@ -114,15 +114,15 @@ def test_manifest_with_a_wrong_value_names_its_key(run: RunDir, key: str, value:
 def test_run_is_complete_by_the_plan_that_it_was_begun_with(run: RunDir) -> None:
     path = run.path / "plan.json"
     plan = json.loads(path.read_text())
-    for planned, said in (
+    for planned, expected in (
         (plan["trials"], ""),
         ([*plan["trials"] * 2][:3], "NOT COMPLETE: 2 of 3"),
     ):
         path.write_text(json.dumps(plan | {"trials": planned}))
         _, comparison, report = judge(run)
         assert comparison.planned == len(planned)
-        assert said in report
-        assert ("NOT COMPLETE" in report) == bool(said)
+        assert expected in report
+        assert ("NOT COMPLETE" in report) == bool(expected)
 
 
 def test_evidence_is_left_as_it_was(run: RunDir) -> None:

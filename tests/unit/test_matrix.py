@@ -209,9 +209,9 @@ def test_bench_that_fails_in_two_cells_in_a_row_ends_the_run(
 ) -> None:  # fmt: skip
     fixture.run(failing(*failed, error=error))
     assert fixture.begun == CELLS[:begun]
-    said = capsys.readouterr().err
-    assert "two cells in a row: stopping here" in said
-    assert ("no mirror" in said) == (error is not None)
+    text = capsys.readouterr().err
+    assert "two cells in a row: stopping here" in text
+    assert ("no mirror" in text) == (error is not None)
 
 
 def test_bench_on_which_nothing_ran_is_an_error(fixture: Fixture) -> None:

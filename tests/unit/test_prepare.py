@@ -43,7 +43,7 @@ class Builder:
         self.payload_of: list[str | None] = []
         self.disks_of: list[tuple[str, str]] = []
         monkeypatch.setattr(prepare_module, "preflight", lambda *_: None)
-        monkeypatch.setattr(sharing, "choose_accel", lambda wanted: ("tcg", "no KVM"))
+        monkeypatch.setattr(sharing, "choose_accel", lambda _accel: ("tcg", "no KVM"))
         self.checked: list[str] = []
         self.lacking = ""
         monkeypatch.setattr(run_kernels, "check_kernel", self._check)
@@ -228,9 +228,9 @@ def test_machine_is_examined_first_and_provided_for_once_the_kernels_are_there(
         "survey", "preflight by its shell", "provide ['baseline', 'candidate'], guest None",
     ]  # fmt: skip
     assert (prepared.accel, prepared.accel_reason) == ("kvm", "its processor has a hypervisor")
-    said = capsys.readouterr().err
-    assert "device: 0000:3b:00.0\nno reset\n" in said
-    assert "accelerator: kvm (its processor has a hypervisor)" in said
+    text = capsys.readouterr().err
+    assert "device: 0000:3b:00.0\nno reset\n" in text
+    assert "accelerator: kvm (its processor has a hypervisor)" in text
 
 
 @pytest.mark.parametrize("chosen", [metal_scenario(), map_scenario()])

@@ -705,9 +705,9 @@ def test_settings_are_written_before_they_are_proven_in_both_arms_or_none(
 
 def test_kernel_without_iommufd_is_refused_before_anything_boots(tmp_path: Path) -> None:
     kernel = bundle(tmp_path)
-    wanted = ('trace.passes=["plain"]', "map.backend=iommufd")
+    overrides = ('trace.passes=["plain"]', "map.backend=iommufd")
     with pytest.raises(ScenarioError, match="has no iommufd") as caught:
-        prepare_module._check_backend(kernel, map_scenario(*wanted))
+        prepare_module._check_backend(kernel, map_scenario(*overrides))
     assert caught.value.reason == "kernel-lacks-module"
     prepare_module._check_backend(kernel, map_scenario())
 

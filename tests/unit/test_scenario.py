@@ -312,7 +312,7 @@ def test_expectation_of_a_point_is_set_with_a_quoted_key() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "expected"),
     [
         (
             "pfn_lookups_per_map@full/1GiB/warm",
@@ -326,10 +326,10 @@ def test_expectation_of_a_point_is_set_with_a_quoted_key() -> None:
         ("@full/1GiB/cold", "did you mean"),
     ],
 )
-def test_expectation_of_a_point_that_there_is_not_is_refused(name: str, said: str) -> None:
+def test_expectation_of_a_point_that_there_is_not_is_refused(name: str, expected: str) -> None:
     message = error_of(MAPS, f'expect."{name}"=improved')
     assert f'expect.{name}: "{name}" is ' in message
-    assert said in message
+    assert expected in message
 
 
 def test_only_what_is_always_seconds_is_called_seconds() -> None:
@@ -719,11 +719,11 @@ def test_arm_gives_init_nothing(word: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cmdline", "said"), [("a\nb", "printable ASCII"), ("x" * 1801, "1801 characters")]
+    ("cmdline", "expected"), [("a\nb", "printable ASCII"), ("x" * 1801, "1801 characters")]
 )
-def test_command_line_that_a_kernel_could_not_take_is_refused(cmdline: str, said: str) -> None:
+def test_command_line_that_a_kernel_could_not_take_is_refused(cmdline: str, expected: str) -> None:
     text = MINIMAL + f"cmdline = {json.dumps(cmdline)}\n"
-    assert said in error_of(text)
+    assert expected in error_of(text)
 
 
 def test_command_lines_that_are_too_long_together_are_refused() -> None:

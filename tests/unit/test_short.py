@@ -231,8 +231,8 @@ def test_what_is_not_measured_is_said_with_the_nearest_name() -> None:
 
 def test_bisection_can_be_set_further() -> None:
     metric = "bar_map_cost@1GiB/2MiB/warm"
-    wanted = ['map.sizes=["1GiB"]', 'map.alignment=["2MiB"]']
-    text = build_bisect_file(EXACT, metric, TREE, wanted)
+    overrides = ['map.sizes=["1GiB"]', 'map.alignment=["2MiB"]']
+    text = build_bisect_file(EXACT, metric, TREE, overrides)
     assert metric in parse_scenario(text, "bisect")[0].metrics()
 
 

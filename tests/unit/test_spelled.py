@@ -109,7 +109,7 @@ def test_bare_commit_is_of_the_kernel_tree_one_stands_in(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "expected"),
     [
         ("debs:linux@trixie", 'did you mean "deb:"?'),
         ("git:linux", '"git:"'),
@@ -129,11 +129,13 @@ def test_bare_commit_is_of_the_kernel_tree_one_stands_in(tmp_path: Path) -> None
         (f"tree:{'x' * 300}", f"/{'x' * 300}"),
     ],
 )
-def test_what_is_wrong_is_said_with_what_was_expected(here: Path, text: str, said: str) -> None:
+def test_what_is_wrong_is_said_with_what_was_expected(
+    here: Path, text: str, expected: str
+) -> None:
     with pytest.raises(ScenarioError) as caught:
         parse_kernel(text, "--base", folder=here)
     assert caught.value.message.startswith("--base ")
-    assert said in caught.value.message
+    assert expected in caught.value.message
     assert all(example in caught.value.hint for example in EXAMPLES.values())
 
 
