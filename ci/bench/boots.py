@@ -33,8 +33,10 @@ from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.machine.nested.sharing import HostPool, NestedMachine
 from orchestrator.machine.runner.state import bench_state
 from orchestrator.machine.vm import hypervisor
-from orchestrator.run.prepare import plan_facts, prepare
-from orchestrator.run.trials import Bench, run_trial, run_until_it_counts
+from orchestrator.run.kernels import RunKernels
+from orchestrator.run.prepare import build_plan, prepare
+from orchestrator.run.trial import Bench, run_trial
+from orchestrator.run.trials import run_until_it_counts
 from orchestrator.scenario.loading import load_scenario
 from orchestrator.scenario.plan import PlannedTrial
 from orchestrator.scenario.vocabulary import ARMS, Pass
@@ -65,9 +67,9 @@ def boot_hosts(variant: str, boots: int, out: Path, *, begun_again: bool) -> lis
         hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt")) as libvirt,
         contextlib.closing(HostPool(state, libvirt)) as pool,
     ):
-        machine = NestedMachine.of(scenario, pool)
-        prepared = prepare(scenario, machine, cache, progress)
-        run = RunDir.create(out / variant, text, plan_facts(scenario, prepared))
+        machine = NestedMachine.of(scenario.host, scenario.device, pool)
+        prepared = prepare(scenario, machine, RunKernels(cache), progress)
+        run = RunDir.create(out / variant, text, build_plan(scenario, prepared))
         bench = Bench(scenario, prepared, run, state, libvirt, progress, machine=machine)
         first = 1 + max((int(trial.name[:4]) for trial in run.trials_path.glob("*")), default=0)
         while sum(row["boots"] for row in rows) < boots:

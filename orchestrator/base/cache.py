@@ -31,7 +31,7 @@ from orchestrator.base.process import run
 from orchestrator.base.progress import waiting_for
 from orchestrator.base.reasons import Reason
 
-log = logging.getLogger("barometer.cache")
+_log = logging.getLogger("barometer.cache")
 _ROOM = 8 << 20
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 ENTRY = "entry.json"
@@ -67,7 +67,7 @@ class Cache:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            log.warning("waiting for another run, which is at work on %s", self.root / name)
+            _log.warning("waiting for another run, which is at work on %s", self.root / name)
             with waiting_for(f"another run, which is at work on {self.root / name}"):
                 lock.acquire()
         try:
@@ -87,7 +87,7 @@ class Cache:
             if os.path.lexists(place):
                 if (wrong := self._damage(place)) is None:
                     return place
-                log.warning("cache: %s is damaged (%s); building it again", place, wrong)
+                _log.warning("cache: %s is damaged (%s); building it again", place, wrong)
                 _remove_entry(place)
             self._sweep(kind, digest)
             beside = Path(tempfile.mkdtemp(prefix=f".{digest}.", dir=place.parent))

@@ -33,7 +33,7 @@ _SAME_SECONDS = 1.0
 """Seconds within which two signals are one Ctrl-C, which a terminal and a wrapper may both pass
 on."""
 
-log = logging.getLogger("barometer")
+_log = logging.getLogger("barometer")
 
 
 class _Duty(NamedTuple):
@@ -147,7 +147,7 @@ def _watch(reader: int) -> None:
 
 def _end(why: str) -> NoReturn:
     main = sys._current_frames().get(threading.main_thread().ident or 0)
-    log.debug("the main thread is at\n%s", "".join(traceback.format_stack(main)) if main else "?")
+    _log.debug("the main thread is at\n%s", "".join(traceback.format_stack(main)) if main else "?")
     _kill_children()
     left = [each.otherwise for each in [*_duties]]
     if os.isatty(2):

@@ -32,7 +32,7 @@ _TERM_SECONDS, _KILL_SECONDS = 5.0, 2.0
 even heed SIGKILL."""
 _MOST_BYTES = 256 << 20
 """Most bytes of one output. A list of all files of a kernel's tree has 10 MiB."""
-log = logging.getLogger("barometer.command")
+_log = logging.getLogger("barometer.command")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def run(
     with a code that is not in `accept`, or prints more than `limit` bytes on one output.
     """
     words = [os.fspath(a) for a in argv]
-    log.debug("+ %s", shlex.join(words))
+    _log.debug("+ %s", shlex.join(words))
     with (
         _running(
             words, doing, cwd=cwd, env=_environment(env) if env else None,

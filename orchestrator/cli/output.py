@@ -1,4 +1,4 @@
-"""What verbs print, and where: JSON, a judged run, log lines."""
+"""The output of verbs: JSON, a judged run, log lines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def set_logging(verbose: bool) -> None:
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
 
 
-def step_summary(github: bool) -> Path | None:
+def find_step_summary(github: bool) -> Path | None:
     """Return the file of GitHub's job summary, checked before anything boots. Raises
     ScenarioError."""
     if not github:

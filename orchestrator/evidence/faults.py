@@ -33,7 +33,7 @@ Charge = Literal["arm", "bench", "undecided"]
 ATTEMPTS = 3
 """Number of attempts after which a failing trial is given up. Also the fewest attempts of each arm
 that can decide a charge."""
-ALPHA = 0.05
+SAME_RATE_ALPHA = 0.05
 """Largest p of Fisher's test at which failures are charged to an arm."""
 
 
@@ -174,26 +174,26 @@ class Attempt:
     """Line of a kernel's report during the attempt; else the error's own message."""
 
 
-class Count(NamedTuple):
+class FailureCount(NamedTuple):
     """Number of failures of an arm, and number of attempts."""
 
     failed: int
     of: int
 
 
-def counts(attempts: Iterable[Attempt], arm: ArmName) -> Count:
+def counts(attempts: Iterable[Attempt], arm: ArmName) -> FailureCount:
     """Count an arm's failed attempts and all its attempts, without those that failed because of
     the bench."""
     of_arm = [a for a in attempts if a.arm == arm and not (a.reason and a.charge == "bench")]
-    return Count(sum(bool(a.reason) for a in of_arm), len(of_arm))
+    return FailureCount(sum(bool(a.reason) for a in of_arm), len(of_arm))
 
 
-def bench_counts(attempts: Iterable[Attempt], arm: ArmName) -> Count:
+def bench_counts(attempts: Iterable[Attempt], arm: ArmName) -> FailureCount:
     """Count an arm's attempts that failed because of the bench in a way that a kernel may have
     caused (such a failure comes and goes, or is undecided on real machines), and all its
     attempts."""
     of_arm = [a for a in attempts if a.arm == arm]
-    return Count(sum(_is_imputed(a) for a in of_arm), len(of_arm))
+    return FailureCount(sum(_is_imputed(a) for a in of_arm), len(of_arm))
 
 
 def _is_imputed(attempt: Attempt) -> bool:
@@ -226,11 +226,13 @@ def arm_the_bench_fails(attempts: Sequence[Attempt]) -> ArmName | None:
     return _more_often(failed, {arm: bench_counts(attempts, arm) for arm in ARMS})
 
 
-def _more_often(failed: Sequence[Attempt], counted: Mapping[ArmName, Count]) -> ArmName | None:
+def _more_often(
+    failed: Sequence[Attempt], counted: Mapping[ArmName, FailureCount]
+) -> ArmName | None:
     for arm, other in (ARMS, ARMS[::-1]):
         reasons = Counter(attempt.reason for attempt in failed if attempt.arm == arm)
         comes_back = max(reasons.values(), default=0) > 1
-        if comes_back and chance(*counted[arm], *counted[other]) <= ALPHA:
+        if comes_back and chance(*counted[arm], *counted[other]) <= SAME_RATE_ALPHA:
             return arm
     return None
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.analysis.verdict.comparison import worst_verdict
-from orchestrator.analysis.verdict.comparison_file import SCHEMA
+from orchestrator.analysis.verdict.comparison_file import COMPARISON_SCHEMA
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.folderlock import LOCK
 from orchestrator.base.reasons import Reason
@@ -24,7 +24,7 @@ from orchestrator.report.exports.junit import junit_xml
 from orchestrator.report.exports.ktap import format_ktap
 from orchestrator.report.text.brief import matrix_brief
 from orchestrator.report.text.matrix_text import matrix_report
-from orchestrator.run.judge import Judged, Run, judge, save
+from orchestrator.run.judge import Judged, Run, judge, save_reports
 from orchestrator.scenario.factors import Cell, ScenarioFile
 
 _NOT_RUN = EvidenceError.exit_code
@@ -113,7 +113,7 @@ class Matrix:
         emulated = any(run.plan.accel == "tcg" for run in begun)
         report = matrix_report(self.scenario, verdict, comparisons, emulated=emulated)
         whole = {
-            "schema": SCHEMA,
+            "schema": COMPARISON_SCHEMA,
             "scenario": self.scenario,
             "verdict": verdict,
             "cells": documents,
@@ -122,7 +122,7 @@ class Matrix:
             "report.txt": report, "junit.xml": junit_xml(suites),
             "results.ktap": format_ktap(suites),
         }  # fmt: skip
-        save(self.path, whole, texts)
+        save_reports(self.path, whole, texts)
         brief = matrix_brief(self.scenario, verdict, comparisons, self.path)
         return Judged(report, combine_exit_codes(suites), whole, tuple(suites), brief)
 

@@ -102,18 +102,18 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
                 ladder.enter_context(
                     interrupts.duty(
                         f"the probes on {shell.name} are being removed",
-                        _clear_command(before.uri, request.ssh_config),
+                        _build_clear_command(before.uri, request.ssh_config),
                     )
                 )
                 tracer = ladder.enter_context(armer.armed_probes(shell, spec))
-            happened = ladder.enter_context(domain.watched())
+            events = ladder.enter_context(domain.watched())
             try:
                 with progress.stage(f"{request.domain}: {before.boot}"):
-                    _boot(domain, tracer, happened, request)
+                    _boot(domain, tracer, events, request)
                     pid = _read_pid(shell, request.domain)
                     tracer.focus(pid)
                 with progress.stage(f"{request.domain}: boot"):
-                    watch = _Watch(tracer, pid, happened, request, progress)
+                    watch = _Watch(tracer, pid, events, request, progress)
                     ended: ProfileEnd = until(
                         watch.find_end, within=2 * _LONGEST, every=0.1,
                         waiting_for="end of the boot",
@@ -137,19 +137,19 @@ def _check_not_leased(shell: Commands) -> None:
     leases = shell.run(f"ls {STATE}/lease-*.json || :", doing="looking for leases")
     if leases.stdout:
         raise BenchError(
-            f"{shell.name} is leased to a run of barometer's, which boots it as it needs",
+            f"{shell.name} is leased to a run of barometer, which may reboot it",
             evidence=leases.stdout.strip(),
-            hint="wait for its end; what a killed run left: barometer recover HOST",
+            hint="wait for its end; if it was killed: barometer recover HOST",
             reason=Reason.LEASE_HELD,
         )
 
 
-def _clear_command(uri: str, ssh_config: Path | None) -> str:
+def _build_clear_command(uri: str, ssh_config: Path | None) -> str:
     config = ["--ssh-config", str(ssh_config)] if ssh_config else []
     return shlex.join(["barometer", "profile", "--clear", "--connect", uri, *config])
 
 
-def clear(uri: str | None, ssh_config: Path | None) -> None:
+def clear_profile(uri: str | None, ssh_config: Path | None) -> None:
     """Undo what a killed profile left on a host."""
     with connected_host(uri, ssh_config) as (machine, _):
         armer.clear_probes(machine.shell, profiler.INSTANCE, profiler.GROUP)
@@ -174,7 +174,7 @@ def connected_host(
             raise ScenarioError(
                 f"{uri}: barometer profiles domains of qemu:///system and"
                 " qemu+ssh://[USER@]HOST/system",
-                hint="give the host's with --connect",
+                hint="name one of these with --connect",
                 reason=Reason.BAD_URI,
             )
         machine: AnyMachine = ThisMachine(LocalShell())
@@ -198,21 +198,21 @@ def _check_may_boot(domain: hypervisor.Domain, request: ProfileRequest) -> None:
         )  # fmt: skip
     if request.reboot and not domain.active():
         raise ScenarioError(
-            f"{request.domain} is not running, so that it cannot reboot",
-            hint="without --reboot it is started", reason=Reason.DOMAIN_NOT_RUNNING,
+            f"{request.domain} is not running and cannot reboot",
+            hint="leave --reboot out, and it is started", reason=Reason.DOMAIN_NOT_RUNNING,
         )  # fmt: skip
 
 
 def _check_can_be_profiled(definition: Definition, request: ProfileRequest) -> None:
     if not definition.devices:
         raise ScenarioError(
-            f"{request.domain} has no PCI device of its host's (hostdev): VFIO maps nothing",
+            f"{request.domain} owns no PCI device of its host (hostdev): VFIO maps nothing",
             reason=Reason.NO_HOSTDEV,
         )
     if request.until == "agent" and not definition.agent:
         raise ScenarioError(
             f"--until agent: {request.domain} has no channel for a guest agent",
-            hint="--until SECONDS: so long without a map or unmap",
+            hint="give --until SECONDS: the boot ends after that time without a map or unmap",
             reason=Reason.NO_AGENT,
         )
 
@@ -277,7 +277,7 @@ def _list_bars(shell: Commands, addresses: Sequence[str]) -> tuple[ProfileBar, .
 def _boot(
     domain: hypervisor.Domain,
     tracer: armer.ArmedProbes,
-    happened: hypervisor.DomainEvents,
+    events: hypervisor.DomainEvents,
     request: ProfileRequest,
 ) -> None:
     if not request.reboot:
@@ -291,7 +291,7 @@ def _boot(
             raise BenchError(
                 f"{request.domain} ended instead of a reboot", reason=Reason.DOMAIN_ENDED
             )
-        return True if "reset" in happened else None
+        return True if "reset" in events else None
 
     until(
         reset, within=_LONGEST, every=0.02, waiting_for=f"reboot of {request.domain}'s guest",
@@ -310,17 +310,17 @@ class _Watch:
     """Observer of a boot that detects its end."""
 
     def __init__(
-        self, tracer: armer.ArmedProbes, pid: int, happened: hypervisor.DomainEvents,
+        self, tracer: armer.ArmedProbes, pid: int, events: hypervisor.DomainEvents,
         request: ProfileRequest, progress: Progress,
     ) -> None:  # fmt: skip
-        self._tracer, self._pid, self._happened = tracer, pid, happened
+        self._tracer, self._pid, self._events = tracer, pid, events
         self._request, self._progress = request, progress
         self._first = tracer.records(pid)
         self._stall, self._started, self._looked = Stall(), time.monotonic(), 0.0
         self._agent = False
 
     def find_end(self) -> ProfileEnd | None:
-        if "agent" in self._happened and not self._agent:
+        if "agent" in self._events and not self._agent:
             self._agent = True
             self._tracer.mark("agent")
             self._progress.note("the guest agent is there")

@@ -23,7 +23,7 @@ from orchestrator.machine.nested import nested
 from orchestrator.machine.nested.nested import StartedVm
 from orchestrator.machine.runner.state import token_prefix
 from orchestrator.run import trials
-from orchestrator.run.trials import run_trial
+from orchestrator.run.trial import run_trial
 from tests.lab.conftest import Outcome, RunOne
 
 pytestmark = pytest.mark.vm

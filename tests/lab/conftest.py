@@ -26,8 +26,10 @@ from orchestrator.machine.nested.nested import BootSpec
 from orchestrator.machine.nested.sharing import HostPool, NestedMachine
 from orchestrator.machine.runner.state import SHM, BenchState, bench_state, token_prefix
 from orchestrator.machine.vm import hypervisor
-from orchestrator.run.prepare import plan_facts, prepare
-from orchestrator.run.trials import Bench, run_until_it_counts
+from orchestrator.run.kernels import RunKernels
+from orchestrator.run.prepare import build_plan, prepare
+from orchestrator.run.trial import Bench
+from orchestrator.run.trials import run_until_it_counts
 from orchestrator.scenario.loading import load_scenario
 from orchestrator.scenario.plan import make_plan
 from tests.lab.machine.standin import StandIn, standin
@@ -105,10 +107,10 @@ def _run_one(
 ) -> Outcome:
     scenario, text = load_scenario(SMALL, ["expect={}", *overrides])
     cache, progress = Cache(), Progress()
-    machine = Claiming.of(scenario, pool)
+    machine = Claiming.of(scenario.host, scenario.device, pool)
     machine.claimed = release
-    prepared = prepare(scenario, machine, cache, progress)
-    run_dir = RunDir.create(folder, text, plan_facts(scenario, prepared))
+    prepared = prepare(scenario, machine, RunKernels(cache), progress)
+    run_dir = RunDir.create(folder, text, build_plan(scenario, prepared))
     bench = Bench(scenario, prepared, run_dir, *shared, progress, machine=machine)
     try:
         run_until_it_counts(bench, make_plan(scenario)[0])

@@ -23,9 +23,9 @@ from orchestrator.machine.tracing import armer, profiler
 from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.machine.vm.domain import GuestDomain
 from orchestrator.machine.vm.hypervisor import Connection, Domain
-from orchestrator.run import trials
+from orchestrator.run import trial as one_trial
 from orchestrator.run.profile import ProfileRequest, record
-from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.machines import Guest
 from tests.lab.conftest import RunOne
 from tests.lab.domains import define
 
@@ -71,11 +71,10 @@ def on_a_host(
     if it passes."""
 
     def boots(
-        host: Host, devices: Sequence[BoundDevice], scenario: Scenario, *_: Any, keys: RunKeys,
+        host: Host, devices: Sequence[BoundDevice], guest: Guest, *_: Any, keys: RunKeys,
         **_more: Any,
     ) -> None:  # fmt: skip
-        assert scenario.guest is not None
-        stage_guest(host, scenario.guest, keys)
+        stage_guest(host, guest, keys)
         with host.libvirt() as libvirt:
             domain = defined(host, libvirt, devices)
             # after a failure the host is ended, and a second error would hide the first
@@ -84,7 +83,7 @@ def on_a_host(
             domain._raw.undefine()
             host.shell.run(["rm", "-f", f"/var/log/libvirt/qemu/{NAME}.log"])
 
-    monkeypatch.setattr(trials, "run_guest_boots", boots)
+    monkeypatch.setattr(one_trial, "run_guest_boots", boots)
     outcome = trial('trace.passes=["plain"]', "device.bar=1GiB", *overrides)
     stages = {stage.name: stage.outcome for stage in outcome.evidence.manifest.stages}
     assert stages == {"host-boot": "ok", "device": "ok"}

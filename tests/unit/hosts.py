@@ -78,5 +78,8 @@ class Recorded:
     def files(self, *paths: str) -> None:
         self._note("files", *paths)
 
+    def put_back(self) -> None:
+        self._note("put back")
+
     def _note(self, *words: str) -> None:
         self.log.append(" ".join(["change:", *words]))

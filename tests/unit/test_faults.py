@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import fisher_exact
 
 from orchestrator.evidence.faults import (
-    ALPHA,
     ATTEMPTS,
     FAULTS,
+    SAME_RATE_ALPHA,
     Attempt,
     arm_the_bench_fails,
     bench_counts,
@@ -165,7 +165,7 @@ def test_failures_are_an_arms_that_come_back_there_and_not_in_the_other(
 
 
 def test_least_that_decides_is_every_attempt_of_three() -> None:
-    assert chance(ATTEMPTS, ATTEMPTS, 0, ATTEMPTS) == ALPHA
+    assert chance(ATTEMPTS, ATTEMPTS, 0, ATTEMPTS) == SAME_RATE_ALPHA
 
 
 def test_attempts_that_the_bench_failed_do_not_count() -> None:

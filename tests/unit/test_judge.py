@@ -21,7 +21,7 @@ from orchestrator.base.errors import EvidenceError
 from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.report.exports.perfetto import perfetto_trace
 from orchestrator.run import judge as judging
-from orchestrator.run.judge import looks_of
+from orchestrator.run.judge import stop_rule
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
 from tests.unit.fabricated import map_trial
@@ -247,7 +247,7 @@ def test_look_is_at_the_blocks_so_far_whatever_an_interrupted_run_left(
 
     monkeypatch.setattr(judging, "read_result", result)
     monkeypatch.setattr(judging, "is_enough", enough)
-    look = looks_of(chosen)
+    look = stop_rule(chosen)
     assert look is not None
     assert not look(run, 2)
     assert not look(run, 4)

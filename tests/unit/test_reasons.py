@@ -195,7 +195,7 @@ def test_reasons_of_the_bench_are_in_the_table_of_faults() -> None:
     """A trial may end for each."""
     number = 0
     for site in nodes():
-        is_of_trial = site.name.startswith("machine/") or site.name == "run/trials.py"
+        is_of_trial = site.name.startswith("machine/") or site.name == "run/trial.py"
         if is_of_trial and isinstance(site.node, ast.Call):
             values = [k.value for k in site.node.keywords if k.arg == "reason"]
             for reason in (r for value in values for r in members(value)):

@@ -15,7 +15,7 @@ from orchestrator.evidence.maps import PassRecord
 from orchestrator.formats.abi import ORDERS, PAGE, VM_FAULT_NOPAGE
 from orchestrator.scenario.vocabulary import is_headline
 
-WARM_UP = "warm-up"
+_WARM_UP = "warm-up"
 EVENTS = ("lookup", "pin", "fault", "iova_walk")
 """Probes of the counts pass. Each has a histogram."""
 IOVA = 1 << 36
@@ -166,7 +166,7 @@ def read_pass(answer: PassRecord) -> MapPass:
         answer.thp.process_disabled == 1,  # -1: not known
         tuple(ns / 1e9 for ns in answer.instrument.clock_ns),
         tuple(ns / 1e9 for ns in answer.instrument.empty_ioctl_ns),
-        tuple(p for p in places if p.name != WARM_UP),
+        tuple(p for p in places if p.name != _WARM_UP),
     )  # fmt: skip
 
 

@@ -75,7 +75,7 @@ class PackageSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Change:
+class SourceChange:
     rooms: tuple[str, ...]
     """The folders of the tree that are needed to build the modules."""
     after: Files
@@ -156,7 +156,7 @@ def check_place(path: str, source: PackageSource) -> None:
 
 def find_change(
     kernel: ModuleKernel, source: PackageSource, before: Files, after: Files, kbuild: Kbuild
-) -> Change:
+) -> SourceChange:
     """Return what the change from `before` to `after` reaches.
 
     Raises ScenarioError if that is more than modules, or nothing."""
@@ -199,7 +199,7 @@ def find_change(
             del files[name]
     if not files:
         raise _nothing_changed(kernel, source, passed_over)
-    return Change(
+    return SourceChange(
         rooms=tuple(sorted(objects.rooms)),
         after=files,
         reached={module: tuple(names) for module, names in sorted(reached.items())},

@@ -27,9 +27,9 @@ from orchestrator.kernels.debian import package
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.kernels.image.ko import SUFFIX, Module, read_module
 from orchestrator.kernels.module.change import (
-    Change,
     Files,
     PackageSource,
+    SourceChange,
     check_paths,
     check_place,
     find_change,
@@ -196,7 +196,9 @@ def _checked_out(git: Git, tree: str, scratch: Path) -> Path:
     return place
 
 
-def _change(kernel: ModuleKernel, source: DebSource, changed: _Changed, cache: Cache) -> Change:
+def _change(
+    kernel: ModuleKernel, source: DebSource, changed: _Changed, cache: Cache
+) -> SourceChange:
     root = build_root(cache)
     _check_compiler(source, root)
     before, after = changed.files(source)
@@ -223,7 +225,7 @@ class _Workshop:
     source: DebSource
     root: BuildRoot
     cache: Cache
-    change: Change
+    change: SourceChange
     on_line: Callable[[str], None]
 
     def make(self, folder: Path, files: Files, log: Path) -> dict[str, Module]:

@@ -15,8 +15,8 @@ from orchestrator.base.bounded import CONSOLE_BYTES, CONSOLE_LINES, Excerpt, Lin
 from orchestrator.base.process import tail
 from orchestrator.formats.kernelreports import KernelReports
 
-log = logging.getLogger("barometer.console")
-T = TypeVar("T")
+_log = logging.getLogger("barometer.console")
+_T = TypeVar("_T")
 
 _PIECE = 1 << 16
 _LAST_LINE = 100
@@ -57,7 +57,7 @@ class Transcript:
             self._flooded = self._bytes > self._most or self._count > CONSOLE_LINES
 
     def _take(self, line: str) -> None:
-        log.debug("%s| %s", self._who, line)
+        _log.debug("%s| %s", self._who, line)
         self._last = line if line.strip() else self._last
         for look, result in self._found.items():
             if result is None:
@@ -72,7 +72,7 @@ class Transcript:
             seconds = self._fed - self._started
             return describe_flood(self._bytes, self._count, seconds) if self._flooded else ""
 
-    def first(self, look: Callable[[str], T | None]) -> T | None:
+    def first(self, look: Callable[[str], _T | None]) -> _T | None:
         """Call `look` with each line, and at last with the line that is not complete yet. Return
         its first result that is not None. Results are kept for each function, and a complete line
         is searched only once, so pass the same function (or bound method) each time."""
@@ -83,7 +83,7 @@ class Transcript:
                 self._found[look] = next((f for f in results if f is not None), None)
             if self._found[look] is None:
                 return look(_decode(self._lines.begun()))
-            result: T | None = self._found[look]
+            result: _T | None = self._found[look]
             return result
 
     def refresh(self) -> None:

@@ -32,7 +32,7 @@ from orchestrator.machine.transport.answers import parsing
 from orchestrator.machine.transport.shell import Commands, Shell
 from orchestrator.scenario.vocabulary import BootWay
 
-log = logging.getLogger("barometer.keeper")
+_log = logging.getLogger("barometer.keeper")
 
 TTL = 60.0
 """Seconds that a lease outlives its runner."""
@@ -155,7 +155,7 @@ class Keeper:
         *,
         ttl: float = TTL,
         wait: float = 0,
-        on_wait: Callable[[str], None] = log.info,
+        on_wait: Callable[[str], None] = _log.info,
     ) -> bool:
         """Take the lease, within `wait` seconds. Others who request it meanwhile are shown the
         `purpose`.
@@ -431,7 +431,7 @@ class Lease:
                 if exc.reason == Reason.LEASE_LOST:
                     self._lost = exc
                     return
-                log.debug("the lease is not renewed: %s", exc.message)
+                _log.debug("the lease is not renewed: %s", exc.message)
                 self._keeper.close()
                 self._close()
                 pause = min(_WAIT_SECONDS, self._every)
@@ -452,5 +452,5 @@ class Lease:
             with parsing("the keeper's answer", line):
                 return float(answer["seconds"])
         except BarometerError as exc:
-            log.debug("how busy the machine is, is not known: %s", exc.message)
+            _log.debug("how busy the machine is, is not known: %s", exc.message)
             return None

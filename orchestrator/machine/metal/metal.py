@@ -65,7 +65,7 @@ from orchestrator.machine.vm.hypervisor import Connection, Deadlines, over_ssh
 from orchestrator.scenario.machines import Guest, HostDevice, MetalHost
 from orchestrator.scenario.vocabulary import ArmName
 
-log = logging.getLogger("barometer.metal")
+_log = logging.getLogger("barometer.metal")
 
 _GUESTS = Deadlines(end=60.0)
 """`end` is libvirt's own limit (40 s, and more for each device) with a margin. The keeper has the
@@ -106,6 +106,9 @@ class JournaledChanges:
         if new := [path for path in paths if path not in self._claimed]:
             self._keeper.claim(new)
             self._claimed |= {*new}
+
+    def put_back(self) -> None:
+        self._keeper.putback(volatile=True)
 
 
 @dataclass(frozen=True)
@@ -337,10 +340,10 @@ class MetalMachine(Machine):
         try:
             failed = self.keeper.putback(volatile=True).failed
         except BarometerError as exc:
-            log.debug("not put back: %s", exc.message)
+            _log.debug("not put back: %s", exc.message)
             return False
         if failed:
-            log.debug("not put back: %s", failed)
+            _log.debug("not put back: %s", failed)
         return not failed
 
     def _boot(self, arm: ArmName, words: Sequence[str], trial: TrialWriter) -> Session:
@@ -426,7 +429,7 @@ class MetalMachine(Machine):
             try:
                 self.keeper.modules([name])
             except BenchError as exc:
-                log.debug("%s: %s", name, exc.message)
+                _log.debug("%s: %s", name, exc.message)
         return self.shell.run(["test", "-c", "/dev/kvm"], check=False).code == 0
 
     def _host(self, session: Session, console: Console, kernel: KernelWatch) -> Host:

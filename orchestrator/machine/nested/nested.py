@@ -19,7 +19,7 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.base.waiting import Stall, until
 from orchestrator.kernels.image.bundle import KernelBundle
-from orchestrator.machine.host.changes import DirectChanges
+from orchestrator.machine.host.changes import RememberedChanges
 from orchestrator.machine.host.console import Console, read_excerpt
 from orchestrator.machine.host.host import (
     Host,
@@ -307,7 +307,7 @@ def proven_host(
                 shell=shell, release=kernel.release, kvm=False,
                 cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
                 kernel=machine.kernel, scratch=machine.folder,
-                change=DirectChanges(shell, PAYLOAD), vm=machine, ssh=ssh,
+                change=RememberedChanges(shell, PAYLOAD), vm=machine, ssh=ssh,
             ), boot_id  # fmt: skip
         finally:
             # libvirt sends SIGTERM first and waits 10 s, although a stopped QEMU cannot react

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 LOOK_SECONDS = 5.0
 """Seconds between two looks whether a call is waited for in vain, as nobody is there to answer it.
 On a busy machine only such a look tells that from a call that takes long."""
@@ -49,11 +49,11 @@ def _worker() -> _Worker:
         return _Worker()
 
 
-class Call(Generic[T]):
+class Call(Generic[_T]):
     """A call that begins when its result is requested."""
 
     def __init__(
-        self, function: Callable[[], T], *, undo: Callable[[T], object] = lambda _value: None
+        self, function: Callable[[], _T], *, undo: Callable[[_T], object] = lambda _value: None
     ) -> None:
         """`undo` gets a value that arrives after the caller has given up."""
         self._function, self._undo = function, undo
@@ -64,7 +64,7 @@ class Call(Generic[T]):
         self._running.acquire()
         self._ended = threading.Event()
         self._is_over = self._is_given_up = False
-        self._values: list[T] = []
+        self._values: list[_T] = []
         self._error: BaseException | None = None
 
     def _work(self) -> None:
@@ -83,7 +83,7 @@ class Call(Generic[T]):
             finally:
                 self._ended.set()
 
-    def result(self, within: float, is_in_vain: Callable[[], bool] = lambda: False) -> T:
+    def result(self, within: float, is_in_vain: Callable[[], bool] = lambda: False) -> _T:
         """Return the function's value, or raise its exception. Raises TimeoutError if the function
         takes longer than `within` seconds, or if it proves to be waited for in vain (see
         LOOK_SECONDS). Then, as after an interrupt, it goes on without its caller."""
@@ -121,7 +121,7 @@ class Call(Generic[T]):
             self._undo(self._values.pop())
 
 
-def in_time(function: Callable[[], T], within: float) -> T:
+def in_time(function: Callable[[], _T], within: float) -> _T:
     """Return the value of `function`, or raise its exception. Raises TimeoutError after `within`
     seconds."""
     return Call(function).result(within)

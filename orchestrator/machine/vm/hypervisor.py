@@ -30,9 +30,9 @@ from orchestrator.machine.transport.ssh_client import end_clients
 if os.environ["LIBVIRT_LOG_OUTPUTS"] == "4:file:/dev/null":  # loaded: the environment is as before
     del os.environ["LIBVIRT_LOG_OUTPUTS"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-log = logging.getLogger("barometer.libvirt")
+_log = logging.getLogger("barometer.libvirt")
 
 # As root, libvirt's embedded driver would become another user and use namespaces and cgroups
 # unless these settings forbid it. There is no virtlogd, so QEMU writes its files itself.
@@ -145,12 +145,12 @@ class Connection:
 
     def call(
         self,
-        function: Callable[..., T],
+        function: Callable[..., _T],
         *arguments: object,
         within: float | None = None,
-        undo: Callable[[T], object] = lambda _value: None,
+        undo: Callable[[_T], object] = lambda _value: None,
         settle: float = 0.0,
-    ) -> T:
+    ) -> _T:
         """Return the value of libvirt's `function`, or raise its exception. Raises BenchError
         (`libvirt-silent`) past the deadline, and at once in every later call. `undo` is that of
         `Call`. An interrupt waits up to `settle` seconds for the end of the call and its undo."""
@@ -296,7 +296,7 @@ class Connection:
             try:
                 call.result(self._ending(), self._is_stopped)
             except TimeoutError:
-                log.warning("the %s's libvirt does not end domain %s in time", self.name, uuid)
+                _log.warning("the %s's libvirt does not end domain %s in time", self.name, uuid)
             except libvirt.libvirtError:  # it has ended before
                 return
             else:
@@ -466,7 +466,7 @@ def _opened_connection(
 ) -> Iterator[Connection]:
     """Open a connection. `hang_up` and `how` are arguments of Connection."""
     _event_loop()
-    log.debug("libvirt: %s", uri)
+    _log.debug("libvirt: %s", uri)
     call = Call(lambda: libvirt.open(uri), undo=lambda raw: raw.close())
     try:
         with _as_ours(f"the {name}'s libvirt cannot be reached", Reason.LIBVIRT_CONNECT):

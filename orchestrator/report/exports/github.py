@@ -12,11 +12,11 @@ import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from orchestrator.report.exports.cases import Case, Numbers, Outcome, Suite
+from orchestrator.report.exports.cases import Case, CaseOutcome, Numbers, Suite
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|&~@:$^=.-])")
-_COMMANDS: dict[Outcome, str] = {"passed": "notice", "failed": "error", "unknown": "warning"}
-_SIGNS: dict[Outcome, str] = {"passed": "✅", "failed": "❌", "unknown": "⚠️"}
+_COMMANDS: dict[CaseOutcome, str] = {"passed": "notice", "failed": "error", "unknown": "warning"}
+_SIGNS: dict[CaseOutcome, str] = {"passed": "✅", "failed": "❌", "unknown": "⚠️"}
 _COLUMNS = (
     "unit", "baseline.median", "candidate.median", "ratio", "p_adjusted", "verdict", "expected",
 )  # fmt: skip

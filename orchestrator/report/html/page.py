@@ -50,11 +50,10 @@ from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import (
     SOURCES,
     TITLES,
+    Setup,
     describe_attempts,
-    describe_device,
-    describe_host,
     describe_left,
-    describe_workload,
+    describe_setup,
     explain_resolution,
 )
 from orchestrator.scenario.choices import Workload
@@ -273,7 +272,8 @@ class Page:
 def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
     """Return the content of the page. `plan` is plan.json."""
     exact, emulated = plan.accel == "exact", is_emulated(plan.accel)
-    lines = list(_lines(scenario, comparison, emulated=emulated))
+    points = scenario.points() if scenario.workload == "map" else ()
+    lines = list(_lines(points, comparison, emulated=emulated))
     panels = [
         Panel(f"metric-{number}", line, collect_dots(comparison, line.metric))
         for number, line in enumerate(lines)
@@ -289,11 +289,11 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
     figures |= {series.figure: chart for series, chart in charted}
     bad = [result for result in comparison.results if result.kind != "measured"]
     return Page(
-        sentence=verdict_sentence(scenario, comparison, plan),
+        sentence=verdict_sentence(scenario.device.bar, comparison, plan),
         variable=describe_variable(comparison.variable),
         verdict=comparison.verdict,
         scenario=comparison.scenario,
-        facts=list(_facts(scenario, comparison, plan)),
+        facts=list(_facts(describe_setup(scenario, plan), comparison)),
         warnings=list(_warnings(comparison, exact=exact, emulated=emulated)),
         figures=figures,
         lines=lines,
@@ -319,16 +319,16 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
 # head and table -------------------------------------------------------------------------------
 
 
-def _facts(scenario: Scenario, comparison: Comparison, plan: Plan) -> Iterator[tuple[str, str]]:
+def _facts(setup: Setup, comparison: Comparison) -> Iterator[tuple[str, str]]:
     for arm in ARMS:
         kernel = comparison.kernels[arm]
         yield arm, f"{kernel['release']} ({kernel['source']}; {_trials(comparison, arm)})"
     for role in (CONTROL, WARM_UP):
         if comparison.of_arm(role):
             yield role, f"the baseline's kernel ({_trials(comparison, role)})"
-    yield "device", describe_device(scenario.device, scenario.host)
-    yield describe_workload(scenario, plan)
-    yield "host", describe_host(scenario.host, plan.accel, plan.accel_reason)
+    yield "device", setup.device
+    yield setup.workload
+    yield "host", setup.host
 
 
 def _trials(comparison: Comparison, role: Role) -> str:
@@ -360,20 +360,20 @@ def _warnings(comparison: Comparison, *, exact: bool, emulated: bool) -> Iterato
     yield from describe_left(comparison.results)
 
 
-def _lines(scenario: Scenario, comparison: Comparison, *, emulated: bool) -> Iterator[Line]:
-    """Yield the lines of the table, in the order of the text report."""
+def _lines(points: Sequence[Point], comparison: Comparison, *, emulated: bool) -> Iterator[Line]:
+    """Yield the lines of the table, in the order of the text report. `points`: those of maps; none
+    for guest boots."""
     by_name = {metric.name: metric for metric in comparison.metrics}
-    maps = scenario.workload == "map"
     for base, title in TITLES.items():
         source = SOURCES.get(base, "timing")
-        points = {base: ""}
-        if maps and base in AT_POINTS:
-            points = {point.metric(base): f", {point.name}" for point in scenario.points()}
-        for name, where in points.items():
+        at = {base: ""}
+        if points and base in AT_POINTS:
+            at = {point.metric(base): f", {point.name}" for point in points}
+        for name, where in at.items():
             if (metric := by_name.get(name)) is not None:
                 unit = "emulated s" if metric.unit == "s" and emulated else metric.unit
                 expected = str(comparison.expect.get(name, ""))
-                of = "plain" if maps and source == "timing" else source
+                of = "plain" if points and source == "timing" else source
                 deciding = name in comparison.deciding
                 yield Line(metric, title.strip() + where, unit, of, deciding, expected)
 

@@ -20,7 +20,6 @@ from orchestrator.report.words.quantities import change_text, plural
 from orchestrator.report.words.sentence import verdict_sentence
 from orchestrator.report.words.trailer import find_worse
 from orchestrator.report.words.wording import metric_title
-from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 
 LINES = 12
@@ -30,9 +29,9 @@ _CELLS = 8
 _URGENT = ("not met", "not known", "met")
 
 
-def run_brief(scenario: Scenario, comparison: Comparison, plan: Plan, folder: Path) -> str:
+def run_brief(bar: int, comparison: Comparison, plan: Plan, folder: Path) -> str:
     """Return the verdict, the metrics that decide it, other metrics that regressed, the trials,
-    and the paths of all else."""
+    and the paths of all else. `bar`: size of the device's BAR."""
     met = judge_expectations(comparison)
     deciding = [
         f"  * {name}: {metric.verdict}{_change(metric)}{describe_expected(comparison, metric)}"
@@ -41,7 +40,7 @@ def run_brief(scenario: Scenario, comparison: Comparison, plan: Plan, folder: Pa
     ]
     beside = [f"{metric_title(metric.name)}{_change(metric)}" for metric in find_worse(comparison)]
     lines = [
-        *_first(wrap_text(verdict_sentence(scenario, comparison, plan)), _SENTENCE),
+        *_first(wrap_text(verdict_sentence(bar, comparison, plan)), _SENTENCE),
         *_first([*map(shorten, deciding)], _DECIDING, "that decide"),
         *[shorten(f"  also regressed: {', '.join(beside)}")] * bool(beside),
         *_first(wrap_text(_trials(comparison), then="           "), 2),

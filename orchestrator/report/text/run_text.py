@@ -27,17 +27,16 @@ from orchestrator.report.words.trailer import find_worse, format_trailer
 from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import (
     TITLES,
+    Setup,
     describe_attempts,
-    describe_device,
-    describe_host,
     describe_left,
-    describe_workload,
+    describe_setup,
     explain_resolution,
     metric_title,
 )
 from orchestrator.scenario.choices import Workload
 from orchestrator.scenario.model import Scenario
-from orchestrator.scenario.vocabulary import ARMS, AT_POINTS, is_emulated
+from orchestrator.scenario.vocabulary import ARMS, AT_POINTS, Point, is_emulated
 
 _TAIL = 12
 """Lines of a console that are shown."""
@@ -49,21 +48,22 @@ def text_report(
     """Return the whole report, ASCII in lines of at most 76 columns. `plan` is plan.json; `tester`
     is `Name <mail>` of whoever ran it, or None if that is not known."""
     emulated, exact = is_emulated(plan.accel), plan.accel == "exact"
+    setup, maps = describe_setup(scenario, plan), scenario.workload == "map"
     parts = [
-        "\n".join(wrap_text(verdict_sentence(scenario, comparison, plan))) + "\n",
+        "\n".join(wrap_text(verdict_sentence(scenario.device.bar, comparison, plan))) + "\n",
         _variable(comparison),
         _verdicts(comparison),
-        _setup(scenario, comparison, plan, emulated=emulated),
-        _table(scenario, comparison, emulated=emulated, exact=exact),
+        _setup(setup, comparison, plan, emulated=emulated),
+        _table(scenario.points() if maps else (), comparison, emulated=emulated, exact=exact),
         _statistics(scenario.workload, comparison),
-        _theory(scenario.device.bar, comparison) if scenario.workload != "map" else "",
+        "" if maps else _theory(scenario.device.bar, comparison),
         _noted(comparison),
         describe_conditions(comparison.conditions),
         calls_and_cost(boots_of(comparison)),
         map_sections(comparison, exact=exact),
         explain_values(scenario, comparison, emulated=emulated, exact=exact),
         _problems(comparison.results),
-        format_trailer(scenario, comparison, plan, tester),
+        format_trailer(setup, comparison, plan, tester),
     ]
     return fit_lines("\n".join(part for part in parts if part))
 
@@ -97,7 +97,7 @@ def describe_expected(comparison: Comparison, metric: MetricComparison) -> str:
     return text + (f"; p {p:.2g}" if p is not None else "")
 
 
-def _setup(scenario: Scenario, comparison: Comparison, plan: Plan, *, emulated: bool) -> str:
+def _setup(setup: Setup, comparison: Comparison, plan: Plan, *, emulated: bool) -> str:
     lines = []
     for arm in ARMS:
         kernel = comparison.kernels[arm]
@@ -112,12 +112,10 @@ def _setup(scenario: Scenario, comparison: Comparison, plan: Plan, *, emulated: 
         lines.append(
             f"{arm:<11}{kernel['release']}  ({kernel['source']}; {trials or 'no trials'})"
         )
-    what, which = describe_workload(scenario, plan)
+    kind, details = setup.workload
     lines += [
-        f"device     {describe_device(scenario.device, scenario.host)}",
-        f"{what:<11}{which}",
-        f"host       {describe_host(scenario.host, plan.accel, plan.accel_reason)}",
-    ]
+        f"device     {setup.device}", f"{kind:<11}{details}", f"host       {setup.host}"
+    ]  # fmt: skip
     if any(r.guest_accel == "tcg" for r in comparison.results) and not emulated:
         lines.append("           its guests are EMULATED: there is no KVM in the host")
     if plan.accel == "exact":
@@ -127,7 +125,8 @@ def _setup(scenario: Scenario, comparison: Comparison, plan: Plan, *, emulated: 
     return "\n".join(lines) + "\n"
 
 
-def _table(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool) -> str:
+def _table(points: Sequence[Point], comparison: Comparison, *, emulated: bool, exact: bool) -> str:
+    """Return the table of all metrics. `points`: those of maps; none for guest boots."""
     if not comparison.metrics:
         return ""
     unit = "INSTRUCTIONS" if exact else "EMULATED seconds" if emulated else "metric"
@@ -136,15 +135,15 @@ def _table(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact:
         group = [m for m in comparison.metrics if m.name.partition("@")[0] == base]
         if not group:
             continue
-        if scenario.workload != "map" or base not in AT_POINTS:
+        if not points or base not in AT_POINTS:
             rows += [_row(name, metric, comparison) for metric in group]
             continue
         by_name = {metric.name: metric for metric in group}
-        plain = [f"; {p.name} is {base}" for p in scenario.points() if p.metric(base) == base]
+        plain = [f"; {p.name} is {base}" for p in points if p.metric(base) == base]
         rows.append(name + "".join(plain))
-        for point in scenario.points():
-            if (found := by_name.get(point.metric(base))) is not None:
-                rows.append(_row(f"  {point.name}", found, comparison))
+        for point in points:
+            if (metric := by_name.get(point.metric(base))) is not None:
+                rows.append(_row(f"  {point.name}", metric, comparison))
     header = (unit, *ARMS, "change", "verdict")
     return "\n".join(format_table(header, rows)) + "\n"
 

@@ -12,7 +12,7 @@ from textwrap import wrap
 
 from orchestrator.analysis.boot.cost import (
     BootDifference,
-    Boots,
+    BootsByArm,
     CostTable,
     OperationCost,
     OperationCosts,
@@ -207,7 +207,7 @@ def _zaps(timeline: Timeline, zaps: Sequence[Zap]) -> list[str]:
 # both arms -------------------------------------------------------------------------------------
 
 
-def calls_and_cost(timelines: Boots) -> str:
+def calls_and_cost(timelines: BootsByArm) -> str:
     """Report the cost of maps and unmaps in the boots of each arm (medians if there are several),
     and where the arms' difference comes from; empty if no arm has a boot. For mail."""
     table = build_cost_table(timelines)

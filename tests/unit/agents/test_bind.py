@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.base.errors import BenchError
-from orchestrator.machine.host.changes import DirectChanges, RememberedChanges
+from orchestrator.machine.host.changes import RememberedChanges
 from orchestrator.machine.transport.local import LocalMachine
 from orchestrator.machine.transport.shell import Completed, Shell
 from tests.unit.agents.keeper.machines import GPU, NIC, Machine, made_up
@@ -108,7 +108,7 @@ class Answering:
        .filter(lambda answer: not answer.get("message")).map(json.dumps))  # fmt: skip
 def test_any_other_answer_is_an_error_and_never_a_bound_device(answer: str) -> None:
     with pytest.raises(BenchError):
-        DirectChanges(cast(Shell, Answering(answer)), "/payload").bind([GPU])
+        RememberedChanges(cast(Shell, Answering(answer)), "/payload").bind([GPU])
 
 
 def test_it_runs_with_nothing_but_the_folder_of_agents(tmp_path: Path) -> None:

@@ -52,7 +52,8 @@ def test_failure_that_is_undecided_is_inconclusive(before: tuple[Attempt, ...]) 
     assert document["attempts"]["candidate"] == {
         "failed": failed, "charged": 0, "of": failed, "bench": 0,
     }  # fmt: skip
-    assert "guest-hang" in verdict_sentence(made.scenario, made.comparison, made.plan)
+    sentence = verdict_sentence(made.scenario.device.bar, made.comparison, made.plan)
+    assert "guest-hang" in sentence
     assert report_of(made)
 
 
@@ -111,7 +112,7 @@ def test_bench_that_fails_one_arm_more_often_leaves_the_run_inconclusive(
     document: Any = comparison_json(made.comparison)
     assert document["reason"] == "undecided-failure"
     assert document["attempts"][arm] == {"failed": 0, "charged": 0, "of": 12, "bench": 24}
-    sentence = verdict_sentence(made.scenario, made.comparison, made.plan)
+    sentence = verdict_sentence(made.scenario.device.bar, made.comparison, made.plan)
     assert "host-hung-task" in sentence
     assert "24 of" in sentence
     assert "host-hung-task" in report_of(made)

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from orchestrator.base.errors import ScenarioError
 from orchestrator.base.reasons import Reason
-from orchestrator.kernels.module.change import Change, Files, check_paths, find_change, read_folder
+from orchestrator.kernels.module.change import (
+    Files,
+    SourceChange,
+    check_paths,
+    find_change,
+    read_folder,
+)
 from orchestrator.kernels.module.kbuild import Includes, object_of, room_of, select_compiled
 from orchestrator.scenario.kernel_forms import ModuleKernel
 from tests.unit.kernels.trees import BUILT_IN, MODULES, SOURCES, tree_in
@@ -18,7 +24,7 @@ from tests.unit.kernels.trees import BUILT_IN, MODULES, SOURCES, tree_in
 KERNEL = ModuleKernel(deb="linux-image-amd64", suite="trixie", series=("a.patch",))
 
 
-def change(folder: Path, after: Files) -> Change:
+def change(folder: Path, after: Files) -> SourceChange:
     tree = tree_in(folder)
     before = {name: tree.files[name].encode() if name in tree.files else None for name in after}
     return find_change(KERNEL, tree, before, after, tree)

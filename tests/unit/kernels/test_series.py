@@ -18,7 +18,7 @@ from orchestrator.base.errors import BarometerError, BenchError, ScenarioError
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.series.patch import Patch, series_digest
 from orchestrator.kernels.series.series import read_series
-from orchestrator.scenario.kernel_forms import TreeKernel, absolute_kernel
+from orchestrator.scenario.kernel_forms import TreeKernel, resolve_kernel_paths
 from tests.unit.examples import share
 from tests.unit.kernels.repositories import commit, git, new_repository, state_of
 from tests.unit.stable import numbers_in
@@ -629,7 +629,7 @@ def test_file_named_as_a_message_id_is_read(
     # a scenario's paths start at its own folder
     monkeypatch.chdir("/")
     kernel = TreeKernel(tree=tmp_path, series=("1@example.org.mbx", MESSAGE_ID))
-    assert absolute_kernel(kernel, tmp_path) == TreeKernel(
+    assert resolve_kernel_paths(kernel, tmp_path) == TreeKernel(
         tree=tmp_path, series=(str(tmp_path / "1@example.org.mbx"), MESSAGE_ID)
     )
 

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.base.errors import BenchError
-from orchestrator.machine.host.changes import DirectChanges, RememberedChanges
+from orchestrator.machine.host.changes import RememberedChanges
 from orchestrator.machine.transport.shell import Completed, Shell
 from tests.unit.hosts import HostShell
 
 
-def changes(shell: object) -> DirectChanges:
-    return DirectChanges(cast(Shell, shell), "/payload")
+def changes(shell: object) -> RememberedChanges:
+    return RememberedChanges(cast(Shell, shell), "/payload")
 
 
 def test_value_is_written_as_a_line(tmp_path: Path) -> None:

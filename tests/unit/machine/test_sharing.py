@@ -18,7 +18,7 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.kernels.image.bundle import KernelBundle
-from orchestrator.machine.host.changes import DirectChanges
+from orchestrator.machine.host.changes import RememberedChanges
 from orchestrator.machine.host.console import Console
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.host.kernelwatch import KernelWatch
@@ -127,7 +127,8 @@ class Lab:
         yield MadeUpHost(
             shell=self.wire, release=kernel.release, kvm=False, cpus=2, accel="tcg",
             payload="/opt/barometer", console=console, kernel=KernelWatch(console),
-            scratch=machine.folder, change=DirectChanges(self.wire, "/opt/barometer"), lab=self,
+            scratch=machine.folder, lab=self,
+            change=RememberedChanges(self.wire, "/opt/barometer"),
         ), f"boot {self.booted}"  # fmt: skip
 
     def _prove(self, shell: object, token: str, kernel: KernelBundle) -> str:

@@ -334,9 +334,6 @@ def booted(
         workload, "boot_guest",
         lambda *a, index, traced, **k: done.append(f"boot {index}{' traced' * traced}"),
     )  # fmt: skip
-    monkeypatch.setattr(
-        workload, "run_maps", lambda h, d, s, p, which, **k: done.append(f"map {which}")
-    )
     host = host_of(FakeShell(), "tcg")
 
     @contextlib.contextmanager
@@ -359,18 +356,20 @@ def booted(
             done.append("closed")
 
     monkeypatch.setattr(host, "libvirt", Libvirt, raising=False)
-    run_guest_boots(host, [DEVICE], chosen, passes, keys=cast(RunKeys, None), trial=trial,
-                progress=Progress())  # fmt: skip
+    assert chosen.guest is not None
+    run_guest_boots(
+        host, [DEVICE], chosen.guest, chosen.device, passes, keys=cast(RunKeys, None),
+        settle=lambda: done.append("settle"), trial=trial, progress=Progress(),
+    )  # fmt: skip
     return done
 
 
-def test_counts_of_a_guest_boot_are_taken_from_a_map(
+def test_guest_boots_once_for_each_pass(
     trial: TrialWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = booted(trial, monkeypatch, scenario(), ["plain", "timing", "counts"])
+    done = booted(trial, monkeypatch, scenario(), ["plain", "timing"])
     assert done == [
-        "stage", "boot 0", "arm timing guest-1", "boot 1 traced", "finish", "closed",
-        "map ['counts']",
+        "stage", "settle", "boot 0", "arm timing guest-1", "boot 1 traced", "finish", "closed",
     ]  # fmt: skip
     assert [guest.to_json() for guest in trial.manifest.guests] == [
         {"index": 0, "pass": "plain", "memory": 512 * MIB},
@@ -405,10 +404,6 @@ def test_kernel_without_huge_pages_has_no_large_leaves(
     for said in ("\n1\n", "\n0\n", "1\n", "0\n"):
         monkeypatch.setattr(shell, "run", lambda *a, said=said, **k: SimpleNamespace(stdout=said))
         assert not workload._has_large_leaves(host_of(shell), {"qemu": "10.0.2"})
-
-
-def test_counts_alone_need_no_libvirt(trial: TrialWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert booted(trial, monkeypatch, scenario(), ["counts"]) == ["map ['counts']"]
 
 
 def test_host_that_broke_while_it_was_mapped_is_the_arms(

@@ -17,7 +17,7 @@ from orchestrator.evidence.faults import Attempt
 from orchestrator.evidence.layout import RunDir
 from orchestrator.report.text.brief import LINES, bisect_brief, matrix_brief, run_brief
 from orchestrator.report.words.columns import WIDTH
-from orchestrator.run.judge import saved_run
+from orchestrator.run.judge import read_saved_run
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, METRICS, Metric
 from tests.unit.recorded import RUN
@@ -44,7 +44,7 @@ def brief(
 ) -> list[str]:
     chosen = chosen or scenario()
     comparison = compare_trials(chosen, KERNELS, results, planned, "tcg")
-    return lines_of(run_brief(chosen, comparison, PLAN, folder), folder)
+    return lines_of(run_brief(chosen.device.bar, comparison, PLAN, folder), folder)
 
 
 def measured(values: dict[Metric, tuple[float, float]]) -> list[TrialResult]:
@@ -56,11 +56,11 @@ def measured(values: dict[Metric, tuple[float, float]]) -> list[TrialResult]:
 
 @pytest.mark.parametrize("name", ["debian-6.12-vs-7", "map-exact", "levels", "metal"])
 def test_recorded_run_ends_with_its_verdict_and_its_folder(name: str) -> None:
-    saved = saved_run(RunDir.open(RECORDED / name))
+    saved = read_saved_run(RunDir.open(RECORDED / name))
     comparison = compare_trials(
         saved.scenario, KERNELS, saved.results, saved.planned, saved.plan.accel
     )
-    text = run_brief(saved.scenario, comparison, saved.plan, RECORDED / name)
+    text = run_brief(saved.scenario.device.bar, comparison, saved.plan, RECORDED / name)
     lines = lines_of(text, RECORDED / name)
     assert comparison.verdict in lines[0] + lines[1]
     assert lines[-1] == f"run: {RECORDED / name}"
@@ -70,7 +70,7 @@ def test_recorded_run_ends_with_its_verdict_and_its_folder(name: str) -> None:
 
 
 def test_end_of_the_main_job_is_the_one_that_the_readme_shows() -> None:
-    saved = saved_run(RunDir.open(RECORDED / "debian-6.12-vs-7"))
+    saved = read_saved_run(RunDir.open(RECORDED / "debian-6.12-vs-7"))
     kernels = saved.plan.named_kernels()
     comparison = compare_trials(
         saved.scenario, kernels, saved.results, saved.planned, saved.plan.accel
@@ -78,7 +78,8 @@ def test_end_of_the_main_job_is_the_one_that_the_readme_shows() -> None:
     folder = Path("/home/me/runs/debian-6.12-vs-7-20261130-093000")
     shown = (RECORDED.parents[1] / "README.md").read_text()
     shown = shown.replace(f"report     {folder}/report.html\n", "")  # no such file here
-    assert f"\n{run_brief(saved.scenario, comparison, saved.plan, folder)}\n" in shown
+    brief = run_brief(saved.scenario.device.bar, comparison, saved.plan, folder)
+    assert f"\n{brief}\n" in shown
 
 
 def test_what_regressed_beside_is_never_left_out(tmp_path: Path) -> None:

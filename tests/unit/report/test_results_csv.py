@@ -52,7 +52,7 @@ def trials(number: int = 0, slower: float = 1.0, noise: float = 0.01) -> list[Tr
 
 
 def text_of(of: Run) -> str:
-    return results_csv(of.scenario, of.comparison, of.plan)
+    return results_csv(of.scenario.metrics(), of.comparison, of.plan)
 
 
 def rows_of(of: Run) -> list[dict[str, str]]:

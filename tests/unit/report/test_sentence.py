@@ -41,7 +41,7 @@ def sentence_of(
     chosen = scenario("device.bar=32GiB", *(f"expect.{expectation}" for expectation in expect))
     planned = len(results) if planned is None else planned
     comparison = compare_trials(chosen, kernels, results, planned, accel)
-    return verdict_sentence(chosen, comparison, plan_of(accel=accel))
+    return verdict_sentence(chosen.device.bar, comparison, plan_of(accel=accel))
 
 
 def reason(text: str) -> str:
@@ -88,7 +88,7 @@ def test_point_of_a_map_is_named() -> None:
     both = measured({"pfn_lookups_per_map@full/1GiB/cold": (8388608, 32)})
     comparison = compare_trials(chosen, KERNELS, both, 2, "exact")
     assert has_in_order(
-        verdict_sentence(chosen, comparison, plan_of(accel="exact")),
+        verdict_sentence(chosen.device.bar, comparison, plan_of(accel="exact")),
         "one DMA map", "32GiB", "(full/1GiB/cold", "32",
     )  # fmt: skip
 
@@ -164,7 +164,7 @@ def test_condition_that_was_not_meant_to_differ_is_named() -> None:
         comparison = compare_trials(
             SCENARIO, KERNELS, both, 2, "kvm", compare_conditions(sides, allow=allow)
         )
-        text = verdict_sentence(SCENARIO, comparison, plan_of(accel="kvm"))
+        text = verdict_sentence(SCENARIO.device.bar, comparison, plan_of(accel="kvm"))
         assert reason(text).startswith(verdict)
 
 
@@ -172,7 +172,7 @@ def test_runs_that_are_no_pairs_are_not_quoted_by_pairs() -> None:
     trials = [t for n in range(12) for t in measured({"guest_boot_cost": (20 + n, 9 + n)}, n)]
     for paired in (True, False):
         comparison = compare_trials(SCENARIO, KERNELS, trials, 24, "kvm", paired=paired)
-        sentence = verdict_sentence(SCENARIO, comparison, plan_of(accel="kvm"))
+        sentence = verdict_sentence(SCENARIO.device.bar, comparison, plan_of(accel="kvm"))
         assert ("by pairs" in sentence) == paired
 
 
@@ -185,4 +185,4 @@ def test_metric_that_decides_and_was_not_measured_is_named() -> None:
 
 def test_comparison_is_enough() -> None:
     comparison: Comparison = compare_trials(SCENARIO, KERNELS, [], 0, "kvm")
-    assert verdict_sentence(SCENARIO, comparison, plan_of(accel="kvm")).endswith(".")
+    assert verdict_sentence(SCENARIO.device.bar, comparison, plan_of(accel="kvm")).endswith(".")

@@ -8,6 +8,7 @@ from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import compare_trials
 from orchestrator.report.words.trailer import format_trailer
+from orchestrator.report.words.wording import describe_setup
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric
 from tests.unit.manifests import plan_of
 from tests.unit.report.test_sentence import measured
@@ -33,7 +34,7 @@ def block(
 ) -> list[str]:  # fmt: skip
     chosen = scenario(*[f"expect.{expect}"] * bool(expect))
     comparison = compare_trials(chosen, kernels, results, len(results), PLAN.accel)
-    return format_trailer(chosen, comparison, PLAN, tester).splitlines()
+    return format_trailer(describe_setup(chosen, PLAN), comparison, PLAN, tester).splitlines()
 
 
 def test_better_run_can_be_pasted_as_it_is() -> None:
@@ -103,9 +104,9 @@ def test_kernel_against_itself_tests_nothing() -> None:
 def test_runs_that_are_compared_have_no_tag() -> None:
     chosen, results = scenario(), measured(BETTER)
     comparison = compare_trials(chosen, KERNELS, results, len(results), "tcg", paired=False)
-    assert format_trailer(chosen, comparison, PLAN, None).splitlines()[-2] == (
-        "(no Tested-by: the trials are of two runs)"
-    )
+    assert format_trailer(describe_setup(chosen, PLAN), comparison, PLAN, None).splitlines()[
+        -2
+    ] == ("(no Tested-by: the trials are of two runs)")
 
 
 def test_what_got_worse_is_never_left_out() -> None:
@@ -128,7 +129,7 @@ def test_of_the_points_that_got_worse_the_plain_one_or_the_worst_is_told() -> No
         }  # fmt: skip
         comparison = compare_trials(chosen, KERNELS, measured(values), 2, "exact")
         plan = plan_of(accel="exact", guest_kernel=GUEST)
-        text = format_trailer(chosen, comparison, plan, TESTER)
+        text = format_trailer(describe_setup(chosen, plan), comparison, plan, TESTER)
         assert f"\n{worst} 1 Ginsn -> " in text
         assert has_in_order(text, "workload:", "map")
 
@@ -151,7 +152,7 @@ def test_settings_that_differ_are_pasted_too() -> None:
     for differs, shown in (((knob,), ["m.p: N | Y"]), ((kernel, knob), ["m.p: N | Y"]),
                           ((kernel,), [])):  # fmt: skip
         explained = replace(compared, variable=Variable(differs, (), 57, (), ()))
-        lines = format_trailer(chosen, explained, PLAN, TESTER).splitlines()
+        lines = format_trailer(describe_setup(chosen, PLAN), explained, PLAN, TESTER).splitlines()
         starts = "arms differ in: "
         assert [x.removeprefix(starts) for x in lines if x.startswith(starts)] == shown
 
@@ -164,5 +165,5 @@ def test_kernels_of_one_release_are_told_apart() -> None:
     explained = Variable((Differing("kernel", "kernel 7.3", "deb:a", "dir:b"),), (), 57, (), ())
     compared = compare_trials(chosen, kernels, measured(BETTER), 2, PLAN.accel)
     compared = replace(compared, variable=explained)
-    lines = format_trailer(chosen, compared, PLAN, TESTER).splitlines()
+    lines = format_trailer(describe_setup(chosen, PLAN), compared, PLAN, TESTER).splitlines()
     assert [line for line in lines if line.endswith(": kernel 7.3: deb:a | dir:b")]
