@@ -27,6 +27,7 @@ from orchestrator.scenario.factors import Cell, ScenarioFile, parse_scenarios
 from orchestrator.scenario.kernel_forms import Kernel
 from orchestrator.scenario.kernel_spec import parse_kernel
 from orchestrator.scenario.machines import MetalHost
+from orchestrator.scenario.plan import make_plan
 from orchestrator.scenario.vocabulary import ARMS
 
 _BEGUN = {"plan.json", "matrix.json", "cells", "bisect.json"}
@@ -178,4 +179,5 @@ def _is_made(file: ScenarioFile, cells: tuple[Cell, ...], folder: Path) -> bool:
     if file.has_matrix:
         return is_every_cell_made(cells, folder)
     (cell,) = cells
-    return Schedule.of(cell.scenario, stop_rule(cell.scenario)).is_all_made(folder)
+    schedule = Schedule.of(make_plan(cell.scenario), stop_rule(cell.scenario))
+    return schedule.is_all_made(folder)

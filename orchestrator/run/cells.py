@@ -14,6 +14,7 @@ from orchestrator.run.matrix import MatrixDir
 from orchestrator.run.trials import Runner, Schedule, run_plan
 from orchestrator.scenario.factors import Cell, ScenarioFile
 from orchestrator.scenario.kernel_forms import Kernel
+from orchestrator.scenario.plan import make_plan
 from orchestrator.scenario.vocabulary import ARMS
 
 _FAILED_CELLS = 2
@@ -57,22 +58,20 @@ def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner
 
 def is_every_cell_made(cells: Sequence[Cell], out: Path) -> bool:
     """True if every trial of these cells has been made (`Schedule.is_all_made`)."""
-    return all(
-        Schedule.of(cell.scenario, stop_rule(cell.scenario)).is_all_made(out / "cells" / cell.name)
+    schedules = {
+        cell.name: Schedule.of(make_plan(cell.scenario), stop_rule(cell.scenario))
         for cell in cells
-    )
+    }
+    return all(schedule.is_all_made(out / "cells" / name) for name, schedule in schedules.items())
 
 
 def _look_up_kernels(cells: Sequence[Cell], here: Runner) -> None:
     """Look up all kernels, so that a missing one is found before the first cell boots. Raises
     ScenarioError."""
-    seen = set()
     for cell in cells:
         for key, kernel in _list_kernels(cell).items():
-            if kernel not in seen:
-                with key_named(f"cell {cell.name}"), key_named(key):
-                    here.kernels.describe(kernel)
-                seen.add(kernel)
+            with key_named(f"cell {cell.name}"), key_named(key):
+                here.kernels.describe(kernel)
 
 
 def _list_kernels(cell: Cell) -> dict[str, Kernel]:

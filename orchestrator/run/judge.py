@@ -137,10 +137,13 @@ class Run:
     def _export_files(self) -> dict[str, str]:
         """Return the files that other tools read, besides comparison.json: file name -> text."""
         scenario, comparison, plan = self.scenario, self.comparison, self.plan
+        objects = kcidb_objects(
+            scenario.host, scenario.device, scenario.workload, comparison, plan
+        )
         return {
             "junit.xml": junit_xml([self.suite]),
             "results.ktap": format_ktap([self.suite]),
-            "kcidb.json": json.dumps(kcidb_objects(scenario, comparison, plan), indent=1) + "\n",
+            "kcidb.json": json.dumps(objects, indent=1) + "\n",
             "results.csv": results_csv(scenario.metrics(), comparison, plan),
         }
 

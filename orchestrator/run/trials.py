@@ -98,11 +98,12 @@ class Schedule:
 
     @classmethod
     def of(
-        cls, scenario: Scenario, enough: Enough | None = None, only: ArmName | None = None
-    ) -> Self:
-        """Return the schedule of a scenario, or of the arm `only`."""
-        plan = tuple(planned for planned in make_plan(scenario) if only in (None, planned.arm))
-        most = scenario.trials.most_pairs
+        cls, plan: Sequence[PlannedTrial], enough: Enough | None = None,
+        only: ArmName | None = None,
+    ) -> Self:  # fmt: skip
+        """Return the schedule of a plan, or of its arm `only`."""
+        plan = tuple(planned for planned in plan if only in (None, planned.arm))
+        most = max(planned.pair for planned in plan)
         if enough is None:
             return cls(((most, plan),), alone=only is not None)
         blocks = tuple(
@@ -162,7 +163,7 @@ def run_plan(
     same reason, or if every attempt of both arms has failed. Raises ScenarioError or BenchError if
     the run cannot be prepared.
     """
-    schedule = Schedule.of(scenario, enough, only)
+    schedule = Schedule.of(make_plan(scenario), enough, only)
 
     def prepare_bench(machine: Machine | tuple[Accel, str]) -> Bench:
         """Prepare the run and its folder. `machine` is that of `prepare`."""

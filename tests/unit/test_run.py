@@ -109,7 +109,7 @@ class Fixture:
             chosen, cast(Prepared, SimpleNamespace(accel=accel, kernels=kernels)), run_dir,
             cast(BenchState, state), cast(Any, self.machines), Progress(), keep,
         )  # fmt: skip
-        self.held = run_trials(self.bench, Schedule.of(chosen, enough, only))
+        self.held = run_trials(self.bench, Schedule.of(make_plan(chosen), enough, only))
         return run_dir.trials()
 
     def recorded(self, partial: str) -> None:
@@ -962,12 +962,12 @@ def test_nested_host_is_not_booted_when_all_trials_are_complete(metal: Metal) ->
 def test_run_is_all_made_whatever_became_of_its_trials(metal: Metal, outcome: str) -> None:
     """It is not if a trial is missing."""
     chosen = metal_scenario()
-    assert not Schedule.of(chosen).is_all_made(metal.out)
+    assert not Schedule.of(make_plan(chosen)).is_all_made(metal.out)
     metal.failing = [None, outcome] if outcome != "collected" else []
     metal(chosen)
-    assert Schedule.of(chosen).is_all_made(metal.out)
+    assert Schedule.of(make_plan(chosen)).is_all_made(metal.out)
     shutil.rmtree(metal.out / "trials/0002-candidate")
-    assert not Schedule.of(chosen).is_all_made(metal.out)
+    assert not Schedule.of(make_plan(chosen)).is_all_made(metal.out)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
@@ -979,10 +979,10 @@ def test_run_whose_repetition_was_interrupted_is_prepared_in_full(
     metal.failing = [None, "map-silent", *["map-silent", None][: turns - 1], "interrupted"]
     with pytest.raises(KeyboardInterrupt):
         metal(chosen)
-    assert not Schedule.of(chosen).is_all_made(metal.out)
+    assert not Schedule.of(make_plan(chosen)).is_all_made(metal.out)
     assert metal(chosen)
     assert metal.found == [None, None]
-    assert Schedule.of(chosen).is_all_made(metal.out)
+    assert Schedule.of(make_plan(chosen)).is_all_made(metal.out)
     assert metal(chosen)
     assert metal.found[2:] == [("none", "a real machine")]
 

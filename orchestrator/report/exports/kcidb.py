@@ -28,7 +28,6 @@ from orchestrator.report.exports.cases import (
 )
 from orchestrator.scenario.choices import Workload
 from orchestrator.scenario.machines import Device, HostSpec
-from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, ArmName, is_emulated
 
 ORIGIN = "barometer"
@@ -48,17 +47,16 @@ class _Test(NamedTuple):
     fields: dict[str, object]
 
 
-def kcidb_objects(scenario: Scenario, comparison: Comparison, plan: Plan) -> dict[str, object]:
+def kcidb_objects(
+    host: HostSpec, device: Device, workload: Workload, comparison: Comparison, plan: Plan
+) -> dict[str, object]:
     """Return the content of kcidb.json, which can be submitted to KernelCI. `plan` is
     plan.json."""
     of_run = build_suite(comparison, plan)
     kernels = {arm: f"{ORIGIN}:{plan.kernels[arm].digest}" for arm in ARMS}
     comments = {kernels[arm]: clean_line(kernel_of(comparison, arm)) for arm in ARMS}
-    host, device = scenario.host, scenario.device
-    common = {
-        "origin": ORIGIN,
-        "environment": _environment(host, device, scenario.workload, comparison, plan),
-    }
+    environment = _environment(host, device, workload, comparison, plan)
+    common = {"origin": ORIGIN, "environment": environment}
     return {
         "version": _VERSION,
         "checkouts": [
@@ -72,7 +70,7 @@ def kcidb_objects(scenario: Scenario, comparison: Comparison, plan: Plan) -> dic
         ],
         "tests": [
             {"id": f"{ORIGIN}:{of_run.digest}/{test.name}", "build_id": kernels[test.arm],
-             "path": _path(ORIGIN, scenario.name, test.node)} | common | test.fields
+             "path": _path(ORIGIN, comparison.scenario, test.node)} | common | test.fields
             for test in _tests(comparison, of_run)
         ],
     }  # fmt: skip

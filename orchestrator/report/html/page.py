@@ -272,7 +272,8 @@ class Page:
 def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
     """Return the content of the page. `plan` is plan.json."""
     exact, emulated = plan.accel == "exact", is_emulated(plan.accel)
-    points = scenario.points() if scenario.workload == "map" else ()
+    maps = scenario.map if scenario.workload == "map" else None
+    points = scenario.points() if maps else ()
     lines = list(_lines(points, comparison, emulated=emulated))
     panels = [
         Panel(f"metric-{number}", line, collect_dots(comparison, line.metric))
@@ -304,7 +305,9 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         theory=list(_theory(scenario.points(), comparison)),
         levels=list(_levels(comparison)),
         inside=inside_maps(comparison, exact=exact),
-        notes=explain_values(scenario, comparison, emulated=emulated, exact=exact),
+        notes=explain_values(
+            scenario.host, scenario.trace, maps, comparison, emulated=emulated, exact=exact
+        ),
         problems=[
             Problem(result, _tail(result.evidence) if number < MOST_TAILS else "")
             for number, result in enumerate(bad[:MOST_PROBLEMS])

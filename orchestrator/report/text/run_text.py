@@ -35,7 +35,10 @@ from orchestrator.report.words.wording import (
     metric_title,
 )
 from orchestrator.scenario.choices import Workload
+from orchestrator.scenario.machines import HostSpec
+from orchestrator.scenario.map_workload import Map
 from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.trials import Trace
 from orchestrator.scenario.vocabulary import ARMS, AT_POINTS, Point, is_emulated
 
 _TAIL = 12
@@ -48,7 +51,8 @@ def text_report(
     """Return the whole report, ASCII in lines of at most 76 columns. `plan` is plan.json; `tester`
     is `Name <mail>` of whoever ran it, or None if that is not known."""
     emulated, exact = is_emulated(plan.accel), plan.accel == "exact"
-    setup, maps = describe_setup(scenario, plan), scenario.workload == "map"
+    setup = describe_setup(scenario, plan)
+    maps = scenario.map if scenario.workload == "map" else None
     parts = [
         "\n".join(wrap_text(verdict_sentence(scenario.device.bar, comparison, plan))) + "\n",
         _variable(comparison),
@@ -61,7 +65,9 @@ def text_report(
         describe_conditions(comparison.conditions),
         calls_and_cost(boots_of(comparison)),
         map_sections(comparison, exact=exact),
-        explain_values(scenario, comparison, emulated=emulated, exact=exact),
+        explain_values(
+            scenario.host, scenario.trace, maps, comparison, emulated=emulated, exact=exact
+        ),
         _problems(comparison.results),
         format_trailer(setup, comparison, plan, tester),
     ]
@@ -258,12 +264,14 @@ def _noted(comparison: Comparison) -> str:
 
 
 def explain_values(
-    scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool
-) -> str:
-    """Explain what a value in the table is, and which pass it comes from."""
+    host: HostSpec, trace: Trace, maps: Map | None, comparison: Comparison, *, emulated: bool,
+    exact: bool,
+) -> str:  # fmt: skip
+    """Explain what a value in the table is, and which pass it comes from. `maps`: None for guest
+    boots."""
     if not comparison.metrics:
         return ""
-    if not scenario.host.fresh_boots:
+    if not host.fresh_boots:
         lines = [
             "Each value is of one trial; samples within a trial are reduced to their median."
             " Consecutive trials of one arm share a host boot, although p and intervals treat them"
@@ -274,14 +282,14 @@ def explain_values(
             "Each value is of one trial, which is one host boot; samples within a trial are"
             " reduced to their median."
         ]
-    if scenario.workload == "map":
+    if maps is not None:
         lines += [
             "A point is SIZE/ALIGNMENT/STATE: how much of the BAR, how its virtual address is"
             " aligned to it, and whether its page tables were zapped before (cold) or are as the"
             " last map left them (warm).",
             "plain: one map and one unmap, timed by the agent's own clock around each ioctl.",
         ]
-        if "counts" in scenario.trace.passes and scenario.map.backend == "type1":
+        if "counts" in trace.passes and maps.backend == "type1":
             lines.append(
                 "counts: lookups, faults and walks, counted by in-kernel histograms and checked"
                 " against minor faults and page-table bytes; this pass gives no times."
@@ -295,7 +303,7 @@ def explain_values(
             "counts": "counts: lookups, faults and walks of one cold map from the host's user"
             " space; this pass gives no times.",
         }
-        lines += [text for which, text in texts.items() if which in scenario.trace.passes]
+        lines += [text for which, text in texts.items() if which in trace.passes]
     if exact:
         lines.append(
             "Ginsn: 10^9 instructions of the emulated host, whose clocks advance by 1 ns with"

@@ -22,9 +22,9 @@ ANYTHING = st.text(st.characters())
 
 def objects(of: Run) -> dict[str, Any]:
     """Return the objects as a receiver reads them."""
-    document: dict[str, Any] = json.loads(
-        json.dumps(kcidb_objects(of.scenario, of.comparison, of.plan), allow_nan=False)
-    )
+    chosen = of.scenario
+    made = kcidb_objects(chosen.host, chosen.device, chosen.workload, of.comparison, of.plan)
+    document: dict[str, Any] = json.loads(json.dumps(made, allow_nan=False))
     kcidb_io.schema.LATEST.validate(document)
     return document
 
