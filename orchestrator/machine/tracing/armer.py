@@ -16,7 +16,7 @@ from orchestrator.base.bounded import FACTS_BYTES, TRACE_BYTES
 from orchestrator.base.errors import BarometerError, BenchError
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.profile_facts import QemuProcess
-from orchestrator.machine.runner.agents import Program, StayingAgent
+from orchestrator.machine.runner.agents import AgentProgram, StayingAgent
 from orchestrator.machine.runner.images import GUESTS
 from orchestrator.machine.transport.shell import Commands, Dialogue
 
@@ -225,7 +225,7 @@ def armed_probes(shell: Commands, spec: ProbeSpec) -> Iterator[ArmedProbes]:
 
     Raises BenchError if another tracer is at work, if the kernel refuses a probe (with its own
     reason), and if something cannot be undone."""
-    script = Program(("sh", "-c", arming_script(spec, TRACEFS, PROC)))
+    script = AgentProgram(("sh", "-c", arming_script(spec, TRACEFS, PROC)))
     try:
         with StayingAgent(lambda: shell, script) as agent:
             dialogue = agent.dialogue(_ARM_SECONDS)
