@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.metal import staging
-from orchestrator.machine.runner.agents import Program
+from orchestrator.machine.runner.agents import AgentProgram
 from orchestrator.machine.transport.local import LocalMachine
 from orchestrator.machine.transport.shell import Completed, Shell
 
@@ -48,8 +48,8 @@ class AgentHost(SimpleNamespace):
 
     shell: Any
 
-    def agent(self, name: str) -> Program:
-        return Program((name,))
+    def agent(self, name: str) -> AgentProgram:
+        return AgentProgram((name,))
 
     run_agent = Host.run_agent
     staying_agent = Host.staying_agent

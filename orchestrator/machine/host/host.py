@@ -21,7 +21,7 @@ from orchestrator.machine.host.changes import ChangeLog
 from orchestrator.machine.host.console import Console
 from orchestrator.machine.host.kernelwatch import KernelWatch
 from orchestrator.machine.runner.accel import Accel
-from orchestrator.machine.runner.agents import Program, StayingAgent, run_agent, staged_agent
+from orchestrator.machine.runner.agents import AgentProgram, StayingAgent, run_agent, staged_agent
 from orchestrator.machine.transport.shell import Completed, ConnectionLostError, Shell
 from orchestrator.machine.vm.hypervisor import Connection
 from orchestrator.scenario.vocabulary import is_emulated
@@ -137,7 +137,7 @@ class Host(ABC):
                 reason=Reason.HOST_ENDED,
             )  # fmt: skip
 
-    def agent(self, name: str) -> Program:
+    def agent(self, name: str) -> AgentProgram:
         """Return an agent of guests/agents/, which is on the host."""
         return staged_agent(self.payload, name)
 

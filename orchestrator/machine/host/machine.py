@@ -16,7 +16,7 @@ from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.runner.accel import Accel
-from orchestrator.machine.runner.agents import Program, run_agent
+from orchestrator.machine.runner.agents import AgentProgram, run_agent
 from orchestrator.machine.transport.shell import Commands, Completed
 from orchestrator.machine.vm.hypervisor import library_version
 from orchestrator.scenario.machines import Guest
@@ -40,7 +40,7 @@ class AnyMachine(ABC):
         """Return what is known of the machine without asking it, as a checkup reports it."""
         return {}
 
-    def run(self, program: Program, *arguments: str, **how: Any) -> Completed:
+    def run(self, program: AgentProgram, *arguments: str, **how: Any) -> Completed:
         """Run an agent to its end, as `run_agent` does."""
         return run_agent(self.shell, program, *arguments, **how)
 

@@ -25,7 +25,7 @@ from orchestrator.base.errors import BarometerError, BenchError
 from orchestrator.base.process import tail
 from orchestrator.base.reasons import Reason, parse_reason
 from orchestrator.base.waiting import until
-from orchestrator.machine.runner.agents import Program, StayingAgent, run_agent, sent_program
+from orchestrator.machine.runner.agents import AgentProgram, StayingAgent, run_agent, sent_program
 from orchestrator.machine.runner.images import GUESTS
 from orchestrator.machine.runner.owner import process_start
 from orchestrator.machine.transport.answers import parsing
@@ -332,7 +332,7 @@ def _refused(machine: str, answer: dict[str, Any]) -> BenchError:
 
 
 @functools.cache
-def _program() -> Program:
+def _program() -> AgentProgram:
     """Return the keeper, with the program that removes probes."""
 
     def is_ours(path: Path) -> bool:

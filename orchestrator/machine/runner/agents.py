@@ -2,9 +2,9 @@
 python3, and keeps nothing of a program that is sent to it.
 
 There are two ways to run one. `run_agent` runs a program once, with one request. A `StayingAgent`
-stays: it is told lines and tells lines, until the connection or the block ends. Either takes a
-`Program`, which is sent to the machine, or is there already: barometer's hosts have the agents in
-a folder.
+stays: it is told lines and tells lines, until the connection or the block ends. Either takes an
+`AgentProgram`, which is sent to the machine, or is there already: barometer's hosts have the
+agents in a folder.
 """
 
 from __future__ import annotations
@@ -33,36 +33,36 @@ _ZIP = b"PK"
 
 
 @dataclass(frozen=True)
-class Program:
+class AgentProgram:
     command: tuple[str, ...]
     """Command line that starts it; its arguments follow."""
     content: bytes = b""
     """The program itself, if it is not on the machine: what the command reads first from its
     standard input."""
 
-    def under(self, *words: str) -> Program:
+    def under(self, *words: str) -> AgentProgram:
         """Return the program, started by other words, such as setarch."""
         return replace(self, command=(*words, *self.command))
 
 
-def staged_agent(payload: str, name: str) -> Program:
+def staged_agent(payload: str, name: str) -> AgentProgram:
     """Return an agent that is in the folder `payload` on the machine."""
-    return Program(("python3", "-I", f"{payload}/agents/{name}.py"))
+    return AgentProgram(("python3", "-I", f"{payload}/agents/{name}.py"))
 
 
-def sent_agent(name: str) -> Program:
+def sent_agent(name: str) -> AgentProgram:
     """Return an agent that needs no other file, to be sent."""
     return sent_program((GUESTS / f"agents/{name}.py").read_bytes())
 
 
-def sent_program(content: bytes) -> Program:
+def sent_program(content: bytes) -> AgentProgram:
     """Return a program to be sent: source, or a zip archive."""
     run = _RUN_ARCHIVE if content.startswith(_ZIP) else _RUN_SOURCE
-    return Program(("python3", "-I", "-c", run, str(len(content))), content)
+    return AgentProgram(("python3", "-I", "-c", run, str(len(content))), content)
 
 
 def run_agent(
-    machine: Commands, program: Program, *arguments: str, request: bytes = b"", **how: Any
+    machine: Commands, program: AgentProgram, *arguments: str, request: bytes = b"", **how: Any
 ) -> Completed:
     """Run a program to its end, with a request on its standard input. `how`: arguments of
     `Commands.run`, whose errors it raises."""
@@ -74,7 +74,9 @@ class StayingAgent:
     first, and again after a failure. Its standard input closes with the channel, which ends it: it
     never outlives its runner."""
 
-    def __init__(self, connect: Callable[[], Commands], program: Program, *arguments: str) -> None:
+    def __init__(
+        self, connect: Callable[[], Commands], program: AgentProgram, *arguments: str
+    ) -> None:
         self._connect, self._program, self._arguments = connect, program, arguments
         self._channel = contextlib.ExitStack()
         self._dialogue: Dialogue | None = None

@@ -16,13 +16,15 @@ from orchestrator.base.bounded import FACTS_BYTES, TRACE_BYTES
 from orchestrator.base.errors import BarometerError, BenchError
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.profile_facts import QemuProcess
-from orchestrator.machine.runner.agents import Program, StayingAgent
+from orchestrator.machine.runner.agents import AgentProgram, StayingAgent
 from orchestrator.machine.runner.images import GUESTS
 from orchestrator.machine.transport.shell import Commands, Dialogue
 
 TRACEFS, PROC = "/sys/kernel/tracing", "/proc"
 _ARM_SECONDS = 300.0
-_CLEAR_TRIES = 300
+_CLEAR_TRIES, _CLEAR_SECONDS = 300, 120.0
+_HURRIED_SECONDS = 20.0
+"""Longest wait for the removal of probes after an error: the machine may not answer any more."""
 _REFUSED_LINES = 50
 
 
@@ -223,7 +225,7 @@ def armed_probes(shell: Commands, spec: ProbeSpec) -> Iterator[ArmedProbes]:
 
     Raises BenchError if another tracer is at work, if the kernel refuses a probe (with its own
     reason), and if something cannot be undone."""
-    script = Program(("sh", "-c", arming_script(spec, TRACEFS, PROC)))
+    script = AgentProgram(("sh", "-c", arming_script(spec, TRACEFS, PROC)))
     try:
         with StayingAgent(lambda: shell, script) as agent:
             dialogue = agent.dialogue(_ARM_SECONDS)
@@ -233,7 +235,7 @@ def armed_probes(shell: Commands, spec: ProbeSpec) -> Iterator[ArmedProbes]:
         raise
     except BaseException:
         with contextlib.suppress(BarometerError):  # the first error comes first
-            _wait_until_cleared(shell, spec)
+            _wait_until_cleared(shell, spec, within=_HURRIED_SECONDS)
         raise
     _wait_until_cleared(shell, spec)
 
@@ -269,12 +271,15 @@ def _wait_until_armed(shell: Commands, spec: ProbeSpec, dialogue: Dialogue) -> N
         )
 
 
-def _wait_until_cleared(shell: Commands, spec: ProbeSpec) -> None:
+def _wait_until_cleared(
+    shell: Commands, spec: ProbeSpec, within: float = _CLEAR_SECONDS
+) -> None:  # fmt: skip
     """Wait until the shell on the machine has undone everything, as it does at the end of its
     input."""
     removal = shell.run(
         f"tries=0; while [ -d {spec.folder} ] && [ $tries -lt {_CLEAR_TRIES} ]; do"
-        f" tries=$((tries + 1)); sleep 0.1; done; [ ! -d {spec.folder} ]", check=False,
+        f" tries=$((tries + 1)); sleep 0.1; done; [ ! -d {spec.folder} ]",
+        check=False, timeout=within,
     )  # fmt: skip
     if removal.code:
         raise BenchError(

@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.base.errors import BenchError
 from orchestrator.machine.runner.agents import (
-    Program,
+    AgentProgram,
     StayingAgent,
     run_agent,
     sent_agent,
@@ -70,7 +70,7 @@ def test_error_of_a_program_is_an_error_with_its_last_words() -> None:
     assert caught.value.reason == "command-failed"
 
 
-def staying(program: Program) -> StayingAgent:
+def staying(program: AgentProgram) -> StayingAgent:
     return StayingAgent(LocalMachine, program)
 
 

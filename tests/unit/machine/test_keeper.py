@@ -408,6 +408,17 @@ def test_lease_that_was_taken_over_is_lost(
     assert caught.value.reason == "lease-lost"
 
 
+def test_keeper_that_is_sent_removes_probes_by_the_program_of_the_armer(
+    machine: Machine, keeper: Keeper
+) -> None:
+    events = "r8:barotime/out vfio_pin\np:other/mine vfs_read\n"
+    machine.file("/sys/kernel/tracing/kprobe_events", events)
+    keeper.acquire([MACHINE], "nightly.toml")
+    keeper.tracing("barometer", "barotime")
+    assert keeper.putback().failed == []
+    assert machine.text("/sys/kernel/tracing/kprobe_events") == f"{events}-:barotime/out\n"
+
+
 def test_program_that_is_sent_is_the_keeper_alone(tmp_path: Path) -> None:
     path = tmp_path / "keeper.pyz"
     path.write_bytes(client._program().content)
