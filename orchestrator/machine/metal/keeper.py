@@ -25,6 +25,7 @@ from orchestrator.base.errors import BarometerError, BenchError
 from orchestrator.base.process import tail
 from orchestrator.base.reasons import Reason, parse_reason
 from orchestrator.base.waiting import until
+from orchestrator.machine.host.changes import VFIO
 from orchestrator.machine.runner.agents import AgentProgram, StayingAgent, run_agent, sent_program
 from orchestrator.machine.runner.images import GUESTS
 from orchestrator.machine.runner.owner import process_start
@@ -454,3 +455,32 @@ class Lease:
         except BarometerError as exc:
             _log.debug("how busy the machine is, is not known: %s", exc.message)
             return None
+
+
+class JournaledChanges:
+    """Makes changes on a metal host. Its keeper writes each to the journal before making it."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._claimed: set[str] = set()
+
+    def write(self, path: str, value: str) -> None:
+        self._keeper.write(path, value)
+
+    def bind(self, addresses: Sequence[str]) -> None:
+        for address in addresses:
+            self._keeper.bind(address, VFIO)
+
+    def tracing(self, instance: str, group: str) -> None:
+        self._keeper.tracing(instance, group)
+
+    def guest(self, uuid: str) -> None:
+        self._keeper.guest(uuid)
+
+    def files(self, *paths: str) -> None:
+        if new := [path for path in paths if path not in self._claimed]:
+            self._keeper.claim(new)
+            self._claimed |= {*new}
+
+    def put_back(self) -> None:
+        self._keeper.putback(volatile=True)

@@ -36,7 +36,7 @@ from orchestrator.machine.host.machine import Machine
 from orchestrator.machine.host.modules import prove_modules
 from orchestrator.machine.metal.boots import TRANSIENT, Boots, Running, read_running_kernel
 from orchestrator.machine.metal.consoles import following_dmesg
-from orchestrator.machine.metal.keeper import Image, Keeper
+from orchestrator.machine.metal.keeper import Image, JournaledChanges
 from orchestrator.machine.metal.leasing import HeldMachine, restored_machine
 from orchestrator.machine.metal.passthrough import (
     bind_hostdev,
@@ -80,35 +80,6 @@ _NOT_HANDED_ON = (
 """Words of the machine's own command line that the kernels under test do not get. With
 `crashkernel` the machine's kdump service may load a crash kernel, and a panic would boot that
 kernel instead of restarting the machine."""
-
-
-class JournaledChanges:
-    """Makes changes on a metal host. Its keeper writes each to the journal before making it."""
-
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
-        self._claimed: set[str] = set()
-
-    def write(self, path: str, value: str) -> None:
-        self._keeper.write(path, value)
-
-    def bind(self, addresses: Sequence[str]) -> None:
-        for address in addresses:
-            self._keeper.bind(address, VFIO)
-
-    def tracing(self, instance: str, group: str) -> None:
-        self._keeper.tracing(instance, group)
-
-    def guest(self, uuid: str) -> None:
-        self._keeper.guest(uuid)
-
-    def files(self, *paths: str) -> None:
-        if new := [path for path in paths if path not in self._claimed]:
-            self._keeper.claim(new)
-            self._claimed |= {*new}
-
-    def put_back(self) -> None:
-        self._keeper.putback(volatile=True)
 
 
 @dataclass(frozen=True)

@@ -315,7 +315,8 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         problem_counts=dict(Counter(f"{r.arm}: {r.kind}, {r.reason}" for r in bad)),
         toml=tomlkit.dumps(scenario.model_dump(mode="json", exclude_none=True)),
         barometer=plan.barometer,
-        kernels=_kernels(plan),
+        kernels={arm: plan.kernels[arm] for arm in ARMS}
+        | ({"guest": plan.guest_kernel} if plan.guest_kernel else {}),
     )
 
 
@@ -486,7 +487,7 @@ def _levels(comparison: Comparison) -> Iterator[PartLevel]:
                     yield PartLevel(name, arm, level_text(level, side), level.reasons)
 
 
-# trials that do not count, and kernels --------------------------------------------------------
+# trials that do not count --------------------------------------------------------------------
 
 
 def _tail(evidence: str) -> str:
@@ -494,10 +495,3 @@ def _tail(evidence: str) -> str:
     return "\n".join(
         line if len(line) <= _TAIL_WIDTH else f"{line[:_TAIL_WIDTH]}..." for line in lines
     )
-
-
-def _kernels(plan: Plan) -> dict[str, KernelRecord]:
-    kernels: dict[str, KernelRecord] = {arm: plan.kernels[arm] for arm in ARMS}
-    if plan.guest_kernel is not None:
-        kernels["guest"] = plan.guest_kernel
-    return kernels
