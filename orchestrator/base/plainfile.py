@@ -18,11 +18,15 @@ _MOST_BYTES = 64 << 20
 def open_plain(path: Path) -> io.BufferedReader:
     """Open a plain file to read it. Raises OSError if it is none: the open of a named pipe
     waits for its writer, and a device may have no end."""
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
+    file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115  # returned
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file
     file.close()
     raise OSError(errno.EINVAL, "it is no plain file", str(path))
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_plain(path: Path, most: int = _MOST_BYTES) -> bytes:

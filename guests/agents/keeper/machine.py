@@ -62,8 +62,7 @@ def text(path: str) -> str | None:
 def read_plain(path: Path, most: int) -> bytes:
     """Return up to `most` bytes of a plain file. Raises OSError if it is none: the open of
     a named pipe waits for its writer, and a device may have no end."""
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb")
-    with file:
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise OSError(errno.EINVAL, "it is no plain file", str(path))
         return file.read(most)
