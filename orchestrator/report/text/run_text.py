@@ -111,10 +111,10 @@ def _setup(scenario: Scenario, comparison: Comparison, plan: Plan, *, emulated: 
         lines.append(
             f"{arm:<11}{kernel['release']}  ({kernel['source']}; {trials or 'no trials'})"
         )
-    what, which = describe_workload(scenario, plan)
+    noun, workload = describe_workload(scenario, plan)
     lines += [
         f"device     {describe_device(scenario.device, scenario.host)}",
-        f"{what:<11}{which}",
+        f"{noun:<11}{workload}",
         f"host       {describe_host(scenario.host, plan.accel, plan.accel_reason)}",
     ]
     if any(r.guest_accel == "tcg" for r in comparison.results) and not emulated:
@@ -142,8 +142,8 @@ def _table(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact:
         plain = [f"; {p.name} is {base}" for p in scenario.points() if p.metric(base) == base]
         rows.append(name + "".join(plain))
         for point in scenario.points():
-            if (found := by_name.get(point.metric(base))) is not None:
-                rows.append(_row(f"  {point.name}", found, comparison))
+            if (of_point := by_name.get(point.metric(base))) is not None:
+                rows.append(_row(f"  {point.name}", of_point, comparison))
     header = (unit, *ARMS, "change", "verdict")
     return "\n".join(format_table(header, rows)) + "\n"
 

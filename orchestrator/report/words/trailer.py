@@ -90,8 +90,8 @@ def _configuration(scenario: Scenario, comparison: Comparison, plan: Plan) -> It
         apart = [d for d in variable.differs if d.kind == "setting" or old == new]
         if apart:
             yield f"arms differ in: {describe_differing(apart)}"
-    what, which = describe_workload(scenario, plan)
-    yield f"device: {describe_device(scenario.device, scenario.host)}; {what}: {which}"
+    noun, which = describe_workload(scenario, plan)
+    yield f"device: {describe_device(scenario.device, scenario.host)}; {noun}: {which}"
     trials = " + ".join(str(comparison.count(arm, "measured")) for arm in ARMS)
     versions = ", ".join(
         f"{version} ({room})" for room in ("runner", "host")
