@@ -437,9 +437,7 @@ def test_arms_of_two_runs_are_no_pairs(plan: Plan) -> None:
 def test_shape_of_an_arm_is_a_note(plan: Plan) -> None:
     pairs = [(10.0 + 0.01 * n, 20.0 + 9 * (n % 2) + 0.01 * n) for n in range(12)]
     text = report(plan, *of_pairs(*pairs))
-    assert has_in_order(
-        text, "Notes:", "candidate", "bimodal", "guest boot to userspace", "6"
-    )
+    assert has_in_order(text, "Notes:", "candidate", "bimodal", "guest boot to userspace", "6")
 
 
 def test_what_regressed_besides_is_in_the_head_and_in_what_is_pasted(plan: Plan) -> None:
