@@ -178,12 +178,12 @@ def _check_recorded(trial: TrialDir) -> None:
     manifest = trial.manifest
     lacks = [
         name
-        for name, found in (
+        for name, is_recorded in (
             ("host/facts.json", trial.host_facts()),
             ("guest-0/facts.json", not manifest.guests or trial.guest_facts(0)),
             ("the guest's accelerator", manifest.workload == "map" or manifest.guest_accel),
         )
-        if not found
+        if not is_recorded
     ]
     if lacks:
         raise EvidenceError(

@@ -127,15 +127,15 @@ def _take_agent(boot: BootTrace, time: float, kind: str, rest: str) -> bool:
     if kind == "C":
         boot.console.append((time, _words(rest)))
     elif kind == "E":
-        what, _, detail = rest.partition(" ")
-        if what == "mark" and "mark" not in boot.marks and boot.console:
+        event_name, _, detail = rest.partition(" ")
+        if event_name == "mark" and "mark" not in boot.marks and boot.console:
             boot.mark_line = len(boot.console) - 1
-        boot.marks.setdefault(what, time)
-        if what == "started":
+        boot.marks.setdefault(event_name, time)
+        if event_name == "started":
             if (start := parse_start(detail)) is None:
                 return False
             boot.pid = start.pid
-        elif what == "threads":
+        elif event_name == "threads":
             if (threads := parse_threads(detail)) is None:
                 return False
             boot.threads = threads

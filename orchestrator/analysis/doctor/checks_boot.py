@@ -62,11 +62,11 @@ def check_lockdown(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]
     if level in machine.options("lockdown"):
         ways.append(f"take lockdown={level} out of the kernel's command line, and reboot")
     if level == "none":
-        what = "Secure Boot is on: it boots only signed kernels, and these lock themselves down"
+        text = "Secure Boot is on: it boots only signed kernels, and these lock themselves down"
     else:
-        what = f"the kernel is locked down ({level}): no device can be handed to VFIO"
+        text = f"the kernel is locked down ({level}): no device can be handed to VFIO"
     yield Finding(
-        "lockdown", "problem", what, evidence,
+        "lockdown", "problem", text, evidence,
         "; ".join(ways) or "if Secure Boot is on, turn it off in the firmware's setup; otherwise"
         " use a kernel without CONFIG_LOCK_DOWN_KERNEL_FORCE_INTEGRITY",
     )  # fmt: skip
@@ -89,8 +89,8 @@ def check_boot_ways(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]
             f'host.boot = "{usable[0]}"' if usable else _another_way(means),
         )  # fmt: skip
     elif usable:
-        what = f"another kernel can be booted by {', '.join(usable)}"
-        yield Finding("boot", "ok", what, evidence)
+        text = f"another kernel can be booted by {', '.join(usable)}"
+        yield Finding("boot", "ok", text, evidence)
     else:
         yield Finding("boot", "problem", "there is no way to boot another kernel once", evidence,
                       _another_way(means))  # fmt: skip

@@ -184,10 +184,10 @@ def check_large_bars(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding
                 " that file while no driver is bound",
             )  # fmt: skip
     if not large:
-        what = f"no device has a BAR of {format_size(least)} or more"
+        text = f"no device has a BAR of {format_size(least)} or more"
         listed = [f"{_path(bar)}: {_named(bar)}" for bar in bars[:3]]
         yield Finding(
-            "large-bar", "problem", what,
+            "large-bar", "problem", text,
             tuple(listed) or ("/sys/bus/pci/devices/*/resource: no memory BAR",),
             "put in a device with a large BAR; for a GPU, turn on Resizable BAR and Above 4G"
             " Decoding in the firmware's setup",
@@ -240,15 +240,15 @@ def check_limits(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     path = f"{_TYPE1}/dma_entry_limit"
     entries = parse_number(machine.file(path))
     if entries is not None:
-        what = f"type1 allows a container {entries} DMA mappings"
+        text = f"type1 allows a container {entries} DMA mappings"
         if entries < _FEW_ENTRIES:
-            yield Finding("dma-entries", "warning", what,
+            yield Finding("dma-entries", "warning", text,
                           (machine.quote(path),),
                           "take dma_entry_limit out of /etc/modprobe.d and the command line (the"
                           " default is 65535); or host.cmdline ="
                           ' "vfio_iommu_type1.dma_entry_limit=65535"')  # fmt: skip
         else:
-            yield Finding("dma-entries", "ok", what, (machine.quote(path),))
+            yield Finding("dma-entries", "ok", text, (machine.quote(path),))
     limit = machine.facts.memlock
     evidence = (f"getrlimit(RLIMIT_MEMLOCK): {'unlimited' if limit < 0 else limit}",)
     if machine.is_root or limit < 0 or limit >= needs.guest_memory + GIB:

@@ -155,10 +155,10 @@ def check_libvirt(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
         version = "" if machine.facts.libvirt is NOT_EXAMINED else machine.facts.libvirt
         numbers = parse_version(version)
         status = "ok" if numbers >= _LIBVIRT_LEAST else "problem"
-        what = f"libvirt {version}" if numbers else "libvirt's library cannot be loaded"
+        text = f"libvirt {version}" if numbers else "libvirt's library cannot be loaded"
         yield Finding(
             "libvirt-library", "ok" if status == "ok" else "problem",
-            what if status == "ok" else f"{what}; nested hosts need 11 or later",
+            text if status == "ok" else f"{text}; nested hosts need 11 or later",
             (f"libvirt.getVersion(): {version or 'none'}",),
             "" if status == "ok"
             else "apt-get install libvirt-daemon-driver-qemu, on Debian 12 from its backports",

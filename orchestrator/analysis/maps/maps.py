@@ -246,9 +246,9 @@ def _check_sample(
                count_pages(size))  # fmt: skip
     if place.leaves is not None:
         least = sum(place.leaves.values())
-        found = sum(counts.lookups.values())
-        if found != least:  # not leaf by leaf: then it has to be page by page
-            _equal(where, "lookups", found, f"pages of the map (its leaves are {least})",
+        lookups = sum(counts.lookups.values())
+        if lookups != least:  # not leaf by leaf: then it has to be page by page
+            _equal(where, "lookups", lookups, f"pages of the map (its leaves are {least})",
                    count_pages(size))  # fmt: skip
     leaves = counts.leaves
     if sample.state == "warm":
@@ -276,8 +276,8 @@ def _largest(leaves: MappingType[str, int]) -> str:
     return next((name for name in reversed(ORDERS) if name in leaves), "4KiB")
 
 
-def _equal(where: str, what: str, found: object, other: str, expected: object) -> None:
-    if found != expected:
+def _equal(where: str, name: str, value: object, other: str, expected: object) -> None:
+    if value != expected:
         raise EvidenceError(
-            f"{where}: {what}: {found}; {other}: {expected}", reason=Reason.COUNTS_DISAGREE
+            f"{where}: {name}: {value}; {other}: {expected}", reason=Reason.COUNTS_DISAGREE
         )

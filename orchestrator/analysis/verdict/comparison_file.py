@@ -52,8 +52,8 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
             m.name: _effect_json(m.effect) | {
                 "verdict": m.verdict, "deciding": m.name in comparison.deciding,
                 "control": m.control and _effect_json(m.control) | {"samples": list(m.controls)},
-                "shapes": {arm: [asdict(shape) for shape in found]
-                           for arm, found in m.shapes.items()},
+                "shapes": {arm: [asdict(shape) for shape in shapes]
+                           for arm, shapes in m.shapes.items()},
             }
             for m in comparison.metrics
         },

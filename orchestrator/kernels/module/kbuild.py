@@ -73,7 +73,7 @@ def parse_dry_run(log: str, rooms: Iterable[str], tops: Iterable[str]) -> DryRun
         if " -D__KERNEL__ " in line and " -DMODULE " not in line
         if (match := _COMPILE.search(line))
     )
-    # a folder that the configuration leaves out is not entered, so that no rule makes it
+    # kbuild has no rule for a folder that the configuration leaves out: that is no failure
     failures = tuple(
         failure
         for failure in _FAILED.findall(log)
@@ -90,8 +90,8 @@ def object_of(source: str) -> str:
 
 
 def symbols_of(makefile: str, source: str) -> list[str]:
-    """Return the CONFIG_ symbols that this Makefile of a file's folder names where it lists the
-    file's object, or an object that it is part of."""
+    """Return the CONFIG_ symbols in those lines of a Makefile that list the object of a source
+    file, or an object that this object becomes part of."""
     assigned = [
         (match[1], match[2].split())
         for line in makefile.replace("\\\n", " ").splitlines()

@@ -316,7 +316,7 @@ def _build(shop: _Workshop, folder: Path) -> None:
                     **pristine[module],
                     "srcversion": read_module(shop.packaged(module)).srcversion,
                 },
-                "new": _said(new),
+                "new": _module_facts(new),
             }
             for module, new in made.items()
         },
@@ -356,7 +356,7 @@ def _proven(shop: _Workshop) -> dict[str, dict[str, Any]]:
         for module, new in made.items():
             _check_same(module, new, read_module(shop.packaged(module)), shop)
         shutil.rmtree(folder / "work")
-        (folder / FACTS).write_text(json.dumps({m: _said(new) for m, new in made.items()}))
+        (folder / FACTS).write_text(json.dumps({m: _module_facts(new) for m, new in made.items()}))
 
     text = (shop.cache.entry("proofs", key, build) / FACTS).read_text()
     return dict(json.loads(text))
@@ -424,7 +424,7 @@ def _exports(symvers: Path, modules: Sequence[str]) -> dict[str, tuple[str, str]
     return table
 
 
-def _said(module: Module) -> dict[str, Any]:
+def _module_facts(module: Module) -> dict[str, Any]:
     return {"srcversion": module.srcversion, "code": module.code_digest,
             "text_bytes": module.text_bytes}  # fmt: skip
 

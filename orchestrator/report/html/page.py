@@ -337,13 +337,13 @@ def _facts(setup: Setup, comparison: Comparison) -> Iterator[tuple[str, str]]:
 
 def _trials(comparison: Comparison, role: Role) -> str:
     counts = {kind: comparison.count(role, kind) for kind in ("measured", "failed", "invalid")}
-    said = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no trials"
+    text = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no trials"
     again = Counter(
-        said for result in comparison.of_arm(role) for said in describe_attempts(result)
+        text for result in comparison.of_arm(role) for text in describe_attempts(result)
     )
     if again:
-        said += "; repeated: " + ", ".join(f"{n} x {why}" for why, n in again.items())
-    return said
+        text += "; repeated: " + ", ".join(f"{n} x {why}" for why, n in again.items())
+    return text
 
 
 def _warnings(comparison: Comparison, *, exact: bool, emulated: bool) -> Iterator[str]:
@@ -443,26 +443,26 @@ def _series(
 ) -> Iterator[tuple[Series, Figure]]:
     """Yield the series that an arm has a law for."""
     by_arm = {arm: find_laws(comparison, arm) for arm in ARMS}
-    names = dict.fromkeys(name for found in by_arm.values() for name in found)
+    names = dict.fromkeys(name for laws in by_arm.values() for name in laws)
     for number, name in enumerate(names):
-        what, alignment, state = name.split("/")
+        operation, alignment, state = name.split("/")
         costs: dict[ArmName, list[tuple[int, float]]] = {arm: [] for arm in ARMS}
         unit = "s"
         for point in points:
-            metric = comparison.metric(point.metric(f"bar_{what}_cost"))
+            metric = comparison.metric(point.metric(f"bar_{operation}_cost"))
             if (point.alignment, point.state) == (alignment, state) and metric is not None:
                 unit = metric.unit
                 for arm in ARMS:
                     middle = summarize(metric.unit, role_values(metric, arm)).middle
                     costs[arm].append((point.size, middle))
-        found = {arm: by_arm[arm][name] for arm in ARMS if name in by_arm[arm]}
+        laws = {arm: by_arm[arm][name] for arm in ARMS if name in by_arm[arm]}
         sizes: dict[str, dict[ArmName, str]] = {}
         for arm in ARMS:
             for size, cost in costs[arm]:
                 sizes.setdefault(format_size(size), {})[arm] = format_quantity(cost, unit)
-        texts = {arm: law_text(law, exact=exact) for arm, law in found.items()}
-        one = Series(f"law-{number}", name, sizes, texts)
-        yield one, law_chart(costs, found, unit)
+        texts = {arm: law_text(law, exact=exact) for arm, law in laws.items()}
+        series = Series(f"law-{number}", name, sizes, texts)
+        yield series, law_chart(costs, laws, unit)
 
 
 def _theory(points: Sequence[Point], comparison: Comparison) -> Iterator[Theory]:
@@ -470,11 +470,11 @@ def _theory(points: Sequence[Point], comparison: Comparison) -> Iterator[Theory]
         metric = comparison.metric(point.metric("pfn_lookups_per_map"))
         if metric is None:
             continue
-        found: dict[ArmName, tuple[str, str]] = {}
+        lookups: dict[ArmName, tuple[str, str]] = {}
         for arm in ARMS:
             count = median(role_values(metric, arm))
-            found[arm] = f"{count:.10g}", find_stride(point.size, count) or ""
-        yield Theory(point.name, predict_lookups(point.size), found)
+            lookups[arm] = f"{count:.10g}", find_stride(point.size, count) or ""
+        yield Theory(point.name, predict_lookups(point.size), lookups)
 
 
 def _levels(comparison: Comparison) -> Iterator[PartLevel]:

@@ -66,16 +66,16 @@ def matrix_brief(
 ) -> str:
     """Return the verdict, and the cells beginning with the worst."""
     verdicts: dict[str, Verdict] = {
-        name: "invalid" if found is None else found.verdict for name, found in cells.items()
+        name: "invalid" if cell is None else cell.verdict for name, cell in cells.items()
     }
     names: list[str] = []
     while left := [name for name in verdicts if name not in names]:
         first = worst_verdict(verdicts[name] for name in left)
         names += [name for name in left if verdicts[name] == first]
-    found = [shorten(f"  {name}: {_cell(cells[name])}") for name in names]
+    listed = [shorten(f"  {name}: {_cell(cells[name])}") for name in names]
     lines = [
         shorten(f"{scenario}: {verdict}, {plural(len(cells), 'cell')}"),
-        *_first(found, _CELLS, "cells"),
+        *_first(listed, _CELLS, "cells"),
         *_where(folder, folder / "report.txt"),
     ]
     return "\n".join(lines)
@@ -97,14 +97,14 @@ def bisect_brief(bisection: Bisection, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _first(lines: Sequence[str], most: int, what: str = "") -> list[str]:
-    """Return at most `most` lines. If there are more, the last line says how many `what` are left
+def _first(lines: Sequence[str], most: int, noun: str = "") -> list[str]:
+    """Return at most `most` lines. If there are more, the last line says how many `noun` are left
     out, or that the text goes on."""
     if len(lines) <= most or most < 1:
         return [*lines[: max(0, most)]]
-    if not what:
+    if not noun:
         return [*lines[: most - 1], shorten(f"{lines[most - 1]} ...")]
-    return [*lines[: most - 1], f"    and {len(lines) - most + 1} more {what}"]
+    return [*lines[: most - 1], f"    and {len(lines) - most + 1} more {noun}"]
 
 
 def _change(metric: MetricComparison) -> str:

@@ -118,9 +118,9 @@ def _setup(setup: Setup, comparison: Comparison, plan: Plan, *, emulated: bool) 
         lines.append(
             f"{arm:<11}{kernel['release']}  ({kernel['source']}; {trials or 'no trials'})"
         )
-    kind, details = setup.workload
+    noun, workload = setup.workload
     lines += [
-        f"device     {setup.device}", f"{kind:<11}{details}", f"host       {setup.host}"
+        f"device     {setup.device}", f"{noun:<11}{workload}", f"host       {setup.host}"
     ]  # fmt: skip
     if any(r.guest_accel == "tcg" for r in comparison.results) and not emulated:
         lines.append("           its guests are EMULATED: there is no KVM in the host")
@@ -148,8 +148,8 @@ def _table(points: Sequence[Point], comparison: Comparison, *, emulated: bool, e
         plain = [f"; {p.name} is {base}" for p in points if p.metric(base) == base]
         rows.append(name + "".join(plain))
         for point in points:
-            if (metric := by_name.get(point.metric(base))) is not None:
-                rows.append(_row(f"  {point.name}", metric, comparison))
+            if (of_point := by_name.get(point.metric(base))) is not None:
+                rows.append(_row(f"  {point.name}", of_point, comparison))
     header = (unit, *ARMS, "change", "verdict")
     return "\n".join(format_table(header, rows)) + "\n"
 

@@ -128,13 +128,13 @@ def _kernels(comparison: Comparison) -> tuple[str, str]:
 def _quoted(bar_bytes: int, comparison: Comparison, metric: MetricComparison, accel: str) -> str:
     base, _, point = metric.name.partition("@")
     bar = f"a {format_size(bar_bytes)} BAR" + f" ({point})" * bool(point)
-    subject, what = (text.format(bar=bar) for text in _SUBJECTS[base])
+    subject, noun = (text.format(bar=bar) for text in _SUBJECTS[base])
     before, after = (
         format_quantity(summarize(metric.unit, getattr(metric, arm)).middle, metric.unit)
         for arm in ARMS
     )
     kind = cost_label(metric, accel, guest_accels(comparison.results))
-    subject_takes, interval = f"{subject} takes {after}{what}", metric.effect.interval
+    subject_takes, interval = f"{subject} takes {after}{noun}", metric.effect.interval
     if before == after and metric.verdict == "equivalent" and interval is None:
         return f"{subject_takes} in both{kind}"
     against = "instead of" if metric.verdict in ("improved", "regressed") else "against"
