@@ -270,8 +270,7 @@ class Page:
 
 def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
     """Return the content of the page. `plan` is plan.json."""
-    accel = plan.accel
-    exact, emulated = accel == "exact", is_emulated(accel)
+    exact, emulated = plan.accel == "exact", is_emulated(plan.accel)
     maps = scenario.map if scenario.workload == "map" else None
     points = scenario.points() if maps else ()
     lines = list(_lines(points, comparison, emulated=emulated))
@@ -363,8 +362,7 @@ def _warnings(comparison: Comparison, *, exact: bool, emulated: bool) -> Iterato
 
 
 def _lines(points: Sequence[Point], comparison: Comparison, *, emulated: bool) -> Iterator[Line]:
-    """Yield the lines of the table, in the order of the text report. `points`: those of maps; none
-    for guest boots."""
+    """Yield the table's lines in the text report's order. `points`: none for guest boots."""
     by_name = {metric.name: metric for metric in comparison.metrics}
     for base, title in TITLES.items():
         source = SOURCES.get(base, "timing")
