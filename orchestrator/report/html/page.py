@@ -365,8 +365,7 @@ def _warnings(comparison: Comparison, *, exact: bool, emulated: bool) -> Iterato
 
 
 def _lines(points: Sequence[Point], comparison: Comparison, *, emulated: bool) -> Iterator[Line]:
-    """Yield the lines of the table, in the order of the text report. `points`: those of maps; none
-    for guest boots."""
+    """Yield the table's lines in the text report's order. `points`: none for guest boots."""
     by_name = {metric.name: metric for metric in comparison.metrics}
     for base, title in TITLES.items():
         source = SOURCES.get(base, "timing")
