@@ -225,23 +225,19 @@ def armed_probes(shell: Commands, spec: ProbeSpec) -> Iterator[ArmedProbes]:
 
     Raises BenchError if another tracer is at work, if the kernel refuses a probe (with its own
     reason), and if something cannot be undone."""
-    script = AgentProgram(("sh", "-c", arming_script(spec, TRACEFS, PROC)))
+    script, is_armed = AgentProgram(("sh", "-c", arming_script(spec, TRACEFS, PROC))), False
     try:
         with StayingAgent(lambda: shell, script) as agent:
             dialogue = agent.dialogue(_ARM_SECONDS)
             _wait_until_armed(shell, spec, dialogue)
+            is_armed = True
             yield ArmedProbes(shell, spec, dialogue)
-    except _RefusedError:
-        raise
     except BaseException:
-        with contextlib.suppress(BarometerError):  # the first error comes first
-            _wait_until_cleared(shell, spec, within=_HURRIED_SECONDS)
+        if is_armed:
+            with contextlib.suppress(BarometerError):  # the first error comes first
+                _wait_until_cleared(shell, spec, within=_HURRIED_SECONDS)
         raise
     _wait_until_cleared(shell, spec)
-
-
-class _RefusedError(BenchError):
-    """Nothing was armed."""
 
 
 def _wait_until_armed(shell: Commands, spec: ProbeSpec, dialogue: Dialogue) -> None:
@@ -253,7 +249,7 @@ def _wait_until_armed(shell: Commands, spec: ProbeSpec, dialogue: Dialogue) -> N
             reason=Reason.TRACER_LOST,
         ) from exc
     if first == "busy":
-        raise _RefusedError(
+        raise BenchError(
             f"{shell.name}: a tracer is at work already, or was killed: the trace instance"
             f" {spec.instance} is there",
             hint="wait for it; what a killed profile left is cleared by: barometer profile"
@@ -261,7 +257,7 @@ def _wait_until_armed(shell: Commands, spec: ProbeSpec, dialogue: Dialogue) -> N
             reason=Reason.PROFILE_BUSY,
         )
     if first != "armed":
-        raise _RefusedError(
+        raise BenchError(
             f"{shell.name}: the probes cannot be armed",
             evidence="\n".join([first, *itertools.islice(dialogue, _REFUSED_LINES)]).strip(),
             hint="tracing needs kprobes, which a kernel in lockdown does not allow, and arguments"

@@ -30,7 +30,7 @@ from orchestrator.machine.vm.hypervisor import Connection
 from orchestrator.scenario.factors import parse_scenarios
 from orchestrator.scenario.machines import Guest
 from orchestrator.scenario.model import Scenario
-from tests.unit.hosts import Recorded
+from tests.unit.hosts import AgentHost, Recorded
 from tests.unit.manifests import facts_of
 from tests.unit.scenarios import MINIMAL, scenario
 
@@ -78,10 +78,9 @@ def shell() -> FakeShell:
 def host_of(shell: FakeShell, **facts: Any) -> Host:
     usual = {
         "shell": shell, "kvm": True, "emulated": False, "slow": False, "cpus": 2, "accel": "kvm",
-        "payload": "/payload", "agent": lambda *words: [*words], "undo": shell.run,
-        "change": shell.change, "is_ours": True,
+        "payload": "/payload", "undo": shell.run, "change": shell.change, "is_ours": True,
     }  # fmt: skip
-    return cast(Host, SimpleNamespace(**(usual | facts)))
+    return cast(Host, AgentHost(**(usual | facts)))
 
 
 class Machines:
