@@ -18,6 +18,9 @@ from orchestrator.machine.transport.shell import Shell
 VFIO = "vfio-pci"
 """Driver of a device that is a guest's, or a program's in user space."""
 
+_MOST_BYTES = "4096"
+"""Longest value that is remembered: a file of sysfs has at most a page."""
+
 
 class ChangeLog(Protocol):
     """Changes of one host. `write` and `bind` make a change; the others announce one that the
@@ -54,7 +57,7 @@ class RememberedChanges:
         """Changes in order: the kind of each, and the facts that undoing it needs."""
 
     def write(self, path: str, value: str) -> None:
-        former = self._shell.run(["cat", path], check=False)
+        former = self._shell.run(["head", "-c", _MOST_BYTES, "--", path], check=False)
         change = ("write", {"path": path, "former": parse_selected(former.stdout.strip())})
         if former.code == 0:
             self.made.append(change)

@@ -42,7 +42,9 @@ class FakeShell:
     def __init__(self) -> None:
         self.ran: list[tuple[list[str], bytes]] = []
 
-    def run(self, argv: list[str], *, stdin: bytes = b"", doing: str = "") -> Completed:
+    def run(
+        self, argv: list[str], *, stdin: bytes = b"", doing: str = "", check: bool = True
+    ) -> Completed:
         self.ran.append((argv, stdin))
         return Completed("", "", 0)
 
@@ -52,8 +54,9 @@ def test_no_text_becomes_part_of_the_script(path: str, value: str) -> None:
     shell, usual = FakeShell(), FakeShell()
     changes(shell).write(path, value)
     changes(usual).write("/sys/x", "1")
-    [(argv, stdin)], [(script, _)] = shell.ran, usual.ran
+    [(reading, _), (argv, stdin)], [(read, _), (script, _)] = shell.ran, usual.ran
     assert (argv, stdin) == ([*script[:-1], path], f"{value}\n".encode())
+    assert reading == [*read[:-1], path]
 
 
 def test_what_was_in_a_file_is_remembered_before_it_is_written(tmp_path: Path) -> None:
