@@ -26,6 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from ci.bench.load import busy
+from orchestrator.base import interrupts
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BarometerError
 from orchestrator.base.progress import Progress
@@ -65,6 +66,7 @@ def boot_hosts(variant: str, boots: int, out: Path, *, begun_again: bool) -> lis
     with (
         bench_state() as state,
         hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt")) as libvirt,
+        interrupts.at_once(libvirt.stop),
         contextlib.closing(HostPool(state, libvirt)) as pool,
     ):
         machine = NestedMachine.of(scenario.host, scenario.device, pool)
@@ -142,6 +144,7 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    interrupts.install()  # so that a signal ends what was started
     if given.one:
         [variant] = given.variants
         boot_hosts(variant, given.boots, given.out, begun_again=given.begun_again)
