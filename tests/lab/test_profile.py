@@ -86,7 +86,7 @@ def on_a_host(
     monkeypatch.setattr(one_trial, "run_guest_boots", boots)
     outcome = trial('trace.passes=["plain"]', "device.bar=1GiB", *overrides)
     stages = {stage.name: stage.outcome for stage in outcome.evidence.manifest.stages}
-    assert stages == {"host-boot": "ok", "device": "ok"}
+    assert stages == {"host-boot": "ok", "device": "ok", "host-check": "ok"}
 
 
 def test_a_domain_that_is_there_is_profiled_and_left_as_it_was(
