@@ -320,6 +320,7 @@ class Reason(StrEnum):
     )  # fmt: skip
     EXACT_CRAWL = "exact-crawl", _MADE, "the clock of an emulated host all but stood still", _AGAIN
     HOST_CLOCK = "host-clock", _MADE, "the clock of an emulated host runs too fast", _AGAIN
+    RESTORED_HOST = "restored-host", _MADE, "a trial on a restored host failed", _AGAIN
     # the host and its kernel
     HOST_START = "host-start", _MADE, "the first program of the host's image failed", _HOST
     HOST_NO_BOOT = "host-no-boot", _TRIAL, "the host's kernel does not boot", (

@@ -42,6 +42,7 @@ from orchestrator.machine.host.host import Host, explained_by_the_host
 from orchestrator.machine.host.machine import Machine
 from orchestrator.machine.host.settings import prove_settings, write_settings
 from orchestrator.machine.metal import metal
+from orchestrator.machine.nested.saved import SavedHosts
 from orchestrator.machine.nested.sharing import HostPool, NestedMachine
 from orchestrator.machine.runner.accel import Accel
 from orchestrator.machine.runner.runner import runner_facts
@@ -207,7 +208,8 @@ def taken_machine(scenario: Scenario, what: str, here: Runner) -> Iterator[Machi
         with metal.leased_machine(host, device, what, scratch, here.progress) as machine:
             yield machine
     else:
-        with contextlib.closing(HostPool(here.state, here.libvirt)) as pool:
+        saved = SavedHosts(here.cache, here.libvirt.version())
+        with contextlib.closing(HostPool(here.state, here.libvirt, saved)) as pool:
             yield NestedMachine.of(scenario, pool)
 
 

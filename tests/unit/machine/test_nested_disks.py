@@ -40,11 +40,11 @@ class FakeLibvirt:
     """A libvirt that starts nothing and keeps the domain that it should start."""
 
     def __init__(self) -> None:
-        self.xml = ""
+        self.xml, self.paused = "", False
 
     @contextlib.contextmanager
-    def running(self, xml: str) -> Iterator[Any]:
-        self.xml = xml
+    def running(self, xml: str, *, paused: bool) -> Iterator[Any]:
+        self.xml, self.paused = xml, paused
         yield SimpleNamespace(xml=lambda: COMPLETED)
 
 
