@@ -470,6 +470,7 @@ class Reason(StrEnum):
     SETTINGS_NOT_PROVEN = (
         "settings-not-proven", _JUDGE, "a trial does not prove its arm's settings", _REDO
     )
+    SAME_BOOT = "same-boot", _JUDGE, "two trials of a kernel have copies of one host", _REDO
     CLOCK_JUMP = "clock-jump", _JUDGE, "two clocks of the host drifted apart in a boot", (
         "use a stable clock source")
     NO_MARK = "no-mark", _JUDGE, "a guest's boot has no mark", _REDO

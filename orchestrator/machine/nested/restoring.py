@@ -82,7 +82,7 @@ def saving(
         if hosts is not None:
             with _not_saved(progress):
                 if draft := stack.enter_context(hosts.saving(machine.description)):
-                    draft.console.write_bytes(machine.console.path.read_bytes())
+                    draft.add_console(machine.console.path.read_bytes())
                     plugging.write_state(machine.domain, draft.memory)
                     files = draft
         _plug_in(machine, spec, keys)

@@ -78,10 +78,14 @@ class SavedFiles:
         """Place for QEMU's state."""
         return self.draft.folder / _MEMORY
 
-    @property
-    def console(self) -> Path:
-        """Place for what the host has printed."""
-        return self.draft.folder / _CONSOLE
+    def add_console(self, content: bytes) -> None:
+        """Add what the host has printed. Raises OSError."""
+        self._write(_CONSOLE, content)
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.draft.folder / name
+        path.touch(mode=0o600)
+        path.write_bytes(content)
 
     def keep(self, *, token: str, boot_id: str, modules: Path, loaded: Mapping[str, str]) -> None:
         """Make it a saved host. Raises BenchError if the disk is full."""
@@ -92,7 +96,7 @@ class SavedFiles:
             "loaded": dict(loaded),
         }  # fmt: skip
         try:
-            (self.draft.folder / _FACTS).write_text(json.dumps(facts, indent=1))
+            self._write(_FACTS, json.dumps(facts, indent=1).encode())
             self.draft.keep()
         except OSError as exc:
             raise BenchError(f"{self.draft.place}: {exc}", reason=Reason.OS_ERROR) from exc

@@ -56,7 +56,7 @@ class Lab:
         with self.hosts.saving(self.domain) as files:
             assert files is not None
             files.memory.write_text("state")
-            files.console.write_text("Linux version 7.3")
+            files.add_console(b"Linux version 7.3")
             files.keep(
                 **BOOT, modules=self.folder / "modules.ext4",
                 loaded=room.digest_modules(self.kernel, loaded),
@@ -88,6 +88,8 @@ def test_saved_host_is_its_users_alone(lab: Lab) -> None:
     saved = lab.find()
     assert saved is not None
     assert saved.place.stat().st_mode & 0o077 == 0
+    for path in (saved.memory, saved.console, saved.place / "host.json"):
+        assert path == saved.memory or path.stat().st_mode & 0o077 == 0
 
 
 def test_host_that_was_not_kept_is_not_found(tmp_path: Path) -> None:

@@ -1,0 +1,157 @@
+"""Compare exact hosts that are booted with such that are restored: instruction counts, seconds.
+
+    .venv/bin/python ci/bench/restored.py [--hosts 10] [--arm ARM] [KEY=VALUE ...]
+
+The scenario is map-small.toml, the full BAR; KEY=VALUE overrides its keys. Booted hosts have their
+device from the start (host.restore = "never"), restored ones are all from one saved host. They
+take turns. Prints each host's counts, how far apart the counts of each kind and of both kinds are,
+and the seconds from the command to a bound device: of the clock, and of QEMU's CPU time, which
+other work on the machine changes less. Fails if two counts differ by more than 0.01 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from orchestrator.base.cache import Cache
+from orchestrator.base.progress import Progress
+from orchestrator.evidence.layout import TrialWriter
+from orchestrator.machine.guest.workload import run_maps, settle_host
+from orchestrator.machine.nested.nested import VmHost
+from orchestrator.machine.nested.saved import SavedHosts
+from orchestrator.machine.nested.sharing import HostPool, NestedMachine
+from orchestrator.machine.runner.state import bench_state, qemu_processes
+from orchestrator.machine.vm import hypervisor
+from orchestrator.run.prepare import prepare
+from orchestrator.scenario.loading import load_scenario
+from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.vocabulary import ARMS, ArmName
+
+SCENARIO = Path(__file__).parents[2] / "fixtures/scenarios/map-small.toml"
+MEASURED = ['map.sizes=["full"]', 'trace.passes=["plain"]', "expect={}"]
+MOST = 1e-4
+"""Largest difference of two counts of one operation, as a share of the smaller one."""
+
+
+@dataclass(frozen=True)
+class Row:
+    restored: bool
+    seconds: float
+    cpu: float
+    counts: dict[str, float]
+    """Operation and state -> median of the samples, in nanoseconds (an instruction is one)."""
+
+    @property
+    def kind(self) -> str:
+        return "restored" if self.restored else "booted"
+
+
+def measure(machine: NestedMachine, scenario: Scenario, arm: ArmName, folder: Path) -> Row:
+    trial = TrialWriter(folder / f"trial-{time.monotonic_ns()}", {"arm": arm, "pair": 1})
+    progress, started = Progress(), time.monotonic()
+    with contextlib.ExitStack() as stack:
+        host = stack.enter_context(
+            machine.boot(arm, (), trial, progress=progress, with_libvirt=False)
+        )
+        devices = stack.enter_context(machine.bind_devices(host, trial))
+        assert isinstance(host, VmHost)
+        seconds, cpu = time.monotonic() - started, read_cpu(host.vm.domain.uuid)
+        settle_host(host, scenario.host, scenario.arms, trial=trial, progress=progress)
+        run_maps(
+            host, devices[0], scenario.map, scenario.points(), ["plain"], trial=trial,
+            progress=progress,
+        )  # fmt: skip
+    counts: dict[str, list[float]] = {}
+    answer = json.loads((trial.path / "map.json").read_text())["passes"]["plain"]
+    for sample in answer["points"][-1]["samples"]:
+        for operation in ("map", "unmap"):
+            name = f"{operation}/{sample['state']}"
+            counts.setdefault(name, []).append(sample[f"{operation}_ns"])
+    medians = {name: median(values) for name, values in counts.items()}
+    return Row("host_restored" in trial.manifest, seconds, cpu, medians)
+
+
+def read_cpu(uuid: str) -> float:
+    """Return the CPU seconds that the QEMU of a domain has used."""
+    [process] = qemu_processes([uuid])
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def spread(values: list[float]) -> float:
+    return max(values) / min(values) - 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--hosts", type=int, default=10)
+    parser.add_argument("--arm", choices=ARMS, default="baseline")
+    parser.add_argument("overrides", nargs="*")
+    options = parser.parse_args()
+    rows: list[Row] = []
+    cache = Cache()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="restored-")))
+        state = stack.enter_context(bench_state())
+        libvirt = stack.enter_context(
+            hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt"))
+        )
+        pool = HostPool(state, libvirt, SavedHosts(cache, libvirt.version()))
+        kinds = []
+        for restore in ("never", "auto"):
+            words = [*MEASURED, f"host.restore={restore}", *options.overrides]
+            scenario, _ = load_scenario(SCENARIO, words)
+            machine = NestedMachine.of(scenario, pool)
+            prepare(scenario, machine, cache, Progress())
+            kinds.append((machine, scenario))
+        # the first may be booted, to be saved
+        first = measure(*kinds[1], options.arm, folder)
+        print(f"first: {first.kind}", flush=True)
+        for _ in range(options.hosts):
+            for machine, scenario in kinds:
+                row = measure(machine, scenario, options.arm, folder)
+                rows.append(row)
+                counts = "  ".join(f"{name} {n:.0f}" for name, n in row.counts.items())
+                print(
+                    f"{row.kind:<9} {row.seconds:6.1f} s {row.cpu:6.2f} s CPU"
+                    f"  load {os.getloadavg()[0]:5.1f}  {counts}",
+                    flush=True,
+                )
+    sys.exit(report(rows))
+
+
+def report(rows: list[Row]) -> int:
+    """Print how far apart the counts are; return the exit code."""
+    for kind in ("booted", "restored"):
+        of_kind = [row for row in rows if row.kind == kind]
+        seconds = median(row.seconds for row in of_kind)
+        cpu = median(row.cpu for row in of_kind)
+        print(f"{kind:<9} {len(of_kind)} hosts: a bound device after {seconds:.1f} s,"
+              f" {cpu:.2f} s of CPU")  # fmt: skip
+    most = 0.0
+    for name in rows[0].counts:
+        of_kinds = {
+            kind: [row.counts[name] for row in rows if row.kind == kind]
+            for kind in ("booted", "restored")
+        }
+        both = [*of_kinds["booted"], *of_kinds["restored"]]
+        medians = spread([median(values) for values in of_kinds.values()])
+        print(
+            f"{name:<11} booted {spread(of_kinds['booted']):.4%}  restored"
+            f" {spread(of_kinds['restored']):.4%}  both {spread(both):.4%}  medians {medians:.4%}"
+        )
+        most = max(most, spread(both))
+    return int(most > MOST)
+
+
+if __name__ == "__main__":
+    main()
