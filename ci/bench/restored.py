@@ -20,7 +20,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, median_low
 
 from orchestrator.base.cache import Cache
 from orchestrator.base.progress import Progress
@@ -48,7 +48,9 @@ class Row:
     seconds: float
     cpu: float
     counts: dict[str, float]
-    """Operation and state -> median of the samples, in nanoseconds (an instruction is one)."""
+    """Operation and state -> the trial's value, in nanoseconds (an instruction is one)."""
+    worst: float
+    """Largest difference of a sample from the trial's value, as a share. Chance adds to some."""
 
     @property
     def kind(self) -> str:
@@ -76,8 +78,10 @@ def measure(machine: NestedMachine, scenario: Scenario, arm: ArmName, folder: Pa
         for operation in ("map", "unmap"):
             name = f"{operation}/{sample['state']}"
             counts.setdefault(name, []).append(sample[f"{operation}_ns"])
-    medians = {name: median(values) for name, values in counts.items()}
-    return Row("host_restored" in trial.manifest, seconds, cpu, medians)
+    # as the product reduces the samples of a trial: TrialResult.value
+    values = {name: median_low(samples) for name, samples in counts.items()}
+    worst = max(max(samples) / values[name] - 1 for name, samples in counts.items())
+    return Row("host_restored" in trial.manifest, seconds, cpu, values, worst)
 
 
 def read_cpu(uuid: str) -> float:
@@ -123,7 +127,7 @@ def main() -> None:
                 counts = "  ".join(f"{name} {n:.0f}" for name, n in row.counts.items())
                 print(
                     f"{row.kind:<9} {row.seconds:6.1f} s {row.cpu:6.2f} s CPU"
-                    f"  load {os.getloadavg()[0]:5.1f}  {counts}",
+                    f"  load {os.getloadavg()[0]:5.1f}  {counts}  worst sample {row.worst:+.3%}",
                     flush=True,
                 )
     sys.exit(report(rows))
