@@ -109,7 +109,7 @@ def main() -> None:
         libvirt = stack.enter_context(
             hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt"))
         )
-        pool = HostPool(state, libvirt, SavedHosts(cache, libvirt.version()))
+        pool = HostPool(state, libvirt, SavedHosts(cache, libvirt.version))
         kinds = []
         for restore in ("never", "auto"):
             words = [*MEASURED, f"host.restore={restore}", *options.overrides]

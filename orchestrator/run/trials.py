@@ -208,7 +208,7 @@ def taken_machine(scenario: Scenario, what: str, here: Runner) -> Iterator[Machi
         with metal.leased_machine(host, device, what, scratch, here.progress) as machine:
             yield machine
     else:
-        saved = SavedHosts(here.cache, here.libvirt.version())
+        saved = SavedHosts(here.cache, here.libvirt.version)
         with contextlib.closing(HostPool(here.state, here.libvirt, saved)) as pool:
             yield NestedMachine.of(scenario, pool)
 

@@ -56,7 +56,7 @@ def test_restored_host_counts_the_same_as_one_that_booted(
     before = leftovers()
     cache, (_, libvirt) = Cache(), shared
     rows: list[Row] = []
-    with contextlib.closing(HostPool(*shared, SavedHosts(cache, libvirt.version()))) as pool:
+    with contextlib.closing(HostPool(*shared, SavedHosts(cache, libvirt.version))) as pool:
         for restore in ("never", "auto", "auto"):
             words = [*MEASURED, SMALL, f"host.restore={restore}"]
             scenario, _ = load_scenario(SCENARIO, words)

@@ -581,7 +581,8 @@ def test_host_that_trials_share_is_ended_with_the_run(
     monkeypatch: pytest.MonkeyPatch, error: BaseException | None
 ) -> None:
     closed: list[str] = []
-    here = cast(Runner, SimpleNamespace(state="state", libvirt="libvirt"))
+    libvirt = SimpleNamespace(version=dict)
+    here = cast(Runner, SimpleNamespace(state="state", libvirt=libvirt, cache=None))
     monkeypatch.setattr(HostPool, "close", lambda _: closed.append("closed"))
 
     def run_it() -> None:

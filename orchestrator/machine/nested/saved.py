@@ -12,9 +12,10 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,14 @@ class SavedFiles:
 class SavedHosts:
     """The saved hosts of this user, for the QEMU and the CPU of this machine."""
 
-    def __init__(self, cache: Cache, versions: Mapping[str, str]) -> None:
-        """`versions`: those of QEMU and libvirt."""
-        self._cache = cache
-        self._runner = {"versions": dict(versions), "qemu": _read_qemu(), "cpu": _read_cpu()}
+    def __init__(self, cache: Cache, versions: Callable[[], Mapping[str, str]]) -> None:
+        """`versions` returns those of QEMU and libvirt."""
+        self._cache, self._versions = cache, versions
+
+    @cached_property
+    def _runner(self) -> dict[str, Any]:
+        """What of this machine a boot depends on."""
+        return {"versions": dict(self._versions()), "qemu": _read_qemu(), "cpu": _read_cpu()}
 
     def find(self, domain: HostDomain, kernel: KernelBundle) -> SavedHost | None:
         """Return a saved host that a boot of `domain` with this kernel would lead to; None if

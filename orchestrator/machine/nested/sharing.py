@@ -188,26 +188,27 @@ class HostPool:
         trial: TrialWriter,
         progress: Progress,
         shared: bool,
-        restorable: bool = False,
+        saves: bool = False,
+        restores: bool = False,
     ) -> Iterator[Host]:
         """Provide a host for one trial while the block runs. A `shared` host is booted only if no
-        host is kept that is alike and in the same state as right after its boot. A `restorable`
-        one is not booted if such a host was saved; what then fails in the block, or here, is
-        charged to the bench. The host's console, its domain and QEMU's log up to the trial's end
-        are evidence of the trial. Raises as `booted_host`."""
+        host is kept that is alike and in the same state as right after its boot. `saves`: a host
+        that boots is saved. `restores`: it does not boot if such a host was saved; what then fails
+        in the block, or here, is charged to the bench. The host's console, its domain and QEMU's
+        log up to the trial's end are evidence of the trial. Raises as `booted_host`."""
         boot = self._take(spec, progress) if shared else None
         token = boot.token if boot else uuid.uuid4().hex[:12]
         with contextlib.ExitStack() as stack:
             stack.callback(save_machine, self._state, token, trial.host)
             trial.record(token=token, host_cmdline=spec.cmdline(token))
-            if restorable:
+            if restores:
                 boot = self._restore(spec, token, stack, trial, progress)
             if boot is None:
                 owner = self._stack if shared else stack
                 boot = owner.enter_context(
                     booted_host(
                         spec, token, state=self._state, libvirt=self._libvirt, trial=trial,
-                        progress=progress, shared=shared, hosts=self._saved,
+                        progress=progress, shared=shared, hosts=self._saved if saves else None,
                     )
                 )  # fmt: skip
             elif boot.saved is None:
@@ -313,7 +314,7 @@ class NestedMachine(Machine):
         """`pool`: where the hosts boot; None if they are only built. `counts_maps`: an exact host
         counts the instructions of maps, and of nothing else."""
         self._spec, self._device, self._pool = host, device, pool
-        self._may_restore = counts_maps and host.restore == "auto"
+        self._counts_maps, self._may_restore = counts_maps, host.restore == "auto"
         self._accel: Accel = "tcg"
         self._kernels: Mapping[ArmName, KernelBundle] = {}
         self._images: dict[ArmName, HostImage] = {}
@@ -368,7 +369,8 @@ class NestedMachine(Machine):
         shared = not self._spec.fresh_boots
         with self._pool.boot(
             spec, trial=trial, progress=progress, shared=shared,
-            restorable=not shared and _is_restorable(trial),
+            saves=self._may_restore,
+            restores=self._may_restore and not shared and _is_restorable(trial),
         ) as host:  # fmt: skip
             yield host
 
@@ -379,7 +381,9 @@ class NestedMachine(Machine):
             self.disks(), self._accel,
             # a shared host is the same for all trials of a workload, whatever their passes
             with_libvirt=with_libvirt or (self._boots_guests and not self._spec.fresh_boots),
-            pluggable=self._may_restore and self._accel == "exact" and can_plug(kernel),
+            # whether or not it is restored: where a BAR is placed, a page fault may cost some
+            # hundred instructions more
+            pluggable=self._counts_maps and self._accel == "exact" and can_plug(kernel),
         )  # fmt: skip
 
     def disks(self) -> tuple[Disk, ...]:

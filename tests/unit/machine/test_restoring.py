@@ -98,7 +98,7 @@ class SaveLab:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.spec = spec_in(folder)
         self.folder = folder
-        self.hosts = SavedHosts(Cache(folder / "cache"), {})
+        self.hosts = SavedHosts(Cache(folder / "cache"), dict)
         state = cast(BenchState, SimpleNamespace(token="0f0f", folder=folder))
         self.description = describe_host(self.spec, TOKEN, state)
         (folder / TOKEN).mkdir()
@@ -242,6 +242,37 @@ def test_kernel_must_be_known_to_find_what_is_plugged_in(
     assert can_plug(kernel) == can
 
 
+WINDOW = "0x0000380000000000 0x000038000fffffff 0x0000000000382201"  # of 256 MiB, of a bridge
+BAR = "0x0000380000000000 0x000038000fffffff 0x000000000014220c"
+UNPLACED = "0x0000000000000000 0x000000000fffffff 0x000000002014220c"
+NONE = "0x0000000000000000 0x0000000000000000 0x0000000000000000"
+
+
+@pytest.mark.parametrize(
+    ("lines", "count"),
+    [
+        ([NONE, BAR, NONE], 1), ([BAR, WINDOW, BAR], 2), ([WINDOW, UNPLACED], 0), ([], 0),
+        ([BAR.replace("0fffffff", "07ffffff")], 0),
+    ],
+)  # fmt: skip
+def test_bars_that_have_a_place_are_counted(lines: list[str], count: int) -> None:
+    assert restoring.count_bars("".join(f"{line}\n" for line in lines), 256 << 20) == count
+
+
+def test_devices_are_waited_for_until_all_their_bars_have_a_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_in(tmp_path, "device.bar=256MiB", "device.count=2")
+    texts = [UNPLACED, f"{BAR}\n{UNPLACED}", f"{BAR}\n{WINDOW}\n{BAR}"]
+    shell = SimpleNamespace(run=lambda *_, **__: Completed(texts.pop(0), "", 0))
+    restoring.wait_for_devices(cast(Shell, shell), spec)
+    assert texts == []
+    # what is missing then is said by who uses it
+    monkeypatch.setattr(restoring, "_PLACED_SECONDS", 0.2)
+    shell.run = lambda *_, **__: Completed(BAR, "", 0)
+    restoring.wait_for_devices(cast(Shell, shell), spec)
+
+
 # the pool -------------------------------------------------------------------------------------
 
 
@@ -301,8 +332,10 @@ class PoolLab:
         self._does("restore")
 
     @contextlib.contextmanager
-    def _saving(self, *_: Any) -> Iterator[Callable[[Shell], None]]:
-        self._does("save")
+    def _saving(
+        self, _machine: Any, _spec: Any, _keys: Any, hosts: Any, _progress: Any
+    ) -> Iterator[Callable[[Shell], None]]:
+        self._does("plug" if hosts is None else "save")
         yield lambda _shell: self._does("keep")
 
     @contextlib.contextmanager
@@ -321,8 +354,9 @@ class PoolLab:
         return host
 
     def trial(
-        self, *, restorable: bool = True, raises: BaseException | None = None, **how: Any
-    ) -> TrialWriter:
+        self, *, saves: bool = True, restores: bool = True, raises: BaseException | None = None,
+        **how: Any,
+    ) -> TrialWriter:  # fmt: skip
         trial = TrialWriter(self.folder / "trial", {})
         pool = HostPool(
             cast(BenchState, SimpleNamespace(token="0f0f", folder=self.folder)),
@@ -330,7 +364,7 @@ class PoolLab:
         )  # fmt: skip
         with pool.boot(
             replace(self.spec, **how), trial=trial, progress=Progress(), shared=False,
-            restorable=restorable,
+            saves=saves, restores=restores,
         ):  # fmt: skip
             if raises is not None:
                 raise raises
@@ -342,6 +376,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PoolLab:
     return PoolLab(tmp_path, monkeypatch)
 
 
+FIRST = {"arm": "candidate", "pair": 1}
 BOOTED = ["start", "save", "prove", "keep", "devices", "prepare", "end"]
 RESTORED = ["start paused", "restore", "prove", "mount", "devices", "prepare", "end"]
 
@@ -368,12 +403,44 @@ def test_host_of_which_none_was_saved_is_booted_and_saved(pool: PoolLab) -> None
 
 
 def test_only_what_may_be_restored_is(pool: PoolLab) -> None:
-    pool.trial(restorable=False)
+    pool.trial(restores=False)
     assert pool.log == BOOTED
     pool.log.clear()
     (pool.folder / ".trial.partial").rename(pool.folder / "first")
     pool.trial(pluggable=False)
     assert pool.log == ["start", "prove", "prepare", "end"]
+
+
+def test_host_that_is_not_to_be_saved_is_not(pool: PoolLab) -> None:
+    pool.trial(saves=False, restores=False)
+    assert pool.log == [BOOTED[0], "plug", *BOOTED[2:]]
+
+
+@pytest.mark.parametrize(
+    ("restore", "fresh", "asked"),
+    [("auto", "true", (True, True)), ("never", "true", (False, False)),
+     ("auto", "false", (True, False))],
+)  # fmt: skip
+def test_machine_asks_for_what_the_scenario_says(
+    tmp_path: Path, restore: str, fresh: str, asked: tuple[bool, bool]
+) -> None:
+    chosen = scenario("workload=map", "host.accel=exact", f"host.restore={restore}",
+                      f"host.fresh_boots={fresh}")  # fmt: skip
+    seen: list[tuple[bool, bool]] = []
+
+    @contextlib.contextmanager
+    def boot(*_: Any, saves: bool, restores: bool, **__: Any) -> Iterator[None]:
+        seen.append((saves, restores))
+        yield
+
+    machine = NestedMachine.of(chosen, cast(HostPool, SimpleNamespace(boot=boot)))
+    spec = spec_in(tmp_path)
+    machine._kernels = {"candidate": spec.kernel}
+    machine._images = {"candidate": spec.image}
+    trial = TrialWriter(tmp_path / "trial", FIRST)
+    with machine.boot("candidate", (), trial, progress=Progress(), with_libvirt=False):
+        pass
+    assert seen == [asked]
 
 
 @pytest.mark.parametrize("step", ["start paused", "restore"])
@@ -415,7 +482,7 @@ def test_what_fails_on_a_restored_host_is_the_benchs_and_is_done_again(
 
 def test_same_failure_on_a_host_that_was_booted_is_its_own(pool: PoolLab) -> None:
     with pytest.raises(ArmFailedError):
-        pool.trial(restorable=False, raises=PANIC)
+        pool.trial(restores=False, raises=PANIC)
     assert pool.hosts.removed == []
 
 
@@ -434,9 +501,6 @@ def test_restored_host_must_be_in_the_boot_that_was_saved(pool: PoolLab) -> None
     with pytest.raises(BenchError, match=BOOT_ID) as caught:
         pool.trial()
     assert caught.value.reason == Reason.RESTORED_HOST
-
-
-FIRST = {"arm": "candidate", "pair": 1}
 
 
 @pytest.mark.parametrize(
@@ -460,12 +524,12 @@ def test_first_attempt_at_an_arms_first_trial_may_be_restored(
     ("overrides", "is_one"),
     [
         (("workload=map", "host.accel=exact"), True),
-        (("workload=map", "host.accel=exact", "host.restore=never"), False),
+        (("workload=map", "host.accel=exact", "host.restore=never"), True),
         (("workload=map", "host.accel=tcg"), False),
         (("host.accel=exact",), False),
     ],
 )
-def test_hosts_can_be_saved_where_maps_are_counted_exactly(
+def test_devices_are_plugged_in_where_maps_are_counted_exactly(
     tmp_path: Path, overrides: tuple[str, ...], is_one: bool
 ) -> None:
     (tmp_path / "config").write_text("CONFIG_HOTPLUG_PCI_PCIE=y\n")

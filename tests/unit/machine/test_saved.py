@@ -50,7 +50,7 @@ class Lab:
             shm_names=("barometer-1-0",), reserve=64 * GIB,
         )  # fmt: skip
         self.cache = Cache(folder / "cache")
-        self.hosts = SavedHosts(self.cache, VERSIONS)
+        self.hosts = SavedHosts(self.cache, lambda: VERSIONS)
 
     def save(self, loaded: tuple[str, ...] = ("overlay",)) -> None:
         with self.hosts.saving(self.domain) as files:
@@ -188,7 +188,7 @@ def test_other_arm_with_a_disk_of_its_own_finds_the_same_host(lab: Lab) -> None:
 
 @pytest.mark.parametrize("versions", [{**VERSIONS, "qemu": "10.0.3"}, {}])
 def test_other_emulator_finds_nothing(lab: Lab, versions: dict[str, str]) -> None:
-    assert SavedHosts(lab.cache, versions).find(lab.domain, lab.kernel) is None
+    assert SavedHosts(lab.cache, lambda: versions).find(lab.domain, lab.kernel) is None
 
 
 def test_rebuilt_emulator_of_the_same_version_finds_nothing(
@@ -199,7 +199,7 @@ def test_rebuilt_emulator_of_the_same_version_finds_nothing(
     emulator.write_text("rebuilt")
     emulator.chmod(0o755)
     monkeypatch.setenv("PATH", f"{emulator.parent}:{os.environ['PATH']}")
-    assert SavedHosts(lab.cache, VERSIONS).find(lab.domain, lab.kernel) is None
+    assert SavedHosts(lab.cache, lambda: VERSIONS).find(lab.domain, lab.kernel) is None
 
 
 def test_other_cpu_finds_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,7 @@ def test_other_cpu_finds_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> N
     assert "flags" in flags
     assert "MHz" not in flags  # it changes all the time
     monkeypatch.setattr(room, "_read_cpu", lambda: flags.replace("sse2", ""))
-    assert SavedHosts(lab.cache, VERSIONS).find(lab.domain, lab.kernel) is None
+    assert SavedHosts(lab.cache, lambda: VERSIONS).find(lab.domain, lab.kernel) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({**BOOT, "modules": 1})])
