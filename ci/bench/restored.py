@@ -2,11 +2,11 @@
 
     .venv/bin/python ci/bench/restored.py [--hosts 10] [--arm ARM] [KEY=VALUE ...]
 
-The scenario is map-small.toml, the full BAR; KEY=VALUE overrides its keys. Booted hosts have their
-device from the start (host.restore = "never"), restored ones are all from one saved host. They
-take turns. Prints each host's counts, how far apart the counts of each kind and of both kinds are,
-and the seconds from the command to a bound device: of the clock, and of QEMU's CPU time, which
-other work on the machine changes less. Fails if two counts differ by more than 0.01 %.
+The scenario is map-small.toml, the full BAR; KEY=VALUE overrides its keys. Booted hosts have
+host.restore = "never", restored ones are all from one saved host. They take turns. Prints each
+host's counts, how far apart the counts of each kind and of both kinds are, and the seconds from
+the command to a bound device: of the clock, and of QEMU's CPU time, which other work on the
+machine changes less. Fails if two counts differ by more than 0.01 %.
 """
 
 from __future__ import annotations
