@@ -375,16 +375,20 @@ class NestedMachine(Machine):
             yield host
 
     def boot_spec(self, arm: ArmName, words: Sequence[str], *, with_libvirt: bool) -> BootSpec:
-        kernel = self._kernels[arm]
         return BootSpec(
-            arm, self._spec, self._device, tuple(words), kernel, self._images[arm],
+            arm, self._spec, self._device, tuple(words), self._kernels[arm], self._images[arm],
             self.disks(), self._accel,
             # a shared host is the same for all trials of a workload, whatever their passes
             with_libvirt=with_libvirt or (self._boots_guests and not self._spec.fresh_boots),
-            # whether or not it is restored: where a BAR is placed, a page fault may cost some
-            # hundred instructions more
-            pluggable=self._counts_maps and self._accel == "exact" and can_plug(kernel),
+            pluggable=self._plugs_devices(),
         )  # fmt: skip
+
+    def _plugs_devices(self) -> bool:
+        """True if devices are plugged into running hosts, so that these can be saved and restored.
+        It is the same for all hosts of a run, whether or not they are restored: where a BAR is
+        placed, a page fault in it may cost a hundred instructions more."""
+        exact_maps = self._counts_maps and self._accel == "exact"
+        return exact_maps and all(can_plug(kernel) for kernel in self._kernels.values())
 
     def disks(self) -> tuple[Disk, ...]:
         """Return the disks that a host gets besides its own."""

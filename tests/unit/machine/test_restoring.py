@@ -35,6 +35,7 @@ from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.machine.transport.shell import Completed, Shell
 from orchestrator.machine.vm.domain import Disk
 from orchestrator.machine.vm.hypervisor import Connection
+from orchestrator.scenario.vocabulary import ARMS
 from tests.unit.scenarios import scenario
 
 TOKEN, BOOT_ID = "0123456789ab", "58dcfb39-ced9-403f-9b65-0cae6c414847"
@@ -542,3 +543,16 @@ def test_devices_are_plugged_in_where_maps_are_counted_exactly(
     found = machine.boot_spec("baseline", (), with_libvirt=False)
     assert found.pluggable == is_one
     assert ("barometer.keys=later" in found.cmdline(TOKEN).split()) == is_one
+
+
+def test_devices_are_plugged_into_both_arms_hosts_or_into_none(tmp_path: Path) -> None:
+    (tmp_path / "config").write_text("CONFIG_HOTPLUG_PCI_PCIE=y\n")
+    machine = NestedMachine.of(scenario("workload=map", "host.accel=exact"))
+    machine.choose_accel()
+    spec = spec_in(tmp_path)
+    machine._images = {"baseline": spec.image, "candidate": spec.image}
+    can = replace(spec.kernel, config=tmp_path / "config")
+    for baseline, candidate, plugged in ((can, can, True), (can, spec.kernel, False)):
+        machine._kernels = {"baseline": baseline, "candidate": candidate}
+        for arm in ARMS:
+            assert machine.boot_spec(arm, (), with_libvirt=False).pluggable == plugged
