@@ -147,6 +147,8 @@ def _plug_in(
                 bus=f"pci.{BAR_BUS + number}", addr="0x0",
             )  # fmt: skip
     plugging.resume(domain)
+    if xml := domain.xml():  # evidence, now with the devices
+        (machine.folder / "domain.xml").write_text(xml)
 
 
 def _renewals(accel: Accel) -> dict[str, bytes]:

@@ -83,6 +83,9 @@ class FakeDomain:
         if method == "attachDeviceFlags":
             self.plugged.append(arguments[0])
 
+    def xml(self) -> str:
+        return f"<domain>{''.join(self.plugged)}</domain>"
+
     def monitor(self, request: str, *, qmp: bool = False) -> str:
         command = json.loads(request)
         self.log.append(command["execute"])
@@ -137,6 +140,7 @@ def test_host_is_saved_before_it_has_keys_and_devices(saves: SaveLab) -> None:
     keys, device = domain.plugged
     assert "<serial>keys</serial>" in keys
     assert device.startswith("<shmem ")
+    assert device in (saves.folder / TOKEN / "domain.xml").read_text()
     saved = saves.find()
     assert saved is not None
     assert (saved.token, saved.boot_id) == (TOKEN, BOOT_ID)
