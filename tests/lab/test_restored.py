@@ -108,7 +108,8 @@ def test_both_arms_of_a_module_series_are_restored_from_one_host(
 
 def restoring(_: Path) -> bool:
     prefix = f"guest=barometer-{token_prefix()}"
-    listed = subprocess.run(["ps", "-eo", "args="], capture_output=True, text=True, check=True)
+    # ww: whole lines
+    listed = subprocess.run(["ps", "-ewwo", "args="], capture_output=True, text=True, check=True)
     return any(prefix in line and "-incoming" in line for line in listed.stdout.splitlines())
 
 
