@@ -18,22 +18,27 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, median_low
+from typing import Literal
 
 from orchestrator.base.cache import Cache
 from orchestrator.base.progress import Progress
-from orchestrator.evidence.layout import TrialWriter
-from orchestrator.machine.guest.workload import run_maps, settle_host
+from orchestrator.evidence.layout import RunDir, TrialDir, TrialWriter
+from orchestrator.machine.host.device import BoundDevice
+from orchestrator.machine.host.host import Host
 from orchestrator.machine.nested.nested import VmHost
 from orchestrator.machine.nested.saved import SavedHosts
 from orchestrator.machine.nested.sharing import HostPool, NestedMachine
-from orchestrator.machine.runner.state import bench_state, qemu_processes
+from orchestrator.machine.runner.state import BenchState, bench_state, qemu_processes
 from orchestrator.machine.vm import hypervisor
-from orchestrator.run.prepare import prepare
+from orchestrator.run.kernels import RunKernels
+from orchestrator.run.prepare import build_plan, prepare
+from orchestrator.run.trial import Bench, run_trial
 from orchestrator.scenario.loading import load_scenario
-from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.plan import PlannedTrial
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 
 SCENARIO = Path(__file__).parents[2] / "fixtures/scenarios/map-small.toml"
@@ -57,31 +62,52 @@ class Row:
         return "restored" if self.restored else "booted"
 
 
-def measure(machine: NestedMachine, scenario: Scenario, arm: ArmName, folder: Path) -> Row:
-    trial = TrialWriter(folder / f"trial-{time.monotonic_ns()}", {"arm": arm, "pair": 1})
-    progress, started = Progress(), time.monotonic()
-    with contextlib.ExitStack() as stack:
-        host = stack.enter_context(
-            machine.boot(arm, (), trial, progress=progress, with_libvirt=False)
-        )
-        devices = stack.enter_context(machine.bind_devices(host, trial))
+class Watched(NestedMachine):
+    """Remembers when the device of its last host was bound, in seconds since `started`, and the
+    CPU seconds that the host's QEMU had used by then."""
+
+    started = bound = cpu = 0.0
+
+    def bind_devices(self, host: Host, trial: TrialWriter) -> tuple[BoundDevice, ...]:
+        devices = super().bind_devices(host, trial)
         assert isinstance(host, VmHost)
-        seconds, cpu = time.monotonic() - started, read_cpu(host.vm.domain.uuid)
-        settle_host(host, scenario.host, scenario.arms, trial=trial, progress=progress)
-        run_maps(
-            host, devices[0], scenario.map, scenario.points(), ["plain"], trial=trial,
-            progress=progress,
-        )  # fmt: skip
-    counts: dict[str, list[float]] = {}
-    answer = json.loads((trial.path / "map.json").read_text())["passes"]["plain"]
-    for sample in answer["points"][-1]["samples"]:
-        for operation in ("map", "unmap"):
-            name = f"{operation}/{sample['state']}"
-            counts.setdefault(name, []).append(sample[f"{operation}_ns"])
-    # as the product reduces the samples of a trial: TrialResult.value
-    values = {name: median_low(samples) for name, samples in counts.items()}
-    worst = max(max(samples) / values[name] - 1 for name, samples in counts.items())
-    return Row("host_restored" in trial.manifest, seconds, cpu, values, worst)
+        self.bound, self.cpu = time.monotonic() - self.started, read_cpu(host.vm.domain.uuid)
+        return devices
+
+
+class Hosts:
+    """Exact hosts for trials of maps, one after the other, as `host.restore` says."""
+
+    def __init__(
+        self, restore: Literal["auto", "never"], overrides: Sequence[str], folder: Path,
+        state: BenchState, libvirt: hypervisor.Connection, pool: HostPool, cache: Cache,
+    ) -> None:  # fmt: skip
+        words = [*MEASURED, f"host.restore={restore}", *overrides]
+        scenario, text = load_scenario(SCENARIO, words)
+        self._machine = Watched.of(scenario.host, scenario.device, pool)
+        prepared = prepare(scenario, self._machine, RunKernels(cache), Progress())
+        run = RunDir.create(folder / restore, text, build_plan(scenario, prepared))
+        self._bench = Bench(
+            scenario, prepared, run, state, libvirt, Progress(), machine=self._machine
+        )
+
+    def measure(self, arm: ArmName) -> Row:
+        """Make an arm's first trial."""
+        planned = PlannedTrial(1, 1, arm, ("plain",))
+        self._machine.started = time.monotonic()
+        run_trial(self._bench, planned)
+        trial = TrialDir.open(self._bench.run.trials_path / planned.name)
+        counts: dict[str, list[float]] = {}
+        answer = json.loads(trial.text("map.json") or "")["passes"]["plain"]
+        for sample in answer["points"][-1]["samples"]:
+            for operation in ("map", "unmap"):
+                name = f"{operation}/{sample['state']}"
+                counts.setdefault(name, []).append(sample[f"{operation}_ns"])
+        # as the product reduces the samples of a trial: TrialResult.value
+        values = {name: median_low(samples) for name, samples in counts.items()}
+        worst = max(max(samples) / values[name] - 1 for name, samples in counts.items())
+        restored = trial.manifest.host_restored is not None
+        return Row(restored, self._machine.bound, self._machine.cpu, values, worst)
 
 
 def read_cpu(uuid: str) -> float:
@@ -110,19 +136,14 @@ def main() -> None:
             hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt"))
         )
         pool = HostPool(state, libvirt, SavedHosts(cache, libvirt.version))
-        kinds = []
-        for restore in ("never", "auto"):
-            words = [*MEASURED, f"host.restore={restore}", *options.overrides]
-            scenario, _ = load_scenario(SCENARIO, words)
-            machine = NestedMachine.of(scenario, pool)
-            prepare(scenario, machine, cache, Progress())
-            kinds.append((machine, scenario))
+        more = (options.overrides, folder, state, libvirt, pool, cache)
+        booted, restored = Hosts("never", *more), Hosts("auto", *more)
         # the first may be booted, to be saved
-        first = measure(*kinds[1], options.arm, folder)
+        first = restored.measure(options.arm)
         print(f"first: {first.kind}", flush=True)
         for _ in range(options.hosts):
-            for machine, scenario in kinds:
-                row = measure(machine, scenario, options.arm, folder)
+            for hosts in (booted, restored):
+                row = hosts.measure(options.arm)
                 rows.append(row)
                 counts = "  ".join(f"{name} {n:.0f}" for name, n in row.counts.items())
                 print(

@@ -15,15 +15,12 @@ from typing import Any
 
 import pytest
 
-from ci.bench.restored import MEASURED, MOST, SCENARIO, Row, measure
+from ci.bench.restored import MEASURED, MOST, SCENARIO, Hosts, Row
 from orchestrator.base.cache import Cache
-from orchestrator.base.progress import Progress
 from orchestrator.machine.nested.saved import SavedHosts
-from orchestrator.machine.nested.sharing import HostPool, NestedMachine
+from orchestrator.machine.nested.sharing import HostPool
 from orchestrator.machine.runner.state import BenchState, clean_killed_runs, token_prefix
 from orchestrator.machine.vm.hypervisor import Connection
-from orchestrator.run.prepare import prepare
-from orchestrator.scenario.loading import load_scenario
 from tests.lab.conftest import leftovers
 
 pytestmark = [pytest.mark.nested, pytest.mark.timeout(3600)]
@@ -55,16 +52,16 @@ def test_restored_host_counts_the_same_as_one_that_booted(
     tmp_path: Path, hosts: Path, shared: tuple[BenchState, Connection]
 ) -> None:
     before = leftovers()
-    cache, (_, libvirt) = Cache(), shared
+    cache, (state, libvirt) = Cache(), shared
     rows: list[Row] = []
-    with contextlib.closing(HostPool(*shared, SavedHosts(cache, libvirt.version))) as pool:
-        for restore in ("never", "auto", "auto"):
-            words = [*MEASURED, SMALL, f"host.restore={restore}"]
-            scenario, _ = load_scenario(SCENARIO, words)
-            machine = NestedMachine.of(scenario, pool)
-            prepare(scenario, machine, cache, Progress())
-            rows.append(measure(machine, scenario, "baseline", tmp_path))
-            assert len(saved_in(hosts)) == (restore == "auto")
+    with contextlib.closing(
+        HostPool(state, libvirt, SavedHosts(cache, libvirt.version))
+    ) as pool:  # fmt: skip
+        more = ([SMALL], tmp_path, state, libvirt, pool, cache)
+        booted, restored = Hosts("never", *more), Hosts("auto", *more)
+        for kind in (booted, restored, restored):
+            rows.append(kind.measure("baseline"))
+            assert len(saved_in(hosts)) == (kind is restored)
     print(rows)
     assert [row.restored for row in rows] == [False, False, True]
     for name, count in rows[0].counts.items():

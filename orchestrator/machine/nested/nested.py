@@ -20,23 +20,25 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.base.waiting import Stall, until
 from orchestrator.kernels.image.bundle import KernelBundle
-from orchestrator.machine.host.changes import DirectChanges
+from orchestrator.machine.host.changes import RememberedChanges
 from orchestrator.machine.host.console import Console, read_excerpt
 from orchestrator.machine.host.host import (
     Host,
     evidence,
     explained_by_the_host,
+    find_standstill,
     panic_reason,
     qemu_crashed,
 )
-from orchestrator.machine.host.kernelwatch import KernelWatch, read_cpu_seconds, watching_kernel
+from orchestrator.machine.host.kernelwatch import KernelWatch, read_activity, watching_kernel
 from orchestrator.machine.host.modules import prove_modules
+from orchestrator.machine.nested.marks import sshd_mark, start_failure
 from orchestrator.machine.nested.saved import SavedHost, reserve_space
 from orchestrator.machine.runner.accel import Accel
 from orchestrator.machine.runner.filelimits import limited_files
 from orchestrator.machine.runner.images import FIRST, PAYLOAD, HostImage
 from orchestrator.machine.runner.state import BenchState, end_machines, qemu_processes
-from orchestrator.machine.runner.tsc import tsc_khz
+from orchestrator.machine.runner.tsc import find_tsc_word
 from orchestrator.machine.tracing.instructions import INSTRUCTIONS, INSTRUCTIONS_BYTES
 from orchestrator.machine.transport.keys import RunKeys, make_tar
 from orchestrator.machine.transport.shell import Shell, connected
@@ -102,7 +104,7 @@ class BootSpec:
         # that does not get the CPU delivers none, and the kernel would panic. (Under KVM Linux
         # skips that check by itself.)
         clock = (
-            ["tsc=reliable", "no_timer_check", *_tsc_word(self.accel)]
+            ["tsc=reliable", "no_timer_check", *find_tsc_word(self.accel)]
             if is_emulated(self.accel)
             else []
         )
@@ -132,18 +134,6 @@ class BootSpec:
             self.host.cmdline,
         ]
         return " ".join(filter(None, words))
-
-
-def _tsc_word(accel: Accel) -> list[str]:
-    """Return the word that tells an emulated host's kernel the frequency of its TSC, if it is
-    known.
-
-    The kernel would measure it against the timer (pit_hpet_ptimer_calibrate_cpu() in
-    arch/x86/kernel/tsc.c). On a busy runner it was seen to find 28.6 MHz in place of 2596 MHz: its
-    clock then runs 91 times too fast, and timeouts end everything on the host and in its guest."""
-    # QEMU's TSC is that of the runner; in an exact host it counts the nanoseconds of its clock
-    khz = 1_000_000 if accel == "exact" else tsc_khz()
-    return [] if khz is None else [f"tsc_early_khz={khz}"]
 
 
 @dataclass
@@ -186,6 +176,8 @@ class VmHost(Host):
         return over_ssh(
             self.ssh, "host", deadlines=_GUESTS, keep_alive=self.accel != "exact",
             is_lost=lambda: not self.shell.alive(),
+            # a look would wake an exact host at a time that depends on the runner
+            is_stopped=lambda: self.accel != "exact" and self.is_libvirt_stopped(),
         )  # fmt: skip
 
     def monitor(self, command: str) -> str:
@@ -212,7 +204,7 @@ def describe_host(
     """Return the domain of the machine with that token: to boot it, or to restore it from a saved
     host, with the disks and the command line that are in use there."""
     name, folder = _name(state, token), machine_folder(state, token)
-    modules = saved.modules if saved else spec.image.modules
+    modules = Disk(saved.modules if saved else spec.image.modules, "modules")
     keys = () if spec.pluggable else (Disk(folder / "keys", "keys"),)
     return HostDomain(
         name=name, uuid=str(uuid.uuid4()), accel=spec.accel,
@@ -220,7 +212,7 @@ def describe_host(
         kernel=spec.kernel.vmlinuz, initramfs=spec.image.initramfs,
         cmdline=spec.cmdline(saved.token if saved else token),
         console=folder / "console.log",
-        disks=(Disk(spec.image.root, "root"), Disk(modules, "modules"), *spec.payload, *keys),
+        disks=(Disk(spec.image.root, "root"), modules, *spec.payload, *keys),
         viommu=spec.host.viommu, viommu_aw_bits=spec.host.viommu_aw_bits,
         device=spec.device.kind, bar=spec.device.bar,
         shm_names=tuple(f"{name}-{i}" for i in range(spec.device.count)),
@@ -263,11 +255,14 @@ def running_machine(
         ):
             (folder / "domain.xml").write_text(domain.xml() or xml)
             qemu = next(iter(qemu_processes([domain_spec.uuid])), 0)
-            kernel = KernelWatch(domain_spec.console, cpu_seconds=lambda: read_cpu_seconds(qemu))
+            console = Console(domain_spec.console)
+            kernel = KernelWatch(console, lambda: read_activity(qemu))
+            # whatever waits for the machine, libvirt included, sees its end
+            kernel.on_hang(lambda: end_machines([domain_spec.uuid]))
             with watching_kernel(kernel):
                 yield StartedVm(
-                    domain, Console(domain_spec.console), kernel, saved.token if saved else token,
-                    started, spec.accel, spec.host.cpus, _log(state, token), folder, domain_spec,
+                    domain, console, kernel, saved.token if saved else token, started,
+                    spec.accel, spec.host.cpus, _log(state, token), folder, domain_spec,
                 )  # fmt: skip
     finally:
         secret.unlink(missing_ok=True)
@@ -301,18 +296,22 @@ def proven_host(
     Raises BenchError if the machine hangs, cannot be reached by SSH or runs another kernel;
     ArmFailedError if the planned kernel panics or floods its console while it boots.
     """
-    wait_for_mark(machine, kernel, sshd_mark(machine.token), "sshd on the host", progress)
-    port = _forwarded_port(machine.domain)
     # keepalive messages would wake an exact host at times that depend on the runner
     keepalive = 0 if machine.accel == "exact" else 10
-    with connected(
-        "host", ("127.0.0.1", port), key=keys.runner, host_key=keys.host,
-        keepalive=keepalive,
-    ) as shell:  # fmt: skip
-        machine.kernel.on_hang(shell.drop)
-        boot_id = prove_kernel(shell, machine.token, kernel)
-        if machine.accel == "tcg" and not machine.description.restored:
-            _check_clock(shell, machine.started)
+    with contextlib.ExitStack() as stack:
+        with standstill_named(machine):
+            wait_for_mark(machine, kernel, sshd_mark(machine.token), "sshd on the host", progress)
+            port = _forwarded_port(machine.domain)
+            shell = stack.enter_context(
+                connected(
+                    "host", ("127.0.0.1", port), key=keys.runner, host_key=keys.host,
+                    keepalive=keepalive,
+                )
+            )  # fmt: skip
+            machine.kernel.on_hang(shell.drop)
+            boot_id = prove_kernel(shell, machine.token, kernel)
+            if machine.accel == "tcg" and not machine.description.restored:
+                _check_clock(shell, machine.started)
         ssh = write_client_config(
             machine.folder, port=port, key=keys.runner, host_key=keys.host, keepalive=keepalive
         )
@@ -320,13 +319,24 @@ def proven_host(
             yield VmHost(
                 shell=shell, release=kernel.release, kvm=False,
                 cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
-                kernel=machine.kernel, scratch=machine.folder, change=DirectChanges(shell),
-                vm=machine, ssh=ssh,
+                kernel=machine.kernel, scratch=machine.folder,
+                change=RememberedChanges(shell, PAYLOAD), vm=machine, ssh=ssh,
             ), boot_id  # fmt: skip
         finally:
             # libvirt sends SIGTERM first and waits 10 s, although a stopped QEMU cannot react
             if not shell.alive():
                 end_machines([machine.domain.uuid])
+
+
+@contextmanager
+def standstill_named(machine: StartedVm) -> Iterator[None]:
+    """If the block fails because the machine stands still, raise the error that says so."""
+    try:
+        yield
+    except BenchError as exc:
+        if (standstill := find_standstill(machine.kernel, machine.console)) is not None:
+            raise standstill from exc
+        raise
 
 
 def _check_clock(shell: Shell, started: float) -> None:
@@ -393,19 +403,6 @@ def _is_on_console(text: str, machine: StartedVm, kernel: KernelBundle) -> bool:
     return f"Linux version {kernel.release} " in text and machine.token in text
 
 
-def sshd_mark(token: str) -> re.Pattern[str]:
-    """Return the pattern of the line that the host's init prints once sshd listens. The boot's
-    token is in it, so no other line can be mistaken for it. The kernel may begin its next message
-    before the end of the line."""
-    return re.compile(rf"(?m)^barometer: sshd is up {token}(?:$|\[ *\d)")
-
-
-def start_failure(token: str) -> re.Pattern[str]:
-    """Return the pattern of the line in which the host's first program says why it cannot go on;
-    it is a printk message."""
-    return re.compile(rf"(?m)^(?:\[ *\d+\.\d+\](?:\[ *\w+\])? )?barometer: start: {token} (.*)$")
-
-
 def wait_for_mark(
     machine: StartedVm, kernel: KernelBundle, mark: re.Pattern[str], waiting_for: str,
     progress: Progress,
@@ -436,10 +433,8 @@ def wait_for_mark(
                 machine, "the host's kernel panicked before it was proven",
                 reason=Reason.UNPROVEN_PANIC,
             )  # fmt: skip
-        if (hung := machine.kernel.hung) is not None:
-            raise _host_error(
-                machine, f"the host hangs: {hung.message}", reason=Reason.HOST_HUNG_TASK
-            )
+        if (standstill := find_standstill(machine.kernel, machine.console)) is not None:
+            raise standstill
         if flood := console.flood:
             message = f"the host floods its console while it boots: {flood}"
             if _is_on_console(console.text(), machine, kernel):

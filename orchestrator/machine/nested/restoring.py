@@ -23,7 +23,13 @@ from orchestrator.formats.abi import IORESOURCE_WINDOW
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.host.host import RUN_AGAIN
 from orchestrator.machine.host.pci import parse_resources
-from orchestrator.machine.nested.nested import BootSpec, StartedVm, wait_for_mark
+from orchestrator.machine.nested.marks import ready_mark
+from orchestrator.machine.nested.nested import (
+    BootSpec,
+    StartedVm,
+    standstill_named,
+    wait_for_mark,
+)
 from orchestrator.machine.nested.saved import SavedFiles, SavedHost, SavedHosts, digest_modules
 from orchestrator.machine.runner.accel import Accel
 from orchestrator.machine.transport.answers import parsing
@@ -58,12 +64,6 @@ def can_plug(kernel: KernelBundle) -> bool:
     return kernel.config is not None and _HOTPLUG.search(kernel.config.read_text()) is not None
 
 
-def ready_mark(token: str) -> re.Pattern[str]:
-    """Return the pattern of the line that a host prints before it waits for its keys, with the
-    boot id."""
-    return re.compile(rf"(?m)^barometer: may be saved {token} ([0-9a-f-]{{36}})(?:$|\[ *\d)")
-
-
 @contextmanager
 def saving(
     machine: StartedVm, spec: BootSpec, keys: RunKeys, hosts: SavedHosts | None,
@@ -73,11 +73,12 @@ def saving(
     a function to call when the host is proven; unless that happens in the block, it counts as not
     saved. A host that cannot be saved is none the worse for it: only its boot raises errors, those
     of `proven_host`, and BenchError if nothing can be plugged into it."""
-    mark = wait_for_mark(
-        machine, spec.kernel, ready_mark(machine.token), "host that is ready for its keys",
-        progress,
-    )  # fmt: skip
-    plugging.suspend(machine.domain)
+    with standstill_named(machine):
+        mark = wait_for_mark(
+            machine, spec.kernel, ready_mark(machine.token), "host that is ready for its keys",
+            progress,
+        )  # fmt: skip
+        plugging.suspend(machine.domain)
     with contextlib.ExitStack() as stack:
         files: SavedFiles | None = None
         if hosts is not None:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.machine.nested.restoring import ready_mark
+from orchestrator.machine.nested.marks import ready_mark
 from orchestrator.machine.transport.keys import RunKeys, make_tar
 from tests.unit.agents.loading import agent
 

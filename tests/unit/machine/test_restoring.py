@@ -21,11 +21,11 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import charge, fault_of
 from orchestrator.evidence.layout import TrialWriter
-from orchestrator.evidence.manifest import RestoredRecord
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.nested import restoring, sharing
+from orchestrator.machine.nested.marks import ready_mark
 from orchestrator.machine.nested.nested import BootSpec, StartedVm, describe_host
-from orchestrator.machine.nested.restoring import can_plug, ready_mark, saving
+from orchestrator.machine.nested.restoring import can_plug, saving
 from orchestrator.machine.nested.saved import SavedHost, SavedHosts
 from orchestrator.machine.nested.sharing import HostPool, NestedMachine, _is_restorable
 from orchestrator.machine.runner.accel import Accel
@@ -36,6 +36,7 @@ from orchestrator.machine.transport.shell import Completed, Shell
 from orchestrator.machine.vm.domain import Disk
 from orchestrator.machine.vm.hypervisor import Connection
 from orchestrator.scenario.vocabulary import ARMS
+from tests.unit.manifests import facts_of
 from tests.unit.scenarios import scenario
 
 TOKEN, BOOT_ID = "0123456789ab", "58dcfb39-ced9-403f-9b65-0cae6c414847"
@@ -362,7 +363,7 @@ class PoolLab:
         self, *, saves: bool = True, restores: bool = True, raises: BaseException | None = None,
         **how: Any,
     ) -> TrialWriter:  # fmt: skip
-        trial = TrialWriter(self.folder / "trial", {})
+        trial = TrialWriter(self.folder / "trial", facts_of())
         pool = HostPool(
             cast(BenchState, SimpleNamespace(token="0f0f", folder=self.folder)),
             cast(Connection, self.libvirt), cast(SavedHosts, self.hosts),
@@ -381,7 +382,7 @@ def pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PoolLab:
     return PoolLab(tmp_path, monkeypatch)
 
 
-FIRST = {"arm": "candidate", "pair": 1}
+FIRST: dict[str, Any] = {"arm": "candidate", "pair": 1}
 BOOTED = ["start", "save", "prove", "keep", "devices", "prepare", "end"]
 RESTORED = ["start paused", "restore", "prove", "mount", "devices", "prepare", "end"]
 
@@ -389,12 +390,13 @@ RESTORED = ["start paused", "restore", "prove", "mount", "devices", "prepare", "
 def test_saved_host_is_restored_and_proven_and_that_is_recorded(pool: PoolLab) -> None:
     trial = pool.trial()
     assert pool.log == RESTORED
-    record = RestoredRecord.model_validate(trial.manifest["host_restored"])
+    record = trial.manifest.host_restored
+    assert record is not None
     assert (record.digest, record.booted) == ("5eed", pool.saved.booted)
-    assert trial.manifest["boot_id"] == BOOT_ID
-    assert trial.manifest["token"] == TOKEN
-    assert f"barometer.token={TOKEN} " in trial.manifest["host_cmdline"]
-    assert not trial.manifest.keys() & {"host_boot_seconds", "host_session_seconds"}
+    assert trial.manifest.boot_id == BOOT_ID
+    assert trial.manifest.token == TOKEN
+    assert f"barometer.token={TOKEN} " in (trial.manifest.host_cmdline or "")
+    assert trial.manifest.host_boot_seconds is trial.manifest.host_session_seconds is None
     assert (trial.host / "console.log").read_text() == "restored\n"
     assert pool.hosts.removed == []
 
@@ -403,8 +405,8 @@ def test_host_of_which_none_was_saved_is_booted_and_saved(pool: PoolLab) -> None
     pool.hosts.saved = None
     trial = pool.trial()
     assert pool.log == BOOTED
-    assert "host_restored" not in trial.manifest
-    assert trial.manifest["host_boot_seconds"] >= 0
+    assert trial.manifest.host_restored is None
+    assert trial.manifest.host_boot_seconds is not None
 
 
 def test_only_what_may_be_restored_is(pool: PoolLab) -> None:
@@ -438,11 +440,13 @@ def test_machine_asks_for_what_the_scenario_says(
         seen.append((saves, restores))
         yield
 
-    machine = NestedMachine.of(chosen, cast(HostPool, SimpleNamespace(boot=boot)))
+    machine = NestedMachine.of(
+        chosen.host, chosen.device, cast(HostPool, SimpleNamespace(boot=boot))
+    )
     spec = spec_in(tmp_path)
     machine._kernels = {"candidate": spec.kernel}
     machine._images = {"candidate": spec.image}
-    trial = TrialWriter(tmp_path / "trial", FIRST)
+    trial = TrialWriter(tmp_path / "trial", facts_of(**FIRST))
     with machine.boot("candidate", (), trial, progress=Progress(), with_libvirt=False):
         pass
     assert seen == [asked]
@@ -456,9 +460,9 @@ def test_host_that_cannot_be_restored_is_booted_instead(
     trial = pool.trial()
     assert pool.log[-len(BOOTED) :] == BOOTED
     assert pool.hosts.removed == [pool.saved]
-    assert "host_restored" not in trial.manifest
-    assert trial.manifest["token"] != TOKEN
-    assert f"barometer.token={trial.manifest['token']} " in trial.manifest["host_cmdline"]
+    assert trial.manifest.host_restored is None
+    assert trial.manifest.token != TOKEN
+    assert f"barometer.token={trial.manifest.token} " in (trial.manifest.host_cmdline or "")
     assert (trial.host / "console.log").read_text() == "booted\n"
     assert "host: not restored, so it is booted: QEMU refused" in capsys.readouterr().err
 
@@ -514,13 +518,14 @@ def test_restored_host_must_be_in_the_boot_that_was_saved(pool: PoolLab) -> None
         (FIRST, "", True), (FIRST | {"arm": "baseline"}, "", True),
         (FIRST | {"pair": 2}, "", False),  # a second host of one boot is no second sample
         (FIRST | {"arm": "control"}, "", False), (FIRST | {"arm": "warm-up"}, "", False),
-        (FIRST | {"repeated": [{}]}, "", False), (FIRST, "host-boot", False), ({}, "", False),
+        (FIRST | {"repeated": ["host-crash"]}, "", False), (FIRST, "host-boot", False),
+        (FIRST | {"pair": 0}, "", False),
     ],
 )  # fmt: skip
 def test_first_attempt_at_an_arms_first_trial_may_be_restored(
     tmp_path: Path, facts: dict[str, Any], last_stage: str, is_one: bool
 ) -> None:
-    trial = TrialWriter(tmp_path / "trial", facts)
+    trial = TrialWriter(tmp_path / "trial", facts_of(**facts))
     trial.last_stage = last_stage
     assert _is_restorable(trial) == is_one
 
@@ -539,7 +544,8 @@ def test_devices_are_plugged_in_where_maps_are_counted_exactly(
 ) -> None:
     (tmp_path / "config").write_text("CONFIG_HOTPLUG_PCI_PCIE=y\n")
     chosen = scenario(*overrides)
-    machine = NestedMachine.of(chosen)
+    machine = NestedMachine.of(chosen.host, chosen.device)
+    machine._boots_guests = chosen.workload == "guest-boot"  # as `provide` sets it
     machine.choose_accel()
     spec = spec_in(tmp_path)
     machine._kernels = {"baseline": replace(spec.kernel, config=tmp_path / "config")}
@@ -551,7 +557,8 @@ def test_devices_are_plugged_in_where_maps_are_counted_exactly(
 
 def test_devices_are_plugged_into_both_arms_hosts_or_into_none(tmp_path: Path) -> None:
     (tmp_path / "config").write_text("CONFIG_HOTPLUG_PCI_PCIE=y\n")
-    machine = NestedMachine.of(scenario("workload=map", "host.accel=exact"))
+    chosen = scenario("workload=map", "host.accel=exact")
+    machine = NestedMachine.of(chosen.host, chosen.device)
     machine.choose_accel()
     spec = spec_in(tmp_path)
     machine._images = {"baseline": spec.image, "candidate": spec.image}
