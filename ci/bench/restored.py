@@ -135,7 +135,7 @@ def main() -> None:
         libvirt = stack.enter_context(
             hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt"))
         )
-        pool = HostPool(state, libvirt, SavedHosts(cache, libvirt.version))
+        pool = HostPool(state, libvirt, SavedHosts(cache, libvirt))
         more = (options.overrides, folder, state, libvirt, pool, cache)
         booted, restored = Hosts("never", *more), Hosts("auto", *more)
         # the first may be booted, to be saved

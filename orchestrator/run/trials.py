@@ -197,7 +197,7 @@ def taken_machine(host: HostSpec, device: Device, purpose: str, here: Runner) ->
         with metal.leased_machine(host, device, purpose, scratch, here.progress) as machine:
             yield machine
     else:
-        saved = SavedHosts(here.cache, here.libvirt.version)
+        saved = SavedHosts(here.cache, here.libvirt)
         with contextlib.closing(HostPool(here.state, here.libvirt, saved)) as pool:
             yield NestedMachine.of(host, device, pool)
 

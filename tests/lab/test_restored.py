@@ -55,7 +55,7 @@ def test_restored_host_counts_the_same_as_one_that_booted(
     cache, (state, libvirt) = Cache(), shared
     rows: list[Row] = []
     with contextlib.closing(
-        HostPool(state, libvirt, SavedHosts(cache, libvirt.version))
+        HostPool(state, libvirt, SavedHosts(cache, libvirt))
     ) as pool:  # fmt: skip
         more = ([SMALL], tmp_path, state, libvirt, pool, cache)
         booted, restored = Hosts("never", *more), Hosts("auto", *more)

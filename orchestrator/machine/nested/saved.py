@@ -12,7 +12,7 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -26,6 +26,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.formats.units import GIB
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.vm.domain import Disk, HostDomain, host_xml
+from orchestrator.machine.vm.hypervisor import Connection
 from orchestrator.scenario.machines import EmulatedDevice, NestedHost
 
 _KIND = "hosts"
@@ -106,14 +107,13 @@ class SavedFiles:
 class SavedHosts:
     """The saved hosts of this user, for the QEMU and the CPU of this machine."""
 
-    def __init__(self, cache: Cache, versions: Callable[[], Mapping[str, str]]) -> None:
-        """`versions` returns those of QEMU and libvirt."""
-        self._cache, self._versions = cache, versions
+    def __init__(self, cache: Cache, libvirt: Connection) -> None:
+        self._cache, self._libvirt = cache, libvirt
 
     @cached_property
     def _runner(self) -> dict[str, Any]:
         """What of this machine a boot depends on."""
-        return {"versions": dict(self._versions()), "qemu": _read_qemu(), "cpu": _read_cpu()}
+        return {"versions": self._libvirt.version(), "qemu": _read_qemu(), "cpu": _read_cpu()}
 
     def find(self, domain: HostDomain, kernel: KernelBundle) -> SavedHost | None:
         """Return a saved host that a boot of `domain` with this kernel would lead to; None if

@@ -103,7 +103,8 @@ class SaveLab:
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.spec = spec_in(folder)
         self.folder = folder
-        self.hosts = SavedHosts(Cache(folder / "cache"), dict)
+        libvirt = cast(Connection, SimpleNamespace(version=dict))
+        self.hosts = SavedHosts(Cache(folder / "cache"), libvirt)
         state = cast(BenchState, SimpleNamespace(token="0f0f", folder=folder))
         self.description = describe_host(self.spec, TOKEN, state)
         (folder / TOKEN).mkdir()

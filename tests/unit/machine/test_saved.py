@@ -8,7 +8,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -19,12 +20,17 @@ from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.nested import saved as room
 from orchestrator.machine.nested.saved import SavedHost, SavedHosts, reserve_space
 from orchestrator.machine.vm.domain import Disk, HostDomain
+from orchestrator.machine.vm.hypervisor import Connection
 from orchestrator.scenario.machines import EmulatedDevice, NestedHost
 
 VERSIONS = {"qemu": "10.0.2", "libvirt": "11.3.0"}
 BOOT = {"token": "0123456789ab", "boot_id": "58dcfb39-ced9-403f-9b65-0cae6c414847"}
 NOT_OF_A_BOOT = {"name", "uuid", "console", "shm_names", "bar", "device", "restored"}
 """Parts of a domain that differ between boots of one host, or are plugged in later."""
+
+
+def libvirt(versions: dict[str, str]) -> Connection:
+    return cast(Connection, SimpleNamespace(version=lambda: versions))
 
 
 class Lab:
@@ -50,7 +56,7 @@ class Lab:
             shm_names=("barometer-1-0",), reserve=64 * GIB,
         )  # fmt: skip
         self.cache = Cache(folder / "cache")
-        self.hosts = SavedHosts(self.cache, lambda: VERSIONS)
+        self.hosts = SavedHosts(self.cache, libvirt(VERSIONS))
 
     def save(self, loaded: tuple[str, ...] = ("overlay",)) -> None:
         with self.hosts.saving(self.domain) as files:
@@ -188,7 +194,7 @@ def test_other_arm_with_a_disk_of_its_own_finds_the_same_host(lab: Lab) -> None:
 
 @pytest.mark.parametrize("versions", [{**VERSIONS, "qemu": "10.0.3"}, {}])
 def test_other_emulator_finds_nothing(lab: Lab, versions: dict[str, str]) -> None:
-    assert SavedHosts(lab.cache, lambda: versions).find(lab.domain, lab.kernel) is None
+    assert SavedHosts(lab.cache, libvirt(versions)).find(lab.domain, lab.kernel) is None
 
 
 def test_rebuilt_emulator_of_the_same_version_finds_nothing(
@@ -199,7 +205,7 @@ def test_rebuilt_emulator_of_the_same_version_finds_nothing(
     emulator.write_text("rebuilt")
     emulator.chmod(0o755)
     monkeypatch.setenv("PATH", f"{emulator.parent}:{os.environ['PATH']}")
-    assert SavedHosts(lab.cache, lambda: VERSIONS).find(lab.domain, lab.kernel) is None
+    assert SavedHosts(lab.cache, libvirt(VERSIONS)).find(lab.domain, lab.kernel) is None
 
 
 def test_other_cpu_finds_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +213,7 @@ def test_other_cpu_finds_nothing(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> N
     assert "flags" in flags
     assert "MHz" not in flags  # it changes all the time
     monkeypatch.setattr(room, "_read_cpu", lambda: flags.replace("sse2", ""))
-    assert SavedHosts(lab.cache, lambda: VERSIONS).find(lab.domain, lab.kernel) is None
+    assert SavedHosts(lab.cache, libvirt(VERSIONS)).find(lab.domain, lab.kernel) is None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({**BOOT, "modules": 1})])
