@@ -245,6 +245,8 @@ class HostPool:
                     )
                 )  # fmt: skip
             except RestoreError as exc:
+                if self._libvirt.stopped.is_set():  # an interrupt ended it
+                    raise
                 self._saved.remove(saved)
                 progress.note(f"host: not restored, so it is booted: {exc}")
                 trial.record(token=token, host_cmdline=spec.cmdline(token))

@@ -506,6 +506,16 @@ def test_interrupt_is_no_reason_against_a_saved_host(pool: PoolLab) -> None:
     assert pool.hosts.removed == []
 
 
+@pytest.mark.parametrize("step", ["start paused", "restore"])
+def test_interrupted_restore_is_no_reason_against_a_saved_host(pool: PoolLab, step: str) -> None:
+    pool.refusing[step] = BenchError("QEMU is gone", reason=Reason.MONITOR)
+    pool.stopped = True
+    with pytest.raises(BenchError, match="QEMU is gone"):
+        pool.trial()
+    assert pool.hosts.removed == []
+    assert "start" not in pool.log
+
+
 def test_restored_host_must_be_in_the_boot_that_was_saved(pool: PoolLab) -> None:
     pool.boot_id = BOOT_ID.replace("58", "59")
     with pytest.raises(BenchError, match=BOOT_ID) as caught:
