@@ -120,14 +120,16 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 @contextlib.contextmanager
 def running(out: Path) -> Iterator[subprocess.Popen[bytes]]:
     words = [word for override in (*MEASURED, SMALL) for word in ("--set", override)]
-    with subprocess.Popen(
+    log = out.with_suffix(".log")
+    with log.open("wb") as file, subprocess.Popen(
         [BAROMETER, "run", str(SCENARIO), "--out", str(out), *words],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL, stderr=file,
     ) as process:  # fmt: skip
         try:
             yield process
         finally:
             process.kill()
+            print(log.read_text())
 
 
 @pytest.mark.full

@@ -87,9 +87,7 @@ def rebuild_modules(kernel: ModuleKernel, cache: Cache, progress: Progress) -> K
     swapped, index = facts.pop("swapped"), facts.pop("index")
     provenance = {"from": str(kernel), "package": stock.provenance,
                   "series": series_facts(changed.patches)}  # fmt: skip
-    return replace(
-        package.bundle_at(place, {**facts, **provenance}), swapped=swapped, index=index
-    )
+    return replace(package.bundle_at(place, {**facts, **provenance}), swapped=swapped, index=index)
 
 
 class _Changed:

@@ -106,9 +106,7 @@ def booted_host(
         keep: Callable[[Shell], None] = lambda _shell: None  # noqa: E731
         try:
             machine = stack.enter_context(
-                running_machine(
-                    spec, token, keys=keys, state=state, libvirt=libvirt, saved=saved
-                )
+                running_machine(spec, token, keys=keys, state=state, libvirt=libvirt, saved=saved)
             )
             if saved is not None:
                 restore(machine, spec, keys, saved)
@@ -123,9 +121,7 @@ def booted_host(
                 proven_host(machine, spec.kernel, keys=keys, progress=progress)
             )
             keep(host.shell)
-        boot = HostBoot(
-            spec, token, boot_id, time.monotonic() - machine.started, host, saved, {}
-        )
+        boot = HostBoot(spec, token, boot_id, time.monotonic() - machine.started, host, saved, {})
         _record(trial, boot, shared=shared)
         if saved is not None:
             _prove_boot(boot, saved)

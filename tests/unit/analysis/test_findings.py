@@ -401,7 +401,11 @@ def test_every_finding_is_provoked_and_ok_on_the_server() -> None:
     written = {
         name
         for module in (
-            checks_boot, checks_measurement, checks_passthrough, checks_restore, checks_runner,
+            checks_boot,
+            checks_measurement,
+            checks_passthrough,
+            checks_restore,
+            checks_runner,
         )
         for name in re.findall(
             r'Finding\(\s*"([\w-]+)"', Path(str(module.__file__)).read_text("utf-8")

@@ -176,17 +176,16 @@ def test_host_that_is_never_proven_is_not_saved(saves: SaveLab) -> None:
         domain=FakeDomain(), description=saves.description, token=TOKEN,
         console=SimpleNamespace(path=saves.description.console), folder=saves.folder / TOKEN,
     )  # fmt: skip
-    with contextlib.suppress(ArmFailedError), saving(
-        cast(StartedVm, machine), saves.spec, RunKeys.make(), saves.hosts, Progress()
+    with (
+        contextlib.suppress(ArmFailedError),
+        saving(cast(StartedVm, machine), saves.spec, RunKeys.make(), saves.hosts, Progress()),
     ):
         raise PANIC
     assert saves.find() is None
     assert not [*saves.folder.glob("cache/hosts/.*")]
 
 
-def test_devices_of_the_other_kind_are_plugged_in_by_qemu(
-    saves: SaveLab, tmp_path: Path
-) -> None:
+def test_devices_of_the_other_kind_are_plugged_in_by_qemu(saves: SaveLab, tmp_path: Path) -> None:
     saves.spec = spec_in(tmp_path, "device.kind=pci-testdev", "device.count=2")
     domain = FakeDomain()
     saves.save(domain)

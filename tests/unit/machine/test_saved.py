@@ -252,9 +252,7 @@ def test_nothing_is_saved_where_it_may_not_fit(
 ) -> None:
     lab = Lab(tmp_path)
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(
-        shutil, "disk_usage", lambda _: usage._replace(free=lab.domain.memory - 1)
-    )
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=lab.domain.memory - 1))
     with lab.hosts.saving(lab.domain) as files:
         assert files is None
     assert not [*tmp_path.glob("cache/hosts/*/")]
