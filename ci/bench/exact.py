@@ -24,7 +24,7 @@ TOP = Path(__file__).parents[2]
 DEFAULT = [
     str(TOP / "fixtures/scenarios/map-exact.toml"), "--pairs", "3",
     "--set", 'map.sizes=["full"]', "--set", "map.repeats=3", "--set", 'trace.passes=["plain"]',
-    "--set", "expect={}",
+    "--set", "expect={}", "--set", 'host.restore="never"',
 ]  # fmt: skip
 
 

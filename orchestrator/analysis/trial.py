@@ -36,7 +36,7 @@ from orchestrator.base.errors import EvidenceError
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import Attempt, Charge
 from orchestrator.evidence.layout import MANIFEST, TrialDir
-from orchestrator.evidence.manifest import Ended, GuestRecord
+from orchestrator.evidence.manifest import Ended, GuestRecord, RestoredRecord
 from orchestrator.evidence.maps import MapRecord
 from orchestrator.formats.abi import IORESOURCE_UNSET, PAGE
 from orchestrator.scenario.vocabulary import ArmName, Metric, Role, metric_at
@@ -86,6 +86,10 @@ class TrialResult:
     them."""
     pair: int = 0
     """Number of the trial's pair in the plan."""
+    boot_id: str = ""
+    """Boot of the host's kernel, if it was proven."""
+    restored: RestoredRecord | None = None
+    """Saved host that the trial's host was restored from; None if it was booted."""
     conditions: dict[str, str] = field(default_factory=dict)
     """Conditions under which the trial ran, as far as the evidence has them."""
     started: str = ""
@@ -131,6 +135,8 @@ def read_result(trial: TrialDir) -> TrialResult:
         result,
         repeated=manifest.repeated_attempts(),
         pair=manifest.pair,
+        boot_id=manifest.boot_id or "",
+        restored=manifest.host_restored,
         conditions=conditions,
         started=datetime.fromisoformat(manifest.started)
         .astimezone(UTC)
@@ -202,9 +208,11 @@ def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings
     samples: dict[Metric, list[float]] = {}
     levels: list[Level] = []
     timelines: list[Timeline] = []
-    # A host's boot is no sample in three cases. On an exact host it is the time of a busy runner,
-    # on a metal host the time of a kexec, and a boot that trials share belongs to no single trial.
-    is_own = manifest.is_nested and manifest.host_session_seconds is None
+    # A host's boot is no sample in four cases. On an exact host it is the time of a busy runner,
+    # on a metal host the time of a kexec, a boot that trials share belongs to no single trial, and
+    # a restored host did not boot.
+    has_own = manifest.host_session_seconds is None and manifest.host_restored is None
+    is_own = manifest.is_nested and has_own
     if is_own and manifest.accel != "exact":
         if manifest.host_boot_seconds is None:
             raise EvidenceError(

@@ -17,7 +17,9 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,29 @@ def default_root() -> Path:
     """Return BAROMETER_CACHE, or the user's cache folder."""
     folder = os.environ.get("BAROMETER_CACHE")
     return Path(folder).absolute() if folder else user_cache_path("barometer")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """An entry that is not complete yet."""
+
+    folder: Path
+    """Private folder with the content."""
+    place: Path
+    key: Mapping[str, Any]
+
+    def keep(self) -> None:
+        """Make the content the entry. It cannot be changed after that."""
+        files = {}
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file() and not path.is_symlink():
+                # read-only: a run that writes into the cache is a mistake of ours
+                path.chmod(path.stat().st_mode & ~0o222)
+                name = path.relative_to(self.folder).as_posix()
+                files[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
+        (self.folder / ENTRY).write_text(json.dumps({"key": self.key, "files": files}, indent=1))
+        (self.folder / VERIFIED).write_text(json.dumps(_stamps(self.folder, files)))
+        self.folder.rename(self.place)
 
 
 class Cache:
@@ -89,20 +114,82 @@ class Cache:
                     return place
                 _log.warning("cache: %s is damaged (%s); building it again", place, wrong)
                 _remove_entry(place)
-            self._sweep(kind, digest)
-            beside = Path(tempfile.mkdtemp(prefix=f".{digest}.", dir=place.parent))
-            try:
-                build(beside)
-                self._seal(beside, key)
-                beside.rename(place)
-            except OSError as exc:
-                # shutil.Error, which collects the errors of a whole tree, has no errno
-                if exc.errno in NO_SPACE or is_full(str(exc)):
-                    raise disk_full(self.root) from exc
-                raise
-            finally:
-                remove_tree(beside)
+            with self._draft(place, key) as draft:
+                build(draft.folder)
+                draft.keep()
         return place
+
+    def find(self, kind: str, key: Mapping[str, Any]) -> Path | None:
+        """Return the folder of the entry for `key`, which counts as used now. None if there is no
+        such entry, or a damaged one."""
+        place = self.root / kind / digest_of(key)
+        if not place.is_dir():
+            return None
+        if (wrong := self._damage(place)) is not None:
+            _log.warning("cache: %s is damaged (%s)", place, wrong)
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            os.utime(place)
+        return place
+
+    @contextlib.contextmanager
+    def draft(self, kind: str, key: Mapping[str, Any]) -> Iterator[Draft | None]:
+        """Yield a folder to fill, which becomes the entry for `key` when it is kept; it is removed
+        if the block ends before. Yield None if there is an entry already, or if somebody else is
+        at work on it."""
+        digest = digest_of(key)
+        place = self.folder(kind) / digest
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(self.lock(f"{kind}/{digest}").acquire(timeout=0))
+            except Timeout:
+                yield None
+                return
+            if os.path.lexists(place):
+                if self._damage(place) is None:
+                    yield None
+                    return
+                _remove_entry(place)
+            yield stack.enter_context(self._draft(place, key))
+
+    @contextlib.contextmanager
+    def _draft(self, place: Path, key: Mapping[str, Any]) -> Iterator[Draft]:
+        """Yield a draft beside the entry's place. The caller holds the lock. Raises BenchError if
+        the disk is full."""
+        self._sweep(place.parent.name, place.name)
+        beside = Path(tempfile.mkdtemp(prefix=f".{place.name}.", dir=place.parent))
+        try:
+            yield Draft(beside, place, key)
+        except OSError as exc:
+            # shutil.Error, which collects the errors of a whole tree, has no errno
+            if exc.errno in NO_SPACE or is_full(str(exc)):
+                raise disk_full(self.root) from exc
+            raise
+        finally:
+            remove_tree(beside)
+
+    def remove(self, place: Path) -> None:
+        """Remove an entry, unless somebody is at work on it. Never raises: what cannot be removed
+        is removed when the entry is made anew."""
+        lock = self.lock(f"{place.parent.name}/{place.name}")
+        with contextlib.suppress(Timeout, OSError), lock.acquire(timeout=0):
+            _remove_entry(place)
+
+    def evict(self, kind: str, seconds: float, most: int) -> None:
+        """Remove the entries that have not been used for so long, and then the ones that were used
+        longest ago, until no more than `most` bytes are left."""
+        used: dict[Path, tuple[float, int]] = {}
+        for place in self.folder(kind).glob("[!.]*/"):
+            with contextlib.suppress(OSError):  # another run removes it
+                size = sum(path.stat().st_size for path in place.rglob("*"))
+                used[place] = (place.stat().st_mtime, size)
+        left = sum(size for _, size in used.values())
+        for place in sorted(used, key=lambda place: used[place][0]):
+            when, size = used[place]
+            if left <= most and time.time() - when <= seconds:
+                return
+            self.remove(place)
+            left -= size
 
     def _sweep(self, kind: str, digest: str) -> None:
         """Remove what a killed build of this entry left. The caller holds the lock, so nobody
@@ -118,17 +205,6 @@ class Cache:
             with contextlib.suppress(Timeout), lock.acquire(timeout=0):
                 remove_tree(left)
                 yield left
-
-    def _seal(self, folder: Path, key: Mapping[str, Any]) -> None:
-        files = {}
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and not path.is_symlink():
-                # read-only: a run that writes into the cache is a mistake of ours
-                path.chmod(path.stat().st_mode & ~0o222)
-                name = path.relative_to(folder).as_posix()
-                files[name] = {"size": path.stat().st_size, "sha256": sha256_file(path)}
-        (folder / ENTRY).write_text(json.dumps({"key": key, "files": files}, indent=1))
-        (folder / VERIFIED).write_text(json.dumps(_stamps(folder, files)))
 
     def _damage(self, place: Path) -> str | None:
         """Return what is wrong with an entry, or None."""
@@ -149,6 +225,12 @@ class Cache:
         if changed:
             (place / VERIFIED).write_text(json.dumps(now))
         return None
+
+
+def recorded_sha256(path: Path) -> str:
+    """Return the sha256 of a file. That of a file in a cache is recorded in its entry."""
+    files = _object_in(path.parent / ENTRY).get("files", {})
+    return str(files[path.name]["sha256"]) if path.name in files else sha256_file(path)
 
 
 def _object_in(path: Path) -> dict[str, Any]:
@@ -202,7 +284,7 @@ def disk_full(place: Path) -> BenchError:
 
 def _stamps(folder: Path, files: Mapping[str, Any]) -> dict[str, list[int]]:
     stamps = {}
-    for name in files:
-        stat = (folder / name).lstat()
+    for name in files:  # a kernel's headers are 10000 files: pathlib would take most of the time
+        stat = os.lstat(f"{folder}/{name}")
         stamps[name] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
     return stamps

@@ -311,6 +311,7 @@ class Reason(StrEnum):
         "install it as the message says")
     EXACT_CRAWL = "exact-crawl", _MADE, "the clock of an emulated host all but stood still", _AGAIN
     HOST_CLOCK = "host-clock", _MADE, "the clock of an emulated host runs too fast", _AGAIN
+    RESTORED_HOST = "restored-host", _MADE, "a trial on a restored host failed", _AGAIN
     HOST_TIMERS = "host-timers", _MADE, "the timers of a host's CPU no longer fire", _AGAIN
     # the host and its kernel
     HOST_START = "host-start", _MADE, "the first program of the host's image failed", _HOST
@@ -455,6 +456,7 @@ class Reason(StrEnum):
         "a trial lacks what its conditions are compared by"), _REDO
     SETTINGS_NOT_PROVEN = "settings-not-proven", _JUDGE, (
         "a trial does not prove its arm's settings"), _REDO
+    SAME_BOOT = "same-boot", _JUDGE, "two trials of a kernel have copies of one host", _REDO
     CLOCK_JUMP = "clock-jump", _JUDGE, "two clocks of the host drifted apart in a boot", (
         "use a stable clock source")
     NO_MARK = "no-mark", _JUDGE, "a guest's boot has no mark", _REDO

@@ -78,6 +78,9 @@ _DIFFERENT: Mapping[Reason, Fault] = {
     Reason.HOST_STOPPED: Fault("bench", Reason.HOST_STOPPED.meaning, comes_and_goes=True),
     Reason.EXACT_CRAWL: Fault("bench", Reason.EXACT_CRAWL.meaning, comes_and_goes=True),
     Reason.HOST_CLOCK: Fault("bench", Reason.HOST_CLOCK.meaning, comes_and_goes=True),
+    Reason.RESTORED_HOST: Fault(
+        "bench", "a kernel is blamed only on a host that it has booted", comes_and_goes=True
+    ),
     Reason.GUEST_PANIC: Fault("undecided", "its kernel is the same in both arms"),
     Reason.GUEST_NO_TIMER: Fault(
         "undecided",

@@ -135,6 +135,17 @@ class ReportRecord(Evidence):
     """Time on the kernel's clock."""
 
 
+class RestoredRecord(Evidence):
+    """The saved host that a trial's host was restored from."""
+
+    digest: str
+    """Digest of what its boot depended on."""
+    booted: Time
+    """Time of its boot, which was proven then."""
+    seconds: Seconds
+    """Time from the start of QEMU until the restored host was proven."""
+
+
 class HostKindFacts(TypedDict, total=False):
     """Keys of TrialFacts that only nested hosts have."""
 
@@ -231,6 +242,8 @@ class Manifest(TrialFacts):
     """Time of the host's boot up to SSH, if no other trial shares the boot."""
     host_session_seconds: Seconds | None = None
     """The same of a boot that trials share."""
+    host_restored: RestoredRecord | None = None
+    """Saved host that the trial's host was restored from; missing if it was booted."""
     host_left: tuple[str, ...] | None = None
     """What differed on a shared host after the trial, so that it was ended."""
     guest_accel: Literal["kvm", "tcg"] | None = None

@@ -17,6 +17,8 @@ IORESOURCE_MEM, IORESOURCE_PREFETCH, IORESOURCE_MEM_64 = 0x200, 0x2000, 0x100000
 """Flags for the kind of a BAR (include/linux/ioport.h)."""
 IORESOURCE_UNSET = 0x20000000
 """Flag of a BAR that has a size but no address (include/linux/ioport.h)."""
+IORESOURCE_WINDOW = 0x200000
+"""Flag of a bridge's window (include/linux/ioport.h)."""
 VM_FAULT_NOPAGE = 0x100
 """Result of a fault that installed a mapping (include/linux/mm_types.h)."""
 

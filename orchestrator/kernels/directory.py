@@ -9,7 +9,8 @@ from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ScenarioError
 from orchestrator.base.hashing import digest_of, sha256_file
 from orchestrator.base.reasons import Reason
-from orchestrator.kernels.debian.package import bundle_at, index_modules
+from orchestrator.kernels.debian.index import index_modules
+from orchestrator.kernels.debian.package import bundle_at
 from orchestrator.kernels.image.bundle import KernelBundle, release_in
 from orchestrator.scenario.kernel_forms import DirKernel
 

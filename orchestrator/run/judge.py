@@ -17,6 +17,7 @@ from orchestrator.analysis.boot.boot import read_timelines
 from orchestrator.analysis.boot.timeline import Timeline
 from orchestrator.analysis.conditions.conditions import compare_conditions, is_recorded_in_all
 from orchestrator.analysis.conditions.variable import find_variable
+from orchestrator.analysis.copies import count_copies_once
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.analysis.verdict.across import SavedRun, compare_runs, plan_across
 from orchestrator.analysis.verdict.comparison import (
@@ -207,7 +208,7 @@ def read_saved_run(run: RunDir) -> SavedRun:
         same = distinct.setdefault(tuple(result.conditions.items()), result.conditions)
         results.append(replace(result, conditions=same))
     configs = {arm: run.config(arm) for arm in ARMS}
-    return SavedRun(str(run.path), scenario, plan, tuple(results), configs)
+    return SavedRun(str(run.path), scenario, plan, tuple(count_copies_once(results)), configs)
 
 
 def _judge_trial(trial: TrialDir, plan: Plan) -> TrialResult:

@@ -31,6 +31,7 @@ from orchestrator.evidence.manifest import Ended
 from orchestrator.formats.units import GIB
 from orchestrator.machine.host.machine import Machine
 from orchestrator.machine.metal import metal
+from orchestrator.machine.nested.saved import SavedHosts
 from orchestrator.machine.nested.sharing import HostPool, NestedMachine
 from orchestrator.machine.runner.accel import Accel
 from orchestrator.machine.runner.state import BenchState, bench_state
@@ -196,7 +197,8 @@ def taken_machine(host: HostSpec, device: Device, purpose: str, here: Runner) ->
         with metal.leased_machine(host, device, purpose, scratch, here.progress) as machine:
             yield machine
     else:
-        with contextlib.closing(HostPool(here.state, here.libvirt)) as pool:
+        saved = SavedHosts(here.cache, here.libvirt)
+        with contextlib.closing(HostPool(here.state, here.libvirt, saved)) as pool:
             yield NestedMachine.of(host, device, pool)
 
 

@@ -82,6 +82,9 @@ class NestedHost(HostRules):
     """true: the host boots anew for each trial. false: consecutive trials of one arm share a boot,
     as on a metal host; this is faster, but the reported p is too low. Guest boots with accel exact
     need true."""
+    restore: Literal["auto", "never"] = "auto"
+    """auto: if maps are counted on exact hosts, the host of an arm's first trial is restored from
+    one that was saved when it was booted before. never: every host boots."""
 
     @model_validator(mode="before")
     @classmethod

@@ -5,6 +5,7 @@ repeat that would follow is left out, except for one kind."""
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -144,16 +145,16 @@ def test_hosts_qemu_is_stopped_while_the_host_boots(
     one_trial: RunOne, provoked: Provoked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A host whose console is silent would be given up after 90 s only."""
-    wait_for_sshd = nested._wait_for_sshd
+    wait_for_mark = nested.wait_for_mark
 
-    def stop(machine: StartedVm, *more: Any) -> None:
+    def stop(machine: StartedVm, *more: Any) -> re.Match[str]:
         until(lambda: machine.console.size() or None, within=60, waiting_for="the first line")
         provoked.at = time.monotonic()
         to_qemu(signal.SIGSTOP)
-        wait_for_sshd(machine, *more)
+        return wait_for_mark(machine, *more)
 
     provoked("never", "")
-    monkeypatch.setattr(nested, "_wait_for_sshd", stop)
+    monkeypatch.setattr(nested, "wait_for_mark", stop)
     outcome = one_trial(PLAIN, QUIET)
     assert attempts(outcome) == [("host-stopped", "bench")]
     assert outcome.result.stage == "host-boot"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -11,8 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from orchestrator.base.cache import ENTRY, Cache
+from orchestrator.base.cache import ENTRY, Cache, recorded_sha256
 from orchestrator.base.errors import BenchError
 from orchestrator.base.hashing import digest_of, sha256_file
 
@@ -211,3 +214,109 @@ def test_another_run_at_work_is_said_and_waited_for(
     assert order == ["first", "second"]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert str(tmp_path / "worktrees/a") in caplog.text
+
+
+def test_draft_is_no_entry_until_it_is_kept(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    with cache.draft("things", KEY) as draft:
+        assert draft is not None
+        assert draft.folder.stat().st_mode & 0o077 == 0
+        (draft.folder / "file").write_text("x")
+        assert cache.find("things", KEY) is None
+        draft.keep()
+        place = cache.find("things", KEY)
+        assert place is not None
+    assert (place / "file").read_text() == "x"
+    assert cache.entry("things", KEY, Builder("not needed")) == place
+
+
+@pytest.mark.parametrize("raises", [None, ValueError("no"), KeyboardInterrupt()])
+def test_draft_that_is_not_kept_leaves_nothing(
+    tmp_path: Path, raises: BaseException | None
+) -> None:
+    cache = Cache(tmp_path)
+    with contextlib.suppress(ValueError, KeyboardInterrupt), cache.draft("things", KEY) as draft:
+        assert draft is not None
+        (draft.folder / "half").write_text("x")
+        if raises is not None:
+            raise raises
+    assert [p for p in (tmp_path / "things").iterdir() if p.suffix != ".lock"] == []
+    assert cache.find("things", KEY) is None
+
+
+def test_one_draft_of_an_entry_is_made_at_a_time(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    with cache.draft("things", KEY) as first, Cache(tmp_path).draft("things", KEY) as second:
+        assert (first is None, second is None) == (False, True)
+
+
+def test_there_is_no_draft_of_what_is_an_entry_unless_it_is_damaged(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    place = cache.entry("things", KEY, Builder())
+    with cache.draft("things", KEY) as draft:
+        assert draft is None
+    (place / "sub/file").unlink()
+    assert cache.find("things", KEY) is None
+    with cache.draft("things", KEY) as draft:
+        assert draft is not None
+    assert not place.exists()
+
+
+def test_draft_of_a_killed_run_is_swept_away(tmp_path: Path) -> None:
+    program = (
+        "import os; from pathlib import Path; from orchestrator.base.cache import Cache\n"
+        f"with Cache(Path({str(tmp_path)!r})).draft('things', {KEY!r}) as draft:\n"
+        "    (draft.folder / 'half').write_text('x'); os._exit(9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
+    cache = Cache(tmp_path)
+    assert len(list(cache.sweep())) == 1
+    assert cache.find("things", KEY) is None
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 9)), max_size=8),
+    st.integers(0, 30), st.integers(0, 40),
+)  # fmt: skip
+def test_what_is_evicted_was_used_longest_ago(
+    tmp_path_factory: pytest.TempPathFactory,
+    entries: list[tuple[int, int]],
+    days: int,
+    most: int,
+) -> None:
+    """Entries: days since their last use, and KiB."""
+    cache = Cache(tmp_path_factory.mktemp("cache"))
+    folder, now = cache.folder("things"), time.time()
+    for number, (age, size) in enumerate(entries):
+        place = folder / f"{number:x}"
+        place.mkdir()
+        (place / "file").write_bytes(bytes(size * 1024))
+        os.utime(place, (now, now - age * 86400 - 100))
+    cache.evict("things", (days + 0.5) * 86400, most * 1024)
+    left = {int(place.name, 16) for place in folder.glob("*/")}
+    assert sum(entries[number][1] for number in left) <= most
+    assert all(entries[number][0] <= days for number in left)
+    for gone in {*range(len(entries))} - left:
+        age, size = entries[gone]
+        newer = sum(s for a, s in entries if a <= age)
+        assert age > days or newer > most
+
+
+def test_use_of_an_entry_is_remembered(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    place = cache.entry("things", KEY, Builder())
+    os.utime(place, (1, 1))
+    assert cache.find("things", KEY) == place
+    cache.evict("things", 3600, 1 << 20)
+    assert place.exists()
+
+
+def test_digest_of_a_file_is_read_from_its_entry(tmp_path: Path) -> None:
+    place = Cache(tmp_path).entry("things", KEY, Builder())
+    record = json.loads((place / ENTRY).read_text())
+    (place / "link").unlink()
+    (place / "link").write_text("hello")
+    assert recorded_sha256(place / "link") == sha256_file(place / "link")
+    record["files"]["link"] = {"size": 5, "sha256": "recorded"}
+    (place / ENTRY).write_text(json.dumps(record))
+    assert recorded_sha256(place / "link") == "recorded"

@@ -57,6 +57,7 @@ RESULTS_ONLY = [
     Reason.NOT_MEASURED,
     Reason.UNFINISHED,
     Reason.SETTINGS_NOT_PROVEN,
+    Reason.SAME_BOOT,
     Reason.UNDECIDED_FAILURE,
 ]
 """Reasons of results that no error has."""

@@ -587,7 +587,7 @@ def test_host_that_trials_share_is_ended_with_the_run(
 ) -> None:
     closed: list[str] = []
     chosen = scenario()
-    here = cast(Runner, SimpleNamespace(state="state", libvirt="libvirt"))
+    here = cast(Runner, SimpleNamespace(state="state", libvirt="libvirt", cache=None))
     monkeypatch.setattr(HostPool, "close", lambda _: closed.append("closed"))
 
     def run_it() -> None:

@@ -6,7 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from orchestrator.formats.units import GIB
+from orchestrator.scenario.choices import Workload
 from orchestrator.scenario.kernel_forms import DebKernel, DirKernel
+from orchestrator.scenario.machines import NestedHost
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import Backing
 
@@ -58,6 +60,8 @@ class Needs:
     builds: bool = False
     """True if a kernel is built."""
     boot: Literal["auto", "kexec", "grub", "systemd-boot"] = "auto"
+    boots_because: str = ""
+    """Why the scenario's nested hosts are never restored; empty if they may be."""
 
 
 def derive_needs(scenario: Scenario) -> Needs:
@@ -78,4 +82,15 @@ def derive_needs(scenario: Scenario) -> Needs:
         )  # fmt: skip
     if host.kind == "metal":
         return replace(needs, boot=host.boot)
-    return replace(needs, uses=NESTED, accel=host.accel, host_memory=host.memory)
+    return replace(
+        needs, uses=NESTED, accel=host.accel, host_memory=host.memory,
+        boots_because=_why_hosts_boot(scenario.workload, host),
+    )  # fmt: skip
+
+
+def _why_hosts_boot(workload: Workload, host: NestedHost) -> str:
+    if workload != "map":
+        return f'workload = "{workload}"'
+    if not host.exact:
+        return f'host.accel = "{host.accel}"'
+    return 'host.restore = "never"' if host.restore == "never" else ""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from orchestrator.analysis.doctor import checks_boot as boot
 from orchestrator.analysis.doctor import checks_measurement as measurement
 from orchestrator.analysis.doctor import checks_passthrough as passthrough
+from orchestrator.analysis.doctor import checks_restore as restore
 from orchestrator.analysis.doctor import checks_runner as runner
 from orchestrator.analysis.doctor.abilities import ExaminedMachine
 from orchestrator.analysis.doctor.finding import STATUSES, Finding, Needs, Use
@@ -18,7 +19,7 @@ CHECKS: dict[Use, tuple[Check, ...]] = {
         runner.check_kvm, runner.check_nested_virtualisation, runner.check_qemu,
         runner.check_libvirt, runner.check_programs, runner.check_user_namespaces,
         runner.check_shared_memory, runner.check_memory, runner.check_disk,
-        measurement.check_trace_clock, measurement.check_governor,
+        restore.check_restore, measurement.check_trace_clock, measurement.check_governor,
     ),
     "metal": (
         boot.check_root, boot.check_python, boot.check_lockdown, boot.check_boot_ways,

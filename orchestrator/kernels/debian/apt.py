@@ -68,11 +68,12 @@ def source_lines(suites: tuple[str, ...]) -> list[str]:
     ]
 
 
-def own_settings() -> list[str]:
+@functools.cache
+def own_settings() -> tuple[str, ...]:
     """Return this machine's proxies and transport settings as apt.conf lines, which apply to the
-    private root, too."""
+    private root, too. They are read once in a process."""
     done = run(["apt-config", "dump", "Acquire"], doing="reading apt's configuration")
-    return done.stdout.splitlines()
+    return tuple(done.stdout.splitlines())
 
 
 def mirror_error(text: str, packages: str = "") -> BenchError:

@@ -12,6 +12,7 @@ from orchestrator.base.process import run
 from orchestrator.base.reasons import Reason
 from orchestrator.base.spelling import nearest_name
 from orchestrator.kernels.debian.apt import KNOWN_SUITES, AptArchive, Package
+from orchestrator.kernels.debian.index import index_modules
 from orchestrator.kernels.image.bundle import KernelBundle, release_in
 from orchestrator.scenario.kernel_forms import DebKernel
 
@@ -124,15 +125,6 @@ def _unpack(archive: AptArchive, packages: list[Package], folder: Path) -> None:
     shutil.rmtree(tree)
     # a package has no modules.dep; it is made when the package is installed
     index_modules(folder, release)
-
-
-def index_modules(folder: Path, release: str) -> None:
-    """Run depmod over FOLDER/modules, which depmod expects as lib/modules/RELEASE."""
-    base = folder / "base"
-    (base / "lib/modules").mkdir(parents=True)
-    (base / "lib/modules" / release).symlink_to(folder / "modules")
-    run(["/sbin/depmod", "--basedir", base, release], doing="indexing the kernel's modules")
-    shutil.rmtree(base)
 
 
 def bundle_at(place: Path, provenance: dict[str, object]) -> KernelBundle:

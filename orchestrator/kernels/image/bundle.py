@@ -34,6 +34,8 @@ class KernelBundle:
     swapped: dict[str, str] = field(default_factory=dict)
     """Rebuilt modules of the kernel: name -> the srcversion that /sys/module/NAME/srcversion must
     show on the host."""
+    index: str = ""
+    """Digest of another kernel whose modules have the same index; empty if there is none."""
 
     @cached_property
     def _built_in(self) -> set[str]:

@@ -24,6 +24,7 @@ from orchestrator.base.hashing import digest_of
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.debian import package
+from orchestrator.kernels.debian.index import can_pack, index_modules, is_index_same, pack_module
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.kernels.image.ko import SUFFIX, Module, read_module
 from orchestrator.kernels.module.change import (
@@ -71,7 +72,7 @@ def rebuild_modules(kernel: ModuleKernel, cache: Cache, progress: Progress) -> K
     changed = _Changed(kernel, cache)
     root = build_root(cache)
     key = {
-        "kind": "module", "schema": 5, "package": stock.digest, "change": changed.digest,
+        "kind": "module", "schema": 6, "package": stock.digest, "change": changed.digest,
         "source": source.source.sha256, "headers": sorted(p.sha256 for p in source.headers),
         "root": root.digest,
     }  # fmt: skip
@@ -83,10 +84,10 @@ def rebuild_modules(kernel: ModuleKernel, cache: Cache, progress: Progress) -> K
 
     place = cache.entry("kernels", key, build)
     facts = json.loads((place / FACTS).read_text())
-    swapped = facts.pop("swapped")
+    swapped, index = facts.pop("swapped"), facts.pop("index")
     provenance = {"from": str(kernel), "package": stock.provenance,
                   "series": series_facts(changed.patches)}  # fmt: skip
-    return replace(package.bundle_at(place, {**facts, **provenance}), swapped=swapped)
+    return replace(package.bundle_at(place, {**facts, **provenance}), swapped=swapped, index=index)
 
 
 class _Changed:
@@ -297,15 +298,13 @@ def _build(shop: _Workshop, folder: Path) -> None:
         shutil.copyfile(shop.stock.config, folder / "config")
     shutil.copytree(shop.stock.modules, folder / "modules", copy_function=shutil.copyfile,
                     symlinks=True)  # fmt: skip
-    for module in made:
-        inside = shop.packaged(module).relative_to(shop.stock.modules)
-        (folder / "modules" / inside).unlink()
-        place = folder / "modules" / SUFFIX.sub(".ko", str(inside))
-        shutil.copyfile(folder / "work/tree" / f"{module}.ko", place)
+    has_same_index = _swap(shop, made, folder)
     shutil.rmtree(folder / "work")
-    package.index_modules(folder, shop.stock.release)
+    if not has_same_index:
+        index_modules(folder, shop.stock.release)
     facts = {
         "swapped": swapped,
+        "index": shop.stock.digest if has_same_index else "",
         "source": shop.source.facts(),
         "files": _hashes(shop.change.after),
         "passed_over": list(shop.change.passed_over),
@@ -326,6 +325,23 @@ def _build(shop: _Workshop, folder: Path) -> None:
         "log": log.name,
     }
     (folder / FACTS).write_text(json.dumps(facts, indent=1))
+
+
+def _swap(shop: _Workshop, modules: Iterable[str], folder: Path) -> bool:
+    """Put rebuilt modules in place of the package's, in a copy of its modules. Return True if the
+    package's index, which was copied with them, is theirs, too."""
+    names = []
+    for module in modules:
+        name = str(shop.packaged(module).relative_to(shop.stock.modules))
+        content = (folder / "work/tree" / f"{module}.ko").read_bytes()
+        (folder / "modules" / name).unlink()
+        if can_pack(name):
+            names.append(name)
+            (folder / "modules" / name).write_bytes(pack_module(content, name))
+        else:
+            (folder / "modules" / SUFFIX.sub(".ko", name)).write_bytes(content)
+            names.append("")
+    return all(names) and is_index_same(shop.stock.modules, folder / "modules", names)
 
 
 def _proven(shop: _Workshop) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,8 @@ from orchestrator.base.hashing import digest_of, sha256_file
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import write_json
-from orchestrator.kernels.debian.package import bundle_at, index_modules
+from orchestrator.kernels.debian.index import index_modules
+from orchestrator.kernels.debian.package import bundle_at
 from orchestrator.kernels.image.bundle import KernelBundle, release_in
 from orchestrator.kernels.series.patch import Patch, series_digest, series_facts
 from orchestrator.kernels.series.series import read_series

@@ -22,10 +22,13 @@ _IDS = {"ivshmem": ("0x1af4", "0x1110"), "pci-testdev": ("0x1b36", "0x0005")}
 _BY_KERNEL = (Reason.BIND, Reason.DRIVER_HANGS, Reason.DECODE_ALWAYS_ON)
 """Reasons that the kernel under test may be the cause of: nobody else has an emulated device."""
 
-# Prints blocks for parse_devices(); a guest's busybox shell runs it, too
+# Prints blocks for parse_devices(); a guest's busybox shell runs it, too. It starts no program,
+# because emulated machines are slow at that, and there may be twenty devices.
 LIST_DEVICES = (
     "for d in /sys/bus/pci/devices/*; do "
-    'echo "device ${d##*/} $(cat $d/vendor $d/device | tr "\\n" " ")"; cat $d/resource; done'
+    "vendor= device=; read -r vendor < $d/vendor; read -r device < $d/device; "
+    'echo "device ${d##*/} $vendor $device"; '
+    'while read -r line; do echo "$line"; done < $d/resource; done'
 )
 
 

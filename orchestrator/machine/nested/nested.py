@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
@@ -31,11 +32,13 @@ from orchestrator.machine.host.host import (
 )
 from orchestrator.machine.host.kernelwatch import KernelWatch, read_activity, watching_kernel
 from orchestrator.machine.host.modules import prove_modules
+from orchestrator.machine.nested.marks import sshd_mark, start_failure
+from orchestrator.machine.nested.saved import SavedHost, reserve_space
 from orchestrator.machine.runner.accel import Accel
 from orchestrator.machine.runner.filelimits import limited_files
 from orchestrator.machine.runner.images import FIRST, PAYLOAD, HostImage
 from orchestrator.machine.runner.state import BenchState, end_machines, qemu_processes
-from orchestrator.machine.runner.tsc import tsc_khz
+from orchestrator.machine.runner.tsc import find_tsc_word
 from orchestrator.machine.tracing.instructions import INSTRUCTIONS, INSTRUCTIONS_BYTES
 from orchestrator.machine.transport.keys import RunKeys, make_tar
 from orchestrator.machine.transport.shell import Shell, connected
@@ -75,6 +78,9 @@ class BootSpec:
     accel: Accel
     with_libvirt: bool
     """True: libvirtd is started on the host, for guests."""
+    pluggable: bool = False
+    """True: keys and devices are plugged into the running host, which can be saved before that,
+    and restored."""
 
     def is_alike(self, other: BootSpec) -> bool:
         """True if a host that was booted for one may be used for the other. The kernels only need
@@ -98,7 +104,7 @@ class BootSpec:
         # that does not get the CPU delivers none, and the kernel would panic. (Under KVM Linux
         # skips that check by itself.)
         clock = (
-            ["tsc=reliable", "no_timer_check", *_tsc_word(self.accel)]
+            ["tsc=reliable", "no_timer_check", *find_tsc_word(self.accel)]
             if is_emulated(self.accel)
             else []
         )
@@ -122,23 +128,12 @@ class BootSpec:
             *clock,
             *hung_task,
             f"barometer.token={token}",
+            "barometer.keys=later" if self.pluggable else "",
             # before host.cmdline, which may end with words for init
             *self.words,
             self.host.cmdline,
         ]
         return " ".join(filter(None, words))
-
-
-def _tsc_word(accel: Accel) -> list[str]:
-    """Return the word that tells an emulated host's kernel the frequency of its TSC, if it is
-    known.
-
-    The kernel would measure it against the timer (pit_hpet_ptimer_calibrate_cpu() in
-    arch/x86/kernel/tsc.c). On a busy runner it was seen to find 28.6 MHz in place of 2596 MHz: its
-    clock then runs 91 times too fast, and timeouts end everything on the host and in its guest."""
-    # QEMU's TSC is that of the runner; in an exact host it counts the nanoseconds of its clock
-    khz = 1_000_000 if accel == "exact" else tsc_khz()
-    return [] if khz is None else [f"tsc_early_khz={khz}"]
 
 
 @dataclass
@@ -158,6 +153,8 @@ class StartedVm:
     """The log of libvirt and QEMU for this machine."""
     folder: Path
     """A private folder on the runner, which is removed at the end of the run."""
+    description: HostDomain
+    """What its domain was made from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,28 +198,41 @@ def _log(state: BenchState, token: str) -> Path:
     return state.folder / f"libvirt/log/qemu/{_name(state, token)}.log"
 
 
-@contextmanager
-def running_machine(
-    spec: BootSpec, token: str, *, keys: RunKeys, state: BenchState, libvirt: Connection
-) -> Iterator[StartedVm]:
-    """Run the VM with the kernel and the device while the block runs. After the block it is gone,
-    with its shared memory and its keys. Raises BenchError if libvirt cannot start it."""
+def describe_host(
+    spec: BootSpec, token: str, state: BenchState, saved: SavedHost | None = None
+) -> HostDomain:
+    """Return the domain of the machine with that token: to boot it, or to restore it from a saved
+    host, with the disks and the command line that are in use there."""
     name, folder = _name(state, token), machine_folder(state, token)
-    folder.mkdir(mode=0o700)
-    secret = folder / "keys"
-    domain_spec = HostDomain(
+    modules = Disk(saved.modules if saved else spec.image.modules, "modules")
+    keys = () if spec.pluggable else (Disk(folder / "keys", "keys"),)
+    return HostDomain(
         name=name, uuid=str(uuid.uuid4()), accel=spec.accel,
         memory=spec.host.memory, cpus=spec.host.cpus, phys_bits=spec.host.phys_bits,
         kernel=spec.kernel.vmlinuz, initramfs=spec.image.initramfs,
-        cmdline=spec.cmdline(token), console=folder / "console.log",
-        disks=(
-            Disk(spec.image.root, "root"), Disk(spec.image.modules, "modules"), *spec.payload,
-            Disk(secret, "keys"),
-        ),
+        cmdline=spec.cmdline(saved.token if saved else token),
+        console=folder / "console.log",
+        disks=(Disk(spec.image.root, "root"), modules, *spec.payload, *keys),
         viommu=spec.host.viommu, viommu_aw_bits=spec.host.viommu_aw_bits,
         device=spec.device.kind, bar=spec.device.bar,
         shm_names=tuple(f"{name}-{i}" for i in range(spec.device.count)),
+        reserve=reserve_space(spec.host, spec.device) if spec.pluggable else 0,
+        restored=saved is not None,
     )  # fmt: skip
+
+
+@contextmanager
+def running_machine(
+    spec: BootSpec, token: str, *, keys: RunKeys, state: BenchState, libvirt: Connection,
+    saved: SavedHost | None = None,
+) -> Iterator[StartedVm]:  # fmt: skip
+    """Run the VM with the kernel and the device while the block runs; if it is to be restored, it
+    waits for the state of the saved host. After the block it is gone, with its shared memory and
+    its keys. Raises BenchError if libvirt cannot start it."""
+    folder = machine_folder(state, token)
+    folder.mkdir(mode=0o700)
+    secret = folder / "keys"
+    domain_spec = describe_host(spec, token, state, saved)
     xml = host_xml(domain_spec)
     (folder / "domain.xml").write_text(xml)
     state.add(domains=domain_spec.uuid)
@@ -230,7 +240,10 @@ def running_machine(
         state.add(shm=shm_name)
     try:
         secret.touch(mode=0o600)
-        secret.write_bytes(make_tar(keys.for_host()))
+        if saved is not None:
+            shutil.copyfile(saved.console, domain_spec.console)
+        if not spec.pluggable:
+            secret.write_bytes(make_tar(keys.for_host()))
         started = time.monotonic()
         limits = {
             domain_spec.console: CONSOLE_BYTES, _log(state, token): CONSOLE_BYTES,
@@ -238,7 +251,7 @@ def running_machine(
         }  # fmt: skip
         with (
             limited_files(limits, lambda: end_machines([domain_spec.uuid])),
-            libvirt.running(xml) as domain,
+            libvirt.running(xml, paused=saved is not None) as domain,
         ):
             (folder / "domain.xml").write_text(domain.xml() or xml)
             qemu = next(iter(qemu_processes([domain_spec.uuid])), 0)
@@ -248,8 +261,8 @@ def running_machine(
             kernel.on_hang(lambda: end_machines([domain_spec.uuid]))
             with watching_kernel(kernel):
                 yield StartedVm(
-                    domain, console, kernel, token, started, spec.accel,
-                    spec.host.cpus, _log(state, token), folder,
+                    domain, console, kernel, saved.token if saved else token, started,
+                    spec.accel, spec.host.cpus, _log(state, token), folder, domain_spec,
                 )  # fmt: skip
     finally:
         secret.unlink(missing_ok=True)
@@ -286,8 +299,8 @@ def proven_host(
     # keepalive messages would wake an exact host at times that depend on the runner
     keepalive = 0 if machine.accel == "exact" else 10
     with contextlib.ExitStack() as stack:
-        with _standstill_named(machine):
-            _wait_for_sshd(machine, kernel, progress)
+        with standstill_named(machine):
+            wait_for_mark(machine, kernel, sshd_mark(machine.token), "sshd on the host", progress)
             port = _forwarded_port(machine.domain)
             shell = stack.enter_context(
                 connected(
@@ -297,7 +310,7 @@ def proven_host(
             )  # fmt: skip
             machine.kernel.on_hang(shell.drop)
             boot_id = prove_kernel(shell, machine.token, kernel)
-            if machine.accel == "tcg":
+            if machine.accel == "tcg" and not machine.description.restored:
                 _check_clock(shell, machine.started)
         ssh = write_client_config(
             machine.folder, port=port, key=keys.runner, host_key=keys.host, keepalive=keepalive
@@ -316,7 +329,7 @@ def proven_host(
 
 
 @contextmanager
-def _standstill_named(machine: StartedVm) -> Iterator[None]:
+def standstill_named(machine: StartedVm) -> Iterator[None]:
     """If the block fails because the machine stands still, raise the error that says so."""
     try:
         yield
@@ -390,30 +403,23 @@ def _is_on_console(text: str, machine: StartedVm, kernel: KernelBundle) -> bool:
     return f"Linux version {kernel.release} " in text and machine.token in text
 
 
-def sshd_mark(token: str) -> re.Pattern[str]:
-    """Return the pattern of the line that the host's init prints once sshd listens. The boot's
-    token is in it, so no other line can be mistaken for it. The kernel may begin its next message
-    before the end of the line."""
-    return re.compile(rf"(?m)^barometer: sshd is up {token}(?:$|\[ *\d)")
+def wait_for_mark(
+    machine: StartedVm, kernel: KernelBundle, mark: re.Pattern[str], waiting_for: str,
+    progress: Progress,
+) -> re.Match[str]:  # fmt: skip
+    """Wait until a line of the host's console matches `mark`; return the match. Raises the errors
+    of `proven_host`."""
+    stall, failure = Stall(), start_failure(machine.token)
+    search, search_failure = mark.search, failure.search
 
-
-def start_failure(token: str) -> re.Pattern[str]:
-    """Return the pattern of the line in which the host's first program says why it cannot go on;
-    it is a printk message."""
-    return re.compile(rf"(?m)^(?:\[ *\d+\.\d+\](?:\[ *\w+\])? )?barometer: start: {token} (.*)$")
-
-
-def _wait_for_sshd(machine: StartedVm, kernel: KernelBundle, progress: Progress) -> None:
-    stall, mark, failure = Stall(), sshd_mark(machine.token), start_failure(machine.token)
-
-    def booted() -> bool | None:
+    def booted() -> re.Match[str] | None:
         console = machine.console
         # checked first, so that all output of an ended machine is read below
         ended = not machine.domain.active()
-        if console.first(mark.search):
-            return True
+        if found := console.first(search):
+            return found
         progress.detail(console.last_line())
-        if failed := console.first(failure.search):  # a panic follows
+        if failed := console.first(search_failure):  # a panic follows
             raise _host_error(
                 machine, f"the host did not start: {failed[1]}", reason=Reason.HOST_START
             )
@@ -448,8 +454,8 @@ def _wait_for_sshd(machine: StartedVm, kernel: KernelBundle, progress: Progress)
             )  # fmt: skip
         return None
 
-    until(booted, within=_BOOT_SECONDS, waiting_for="sshd on the host", reason=Reason.HOST_HANG,
-          last_seen=machine.console.tail)  # fmt: skip
+    return until(booted, within=_BOOT_SECONDS, waiting_for=waiting_for, reason=Reason.HOST_HANG,
+                 last_seen=machine.console.tail)  # fmt: skip
 
 
 def _host_error(machine: StartedVm, message: str, *, reason: Reason) -> BenchError:

@@ -5,17 +5,19 @@ The next trial gets the host only if its state is then the same as right after t
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.base.cache import Cache
-from orchestrator.base.errors import BarometerError, key_named
+from orchestrator.base.errors import BarometerError, BenchError, key_named
 from orchestrator.base.progress import Progress
+from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.evidence.manifest import HostKindFacts
 from orchestrator.kernels.image.bundle import KernelBundle
@@ -28,22 +30,35 @@ from orchestrator.machine.host.machine import Machine, ThisMachine
 from orchestrator.machine.host.modules import prove_modules
 from orchestrator.machine.nested.nested import (
     BootSpec,
+    describe_host,
+    machine_folder,
     prepare_host,
     prove_kernel,
     proven_host,
     running_machine,
     save_machine,
 )
+from orchestrator.machine.nested.restoring import (
+    RestoreError,
+    blaming_restore,
+    can_plug,
+    mount_own_modules,
+    restore,
+    saving,
+    wait_for_devices,
+)
+from orchestrator.machine.nested.saved import SavedHost, SavedHosts
 from orchestrator.machine.runner import images
 from orchestrator.machine.runner.accel import Accel, choose_accel
 from orchestrator.machine.runner.images import HostImage, PayloadImage
 from orchestrator.machine.runner.state import BenchState
 from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.machine.transport.local import LocalMachine
+from orchestrator.machine.transport.shell import Shell
 from orchestrator.machine.vm.domain import Disk
 from orchestrator.machine.vm.hypervisor import Connection
 from orchestrator.scenario.machines import Device, EmulatedDevice, Guest, HostSpec, NestedHost
-from orchestrator.scenario.vocabulary import ArmName
+from orchestrator.scenario.vocabulary import ARMS, ArmName
 
 _SETTLE_SECONDS = 10.0
 """Time for things on the host to end by themselves: a server's side of a connection, or an agent
@@ -63,6 +78,8 @@ class HostBoot:
     seconds: float
     """Seconds from the start of its QEMU until its kernel was proven."""
     host: Host
+    saved: SavedHost | None
+    """Saved host that it was restored from; None if it was booted."""
     state: dict[str, str]
     """State of a shared host right after its boot, as guests/agents/sharing.py reports it."""
 
@@ -77,35 +94,78 @@ def booted_host(
     trial: TrialWriter,
     progress: Progress,
     shared: bool,
+    hosts: SavedHosts | None = None,
+    saved: SavedHost | None = None,
 ) -> Iterator[HostBoot]:
-    """Boot the host of a specification and keep it ready for work while the block runs. The proven
-    boot id and release are recorded in the trial. Raises as `proven_host` and `prepare_host`."""
+    """Boot the host of a specification, or restore the saved one, and keep it ready for work while
+    the block runs. A host that is booted is saved among `hosts`, if it can be. The proven boot id
+    and release are recorded in the trial. Raises as `proven_host` and `prepare_host`, and
+    RestoreError."""
     keys = RunKeys.make()
-    with (
-        running_machine(spec, token, keys=keys, state=state, libvirt=libvirt) as machine,
-        proven_host(machine, spec.kernel, keys=keys, progress=progress) as (host, boot_id),
-    ):
-        boot = HostBoot(spec, token, boot_id, time.monotonic() - machine.started, host, {})
+    with contextlib.ExitStack() as stack:
+        keep: Callable[[Shell], None] = lambda _shell: None  # noqa: E731
+        try:
+            machine = stack.enter_context(
+                running_machine(spec, token, keys=keys, state=state, libvirt=libvirt, saved=saved)
+            )
+            if saved is not None:
+                restore(machine, spec, keys, saved)
+        except BenchError as exc:
+            if saved is None:
+                raise
+            raise RestoreError(exc.message, evidence=exc.evidence, reason=exc.reason) from exc
+        with contextlib.ExitStack() as proving:
+            if spec.pluggable and saved is None:
+                keep = proving.enter_context(saving(machine, spec, keys, hosts, progress))
+            host, boot_id = stack.enter_context(
+                proven_host(machine, spec.kernel, keys=keys, progress=progress)
+            )
+            keep(host.shell)
+        boot = HostBoot(spec, token, boot_id, time.monotonic() - machine.started, host, saved, {})
         _record(trial, boot, shared=shared)
+        if saved is not None:
+            _prove_boot(boot, saved)
+            mount_own_modules(host.shell, spec, saved)
+        if spec.pluggable:
+            wait_for_devices(host.shell, spec)
         boot.host = prepare_host(host, spec)
         if shared:
             boot.state = put_back_changes(host.shell, host.payload, ())[1]
         yield boot
 
 
+def _prove_boot(boot: HostBoot, saved: SavedHost) -> None:
+    """Raise BenchError if the host runs in another boot than the one that was saved."""
+    if boot.boot_id != saved.boot_id:
+        raise BenchError(
+            f"the restored host is in boot {boot.boot_id}; saved was {saved.boot_id}",
+            reason=Reason.WRONG_HOST,
+        )
+
+
 def _record(trial: TrialWriter, boot: HostBoot, *, shared: bool) -> None:
     """Record a boot in the trial. The time that it took is a measurement (`host_boot_seconds`)
     only if no other trial shares the boot."""
-    seconds = {f"host_{'session' if shared else 'boot'}_seconds": round(boot.seconds, 3)}
-    trial.record(boot_id=boot.boot_id, release=boot.spec.kernel.release, **seconds)
+    seconds = round(boot.seconds, 3)
+    trial.record(boot_id=boot.boot_id, release=boot.spec.kernel.release)
+    if boot.saved is not None:
+        facts = {"digest": boot.saved.digest, "booted": boot.saved.booted, "seconds": seconds}
+        trial.record(host_restored=facts)
+    elif shared:
+        trial.record(host_session_seconds=seconds)
+    else:
+        trial.record(host_boot_seconds=seconds)
 
 
 class HostPool:
     """Boots nested hosts for the trials of a run. A host that trials share is kept until
     `close`."""
 
-    def __init__(self, state: BenchState, libvirt: Connection) -> None:
-        self._state, self._libvirt = state, libvirt
+    def __init__(
+        self, state: BenchState, libvirt: Connection, saved: SavedHosts | None = None
+    ) -> None:
+        """`saved`: where hosts are saved, and restored from; None if none are."""
+        self._state, self._libvirt, self._saved = state, libvirt, saved
         self._kept: HostBoot | None = None
         self._stack = contextlib.ExitStack()
 
@@ -122,25 +182,30 @@ class HostPool:
         trial: TrialWriter,
         progress: Progress,
         shared: bool,
+        saves: bool = False,
+        restores: bool = False,
     ) -> Iterator[Host]:
         """Provide a host for one trial while the block runs. A `shared` host is booted only if no
-        host is kept that is alike and in the same state as right after its boot. The host's
-        console, its domain and QEMU's log up to the trial's end are evidence of the trial. Raises
-        as `booted_host`."""
+        host is kept that is alike and in the same state as right after its boot. `saves`: a host
+        that boots is saved. `restores`: it does not boot if such a host was saved; what then fails
+        in the block, or here, is charged to the bench. The host's console, its domain and QEMU's
+        log up to the trial's end are evidence of the trial. Raises as `booted_host`."""
         boot = self._take(spec, progress) if shared else None
         token = boot.token if boot else uuid.uuid4().hex[:12]
         with contextlib.ExitStack() as stack:
             stack.callback(save_machine, self._state, token, trial.host)
             trial.record(token=token, host_cmdline=spec.cmdline(token))
+            if restores:
+                boot = self._restore(spec, token, stack, trial, progress)
             if boot is None:
                 owner = self._stack if shared else stack
                 boot = owner.enter_context(
                     booted_host(
                         spec, token, state=self._state, libvirt=self._libvirt, trial=trial,
-                        progress=progress, shared=shared,
+                        progress=progress, shared=shared, hosts=self._saved if saves else None,
                     )
                 )  # fmt: skip
-            else:
+            elif boot.saved is None:
                 prove_kernel(boot.host.shell, token, spec.kernel)
                 prove_modules(boot.host.shell, spec.kernel)
                 _record(trial, boot, shared=True)
@@ -151,6 +216,40 @@ class HostPool:
                 yield stack.enter_context(self._lent(boot, trial, progress))
             else:
                 yield boot.host
+
+    def _restore(
+        self, spec: BootSpec, token: str, stack: contextlib.ExitStack, trial: TrialWriter,
+        progress: Progress,
+    ) -> HostBoot | None:  # fmt: skip
+        """Restore a saved host that is alike. Return None if there is none, or if it cannot be
+        restored; it is then removed."""
+        if self._saved is None or not spec.pluggable:
+            return None
+        saved = self._saved.find(describe_host(spec, token, self._state), spec.kernel)
+        if saved is None:
+            return None
+        trial.record(token=saved.token, host_cmdline=spec.cmdline(saved.token))
+        with contextlib.ExitStack() as restoring:
+            restoring.enter_context(
+                blaming_restore(saved, self._saved, self._libvirt.stopped.is_set)
+            )
+            try:
+                boot = restoring.enter_context(
+                    booted_host(
+                        spec, token, state=self._state, libvirt=self._libvirt, trial=trial,
+                        progress=progress, shared=False, saved=saved,
+                    )
+                )  # fmt: skip
+            except RestoreError as exc:
+                if self._libvirt.stopped.is_set():  # an interrupt ended it
+                    raise
+                self._saved.remove(saved)
+                progress.note(f"host: not restored, so it is booted: {exc}")
+                trial.record(token=token, host_cmdline=spec.cmdline(token))
+                shutil.rmtree(machine_folder(self._state, token), ignore_errors=True)
+                return None
+            stack.push(restoring.pop_all())
+        return boot
 
     def _take(self, spec: BootSpec, progress: Progress) -> HostBoot | None:
         """Return the kept host if it can be used for `spec`; else end it and return None."""
@@ -260,8 +359,11 @@ class NestedMachine(Machine):
     ) -> Iterator[Host]:  # fmt: skip
         assert self._pool is not None
         spec = self.boot_spec(arm, words, with_libvirt=with_libvirt)
-        shared = not self._spec.fresh_boots
-        with self._pool.boot(spec, trial=trial, progress=progress, shared=shared) as host:
+        shared, saves = not self._spec.fresh_boots, self._spec.restore == "auto"
+        with self._pool.boot(
+            spec, trial=trial, progress=progress, shared=shared, saves=saves,
+            restores=saves and not shared and _is_restorable(trial),
+        ) as host:  # fmt: skip
             yield host
 
     def boot_spec(self, arm: ArmName, words: Sequence[str], *, with_libvirt: bool) -> BootSpec:
@@ -270,7 +372,15 @@ class NestedMachine(Machine):
             self.disks(), self._accel,
             # a shared host is the same for all trials of a workload, whatever their passes
             with_libvirt=with_libvirt or (self._boots_guests and not self._spec.fresh_boots),
+            pluggable=self._plugs_devices(),
         )  # fmt: skip
+
+    def _plugs_devices(self) -> bool:
+        """True if devices are plugged into running hosts, so that these can be saved and restored.
+        It is the same for all hosts of a run, whether or not they are restored: where a BAR is
+        placed, a page fault in it may cost a hundred instructions more."""
+        counts_maps = self._accel == "exact" and not self._boots_guests
+        return counts_maps and all(can_plug(kernel) for kernel in self._kernels.values())
 
     def disks(self) -> tuple[Disk, ...]:
         """Return the disks that a host gets besides its own."""
@@ -291,6 +401,15 @@ class NestedMachine(Machine):
 
     def guest_packages(self) -> dict[str, str]:
         return self._guest_disk.packages if self._guest_disk else self._payload.packages
+
+
+def _is_restorable(trial: TrialWriter) -> bool:
+    """True for the first attempt at an arm's first trial. Any further trial of the arm boots,
+    because a second host that is restored from the same boot would be no second sample. What
+    failed is attempted again on a host that boots, and so is the other arm beside it."""
+    facts = trial.manifest
+    is_first = facts.pair == 1 and facts.arm in ARMS
+    return is_first and not facts.repeated and not trial.last_stage
 
 
 def _build_guest_disk(guest: Guest, kernel: KernelBundle, cache: Cache) -> GuestDisk:

@@ -10,9 +10,11 @@ payload disk      ext4, read-only: guest kernel and initramfs, agents
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from orchestrator.base.process import run
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.debian.apt import AptArchive, Package, source_lines
 from orchestrator.kernels.debian.bootstrap import debian_tar, inside
-from orchestrator.kernels.debian.package import index_modules
+from orchestrator.kernels.debian.index import copy_index, index_modules
 from orchestrator.kernels.image import ko
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.runner.cpio import CpioArchive
@@ -188,20 +190,44 @@ def _modules_disk(recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) ->
             reason=Reason.KERNEL_LACKS_MODULE,
         )
     ready = kernel.module_closure([*modules["needed"], *optional])
-    key = {"kind": "modules", "schema": 1, "kernel": kernel.digest, "uncompressed": ready}
+    key = {"kind": "modules", "schema": 2, "kernel": kernel.digest, "uncompressed": ready}
+    shared = {"kind": "modules-index", "schema": 1, "kernel": kernel.index or kernel.digest,
+              "uncompressed": ready}  # fmt: skip
+
+    def build_index(folder: Path) -> None:
+        _lay_out_modules(kernel, ready, folder / "modules", linked=True)
+        index_modules(folder, kernel.release)
+        copy_index(folder / "modules", folder)
+        shutil.rmtree(folder / "modules")
 
     def build(folder: Path) -> None:
         tree = folder / "modules"
-        shutil.copytree(kernel.modules, tree, symlinks=True)
-        for name in ready:
-            content = read_bundle_module(kernel, name)
-            (tree / name).unlink()
-            (tree / plain_name(name)).write_bytes(content)
-        index_modules(folder, kernel.release)
+        _lay_out_modules(kernel, ready, tree)
+        copy_index(cache.entry("images", shared, build_index), tree)
         make_disk(tree, folder / "modules.ext4")
         shutil.rmtree(tree)
 
     return cache.entry("images", key, build) / "modules.ext4"
+
+
+def _lay_out_modules(
+    kernel: KernelBundle, ready: Sequence[str], tree: Path, *, linked: bool = False
+) -> None:
+    """Lay out a kernel's modules, some of them uncompressed. `linked`: the others are symbolic
+    links, for who only reads them."""
+
+    def link(source: str, target: str) -> None:
+        # what depmod replaces is copied
+        place = os.symlink if ko.SUFFIX.search(source) else shutil.copy2
+        place(source, target)
+
+    shutil.copytree(
+        kernel.modules, tree, symlinks=True, copy_function=link if linked else shutil.copy2
+    )
+    for name in ready:
+        content = read_bundle_module(kernel, name)
+        (tree / name).unlink()
+        (tree / plain_name(name)).write_bytes(content)
 
 
 def make_disk(tree: Path, disk: Path) -> None:

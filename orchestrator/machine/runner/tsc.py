@@ -10,6 +10,8 @@ import platform
 import time
 from pathlib import Path
 
+from orchestrator.machine.runner.accel import Accel
+
 # rdtsc; shl rdx, 32; or rax, rdx; ret
 _READ_TSC = bytes.fromhex("0f31 48c1e220 4809d0 c3")
 _PERIOD_SECONDS = 0.1
@@ -54,3 +56,15 @@ def _cpu_flags() -> list[str]:
     text = Path("/proc/cpuinfo").read_text()
     lines = [line for line in text.splitlines() if line.startswith("flags")]
     return lines[0].split() if lines else []
+
+
+def find_tsc_word(accel: Accel) -> list[str]:
+    """Return the word that tells an emulated host's kernel the frequency of its TSC, if it is
+    known.
+
+    The kernel would measure it against the timer (pit_hpet_ptimer_calibrate_cpu() in
+    arch/x86/kernel/tsc.c). On a busy runner it was seen to find 28.6 MHz in place of 2596 MHz: its
+    clock then runs 91 times too fast, and timeouts end everything on the host and in its guest."""
+    # QEMU's TSC is that of the runner; in an exact host it counts the nanoseconds of its clock
+    khz = 1_000_000 if accel == "exact" else tsc_khz()
+    return [] if khz is None else [f"tsc_early_khz={khz}"]

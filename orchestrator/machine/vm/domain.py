@@ -18,6 +18,8 @@ IOMMU group of its own."""
 # A device in QEMU's option syntax needs a slot that libvirt does not assign. libvirt assigns slots
 # from 1 upwards.
 _NIC_SLOT = 0x1D
+_SPARE_PORTS = 2
+"""Ports of a host for disks that are plugged in: its keys, and an arm's modules."""
 # An exact machine's real-time clock always starts at 2026-01-01.
 _EXACT_EPOCH = 1767225600
 
@@ -51,6 +53,11 @@ class HostDomain:
     bar: int
     shm_names: tuple[str, ...]
     """One name for each device: the file under /dev/shm that backs the BAR of an ivshmem."""
+    reserve: int = 0
+    """Bytes of address space for each device that is plugged into the running host. With 0 the
+    devices are there from the start."""
+    restored: bool = False
+    """True: QEMU waits for the state of a saved host instead of booting."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +130,12 @@ def host_xml(spec: HostDomain) -> str:
         _sub(clock, "timer", name="rtc", track="guest")
     devices = _sub(domain, "devices")
     count = len(spec.shm_names)
-    _root_ports(devices, count + len(spec.disks))
+    _root_ports(devices, count + len(spec.disks) + (_SPARE_PORTS if spec.reserve else 0))
     _disks(devices, spec.disks, BAR_BUS + count)
     serial = _sub(devices, "serial", type="file")
-    _sub(serial, "source", path=str(spec.console))
+    # a restored host's console begins with what the saved host printed
+    more = {"append": "on"} if spec.restored else {}
+    _sub(serial, "source", path=str(spec.console), **more)
     _quiet_devices(devices)
     # User-mode networking that reaches nothing: libvirt's own portForward needs passt, which
     # refuses to serve root. QEMU picks the port; `info usernet` prints it.
@@ -134,24 +143,50 @@ def host_xml(spec: HostDomain) -> str:
         "-netdev", "user,id=ssh0,restrict=on,hostfwd=tcp:127.0.0.1:0-:22",
         "-device", f"virtio-net-pci,netdev=ssh0,romfile=,bus=pcie.0,addr={_NIC_SLOT:#x}",
     ]  # fmt: skip
+    overrides: dict[str, Properties] = {}
     for bus, shm_name in enumerate(spec.shm_names, BAR_BUS):
-        if spec.device == "ivshmem":
-            shmem = _sub(devices, "shmem", name=shm_name)
-            _sub(shmem, "model", type="ivshmem-plain")
-            _sub(shmem, "size", str(spec.bar >> 20), unit="M")
-            _pci(shmem, bus)
+        if spec.reserve:
+            overrides[f"pci.{bus}"] = [("pref64-reserve", "unsigned", str(spec.reserve))]
+        elif spec.device == "ivshmem":
+            devices.append(_shmem(spec, shm_name, bus))
         else:
             # in JSON, as libvirt passes its own devices: QEMU makes devices in its older syntax
             # first, when the root port does not exist yet
             testdev = {"driver": "pci-testdev", "membar": spec.bar, "bus": f"pci.{bus}",
                        "addr": "0x0"}  # fmt: skip
             arguments += ["-device", json.dumps(testdev)]
+    if spec.reserve:
+        # By default devices are plugged in through ACPI, which not every kernel under test knows.
+        # PCIe's own way is in all of them (guests/kernel/host.config).
+        arguments += ["-global", "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off"]
+    if spec.restored:
+        arguments += ["-incoming", "defer"]
     if spec.viommu == "intel":
         iommu = _sub(devices, "iommu", model="intel")
         _sub(iommu, "driver", intremap="on", aw_bits=str(spec.viommu_aw_bits))
     else:
         _sub(devices, "iommu", model="virtio")
-    return _text(domain, arguments)
+    return _text(domain, arguments, overrides)
+
+
+def shmem_xml(spec: HostDomain, number: int) -> str:
+    """Return the XML of an ivshmem device, to plug it into the running host."""
+    return ET.tostring(_shmem(spec, spec.shm_names[number], BAR_BUS + number), encoding="unicode")
+
+
+def disk_xml(spec: HostDomain, disk: Disk, number: int) -> str:
+    """Return the XML of a disk, to plug it into spare port `number` of the running host."""
+    devices, at = ET.Element("devices"), len(spec.disks) + number
+    _disks(devices, (disk,), BAR_BUS + len(spec.shm_names) + at, first=at)
+    return ET.tostring(devices[0], encoding="unicode")
+
+
+def _shmem(spec: HostDomain, name: str, bus: int) -> ET.Element:
+    shmem = ET.Element("shmem", name=name)
+    _sub(shmem, "model", type="ivshmem-plain")
+    _sub(shmem, "size", str(spec.bar >> 20), unit="M")
+    _pci(shmem, bus)
+    return shmem
 
 
 def guest_xml(spec: GuestDomain) -> str:
@@ -270,10 +305,14 @@ def _direct_boot(domain: ET.Element, kernel: str, initramfs: str, cmdline: str) 
     return system
 
 
-def _disks(devices: ET.Element, disks: tuple[Disk, ...], bus: int, *, boot: bool = False) -> None:
-    """Add read-only disks, one on each bus from `bus` on. Every address is explicit: libvirt would
-    give a disk the port that a device in QEMU's option syntax takes."""
-    for number, (letter, disk) in enumerate(zip("abcdefgh"[: len(disks)], disks, strict=True)):
+def _disks(
+    devices: ET.Element, disks: tuple[Disk, ...], bus: int, *, boot: bool = False, first: int = 0
+) -> None:
+    """Add read-only disks, one on each bus from `bus` on; the name of the first is vda, or as many
+    letters later as `first` says. Every address is explicit: libvirt would give a disk the port
+    that a device in QEMU's option syntax takes."""
+    letters = "abcdefgh"[first : first + len(disks)]
+    for number, (letter, disk) in enumerate(zip(letters, disks, strict=True)):
         kind, source = ("block", "dev") if disk.block else ("file", "file")
         element = _sub(devices, "disk", type=kind, device="disk")
         _sub(element, "driver", name="qemu", type="raw", cache="unsafe")

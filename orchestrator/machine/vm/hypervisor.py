@@ -1,4 +1,4 @@
-"""libvirt connections and running domains: the one importer of libvirt."""
+"""libvirt connections and running domains: what loads libvirt."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.machine.runner.state import end_machines
 from orchestrator.machine.transport.calls import Call
 from orchestrator.machine.transport.ssh_client import end_clients
+from orchestrator.machine.vm.libvirtloop import start_event_loop
 
 if os.environ["LIBVIRT_LOG_OUTPUTS"] == "4:file:/dev/null":  # loaded: the environment is as before
     del os.environ["LIBVIRT_LOG_OUTPUTS"]
@@ -54,30 +55,11 @@ next."""
 _SETTLE_SECONDS = 5.0
 """Seconds that an interrupt waits for the start of a domain that is nearly done, so that the new
 domain is ended."""
-_loop_lock = threading.Lock()
-_loop_started = False
 
 Happening = Literal["agent", "reset"]
 """`agent`: the guest's agent has connected. `reset`: QEMU has reset the machine (it resets the
 devices before it reports this)."""
 DomainEvents = Set[Happening]
-
-
-def _event_loop() -> None:
-    """Start an event loop, once. libvirt's embedded driver hangs without one."""
-    global _loop_started  # noqa: PLW0603  # libvirt has one loop for each process
-    with _loop_lock:
-        if _loop_started:
-            return
-        libvirt.registerErrorHandler(lambda _context, _error: None, None)
-        libvirt.virEventRegisterDefaultImpl()
-
-        def run() -> None:
-            while True:
-                libvirt.virEventRunDefaultImpl()
-
-        threading.Thread(target=run, name="libvirt-events", daemon=True).start()
-        _loop_started = True
 
 
 @contextlib.contextmanager
@@ -258,13 +240,16 @@ class Connection:
         return domain
 
     @contextlib.contextmanager
-    def running(self, xml: str, error: type[BarometerError] = BenchError) -> Iterator[Domain]:
-        """Run a domain while the block runs, and end it after."""
+    def running(
+        self, xml: str, error: type[BarometerError] = BenchError, *, paused: bool = False
+    ) -> Iterator[Domain]:
+        """Run a domain while the block runs, and end it after. `paused`: its CPUs wait for
+        `plugging.resume`."""
         uuid = ET.fromstring(xml).findtext("uuid") or ""
         self._uuids.add(uuid)
         domain: Domain | None = None
         try:
-            domain = self._started(xml, error)
+            domain = self._started(xml, error, libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
             if self.stopped.is_set():
                 raise BenchError(f"{self.name}: interrupted", reason=Reason.INTERRUPTED)
             yield domain
@@ -277,14 +262,15 @@ class Connection:
                 self._end_machines([uuid])  # it may run although its start failed
             self._uuids.discard(uuid)
 
-    def _started(self, xml: str, error: type[BarometerError]) -> Domain:
+    def _started(self, xml: str, error: type[BarometerError], flags: int) -> Domain:
         with _as_ours(
             f"{self.name}: libvirt could not start the domain", Reason.LIBVIRT_START, error
         ):
             return self._domain(
                 self.call(
-                    self._raw.createXML, xml, self._start_flags, within=self.deadlines.start,
-                    undo=lambda raw: raw.destroy(), settle=_SETTLE_SECONDS,
+                    self._raw.createXML, xml, self._start_flags | flags,
+                    within=self.deadlines.start, undo=lambda raw: raw.destroy(),
+                    settle=_SETTLE_SECONDS,
                 )
             )  # fmt: skip
 
@@ -383,6 +369,11 @@ class Domain:
         if (raw := self._raw) is not None:
             self._connection.end(raw, self.uuid)
 
+    def ask(self, what: str, method: str, *arguments: object) -> Any:
+        """Call a method of libvirt's own object. The BenchError if it fails begins with `what`."""
+        with _as_ours(f"{what} {self.name}", Reason.LIBVIRT_FAILED):
+            return self._connection.call(getattr(self._raw, method), *arguments)
+
     def xml(self) -> str:
         """Return the domain's XML as libvirt completed it; empty if it has ended."""
         try:
@@ -390,14 +381,14 @@ class Domain:
         except libvirt.libvirtError:
             return ""
 
-    def monitor(self, command: str) -> str:
-        """Send a command to QEMU's human monitor and return the answer. Raises BenchError if there
-        is none."""
-        human = libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
+    def monitor(self, command: str, *, qmp: bool = False) -> str:
+        """Send a command to QEMU's human monitor, or to that of its machine protocol (QMP), and
+        return the answer. Raises BenchError if there is none."""
+        which = 0 if qmp else libvirt_qemu.VIR_DOMAIN_QEMU_MONITOR_COMMAND_HMP
         with _as_ours(f"QEMU did not answer {command!r}", Reason.MONITOR):
             ask = libvirt_qemu.qemuMonitorCommand
             return str(
-                self._connection.call(ask, self._raw, command, human, within=_MONITOR_SECONDS)
+                self._connection.call(ask, self._raw, command, which, within=_MONITOR_SECONDS)
             )
 
 
@@ -465,7 +456,7 @@ def _opened_connection(
     **how: Any,
 ) -> Iterator[Connection]:
     """Open a connection. `hang_up` and `how` are arguments of Connection."""
-    _event_loop()
+    start_event_loop()
     _log.debug("libvirt: %s", uri)
     call = Call(lambda: libvirt.open(uri), undo=lambda raw: raw.close())
     try:

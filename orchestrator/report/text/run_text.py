@@ -22,6 +22,7 @@ from orchestrator.report.text.maps_text import map_sections
 from orchestrator.report.text.timeline_text import calls_and_cost
 from orchestrator.report.words.columns import WIDTH, fit_lines, format_table, shorten, wrap_text
 from orchestrator.report.words.quantities import arm_text, change_text, explain_spreads, plural
+from orchestrator.report.words.restored_words import describe_restored
 from orchestrator.report.words.sentence import verdict_sentence
 from orchestrator.report.words.trailer import find_worse, format_trailer
 from orchestrator.report.words.variable_words import describe_variable
@@ -282,6 +283,7 @@ def explain_values(
             "Each value is of one trial, which is one host boot; samples within a trial are"
             " reduced to their median."
         ]
+    lines += describe_restored(comparison.results)
     if maps is not None:
         lines += [
             "A point is SIZE/ALIGNMENT/STATE: how much of the BAR, how its virtual address is"

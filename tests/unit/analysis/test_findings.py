@@ -14,6 +14,7 @@ from orchestrator.analysis.doctor import (
     checks_boot,
     checks_measurement,
     checks_passthrough,
+    checks_restore,
     checks_runner,
 )
 from orchestrator.analysis.doctor.finding import (
@@ -212,6 +213,17 @@ CASES = [
     case("disk", "problem", "0.1 GiB", "",
          value("folders", "/var/lib/barometer",
                to={"at": "/", "free": 100 * MIB, "total": 9 * GIB})),
+    case("restore", "note", "cannot write a host's state", "8.2", qemu("8.1.5")),
+    case("restore", "note", "cannot write a host's state", "8.2",
+         value("programs", "qemu-system-x86_64", "version", to="")),
+    case("restore", "note", "needs 4GiB free", "BAROMETER_CACHE",
+         value("folders", "/home/tester/.cache/barometer",
+               to={"at": "/home", "free": 3 * GIB, "total": 9 * GIB})),
+    case("restore", "note", "needs 8GiB free", "BAROMETER_CACHE",
+         value("folders", "/home/tester/.cache/barometer", to=None),
+         needs=Needs(NESTED, host_memory=8 * GIB)),
+    case("restore", "note", 'workload = "guest-boot"', 'host.accel = "exact"',
+         needs=Needs(NESTED, boots_because='workload = "guest-boot"')),
     # -- giving a device away
     case("iommu", "problem", "IOMMU", "intel_iommu=on", no_iommu),
     case("iommu", "problem", "IOMMU", "intel_iommu=off", no_iommu,
@@ -388,7 +400,13 @@ def test_every_finding_is_provoked_and_ok_on_the_server() -> None:
     """The exception is the finding that only lists what is there."""
     written = {
         name
-        for module in (checks_boot, checks_measurement, checks_passthrough, checks_runner)
+        for module in (
+            checks_boot,
+            checks_measurement,
+            checks_passthrough,
+            checks_restore,
+            checks_runner,
+        )
         for name in re.findall(
             r'Finding\(\s*"([\w-]+)"', Path(str(module.__file__)).read_text("utf-8")
         )
@@ -582,3 +600,16 @@ def test_a_machine_whose_devices_nobody_looked_at_is_no_metal_host() -> None:
     findings = judge_machine(server(unexamined("bars")), Needs(METAL))
     assert [f.name for f in select_problems(findings, "metal")] == ["large-bar"]
     assert not is_usable(findings, Needs(METAL))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (("workload=map", "host.accel=exact"), ""),
+        (("workload=map", "host.accel=exact", "host.restore=never"), 'host.restore = "never"'),
+        (("workload=map", "host.accel=tcg"), 'host.accel = "tcg"'),
+        (("host.accel=exact",), 'workload = "guest-boot"'),
+    ],
+)
+def test_hosts_of_a_scenario_boot_for_a_reason(overrides: tuple[str, ...], why: str) -> None:
+    assert derive_needs(scenario(*overrides)).boots_because == why

@@ -17,8 +17,10 @@ from orchestrator.machine.vm.domain import (
     Disk,
     GuestDomain,
     HostDomain,
+    disk_xml,
     guest_xml,
     host_xml,
+    shmem_xml,
 )
 
 DATA = Path(__file__).parent / "data"
@@ -37,6 +39,7 @@ GUEST = GuestDomain(
     cmdline="console=ttyS0", console_port=40001, ssh_port=40002, devices=("0000:01:00.0",),
     trace_events=("vfio_listener_region_add_ram",),
 )  # fmt: skip
+PAYLOAD = Disk(Path("/cache/payload.ext4"), "payload")
 GOLDEN = {
     "host-tcg-ivshmem": host_xml(HOST),
     "host-kvm-testdev": host_xml(
@@ -60,6 +63,9 @@ GOLDEN = {
             disks=(Disk(Path("/run/barometer/system.raw"), "system"),),
             trace_log="/trace_marker",
         )
+    ),
+    "host-to-be-saved": host_xml(
+        replace(HOST, accel="exact", cpus=1, reserve=64 * GIB, disks=(*HOST.disks, PAYLOAD))
     ),
     "host-two-devices": host_xml(replace(HOST, shm_names=("barometer-0", "barometer-1"))),
 }
@@ -166,7 +172,7 @@ def test_exact_host_counts_its_instructions_and_skips_its_idle_time() -> None:
     assert found(domain, "vcpu").text == "1"
 
 
-@pytest.mark.parametrize("name", sorted(GOLDEN.keys() - {"host-exact"}))
+@pytest.mark.parametrize("name", sorted(GOLDEN.keys() - {"host-exact", "host-to-be-saved"}))
 def test_only_an_exact_host_counts_its_instructions(name: str) -> None:
     domain = parsed(GOLDEN[name])
     assert "-icount" not in arguments(domain)
@@ -342,6 +348,51 @@ def test_words_that_are_special_in_xml_survive() -> None:
     cmdline = "a=\"<&>\" b='c'"
     domain = parsed(guest_xml(replace(GUEST, cmdline=cmdline)))
     assert found(domain, "os/cmdline").text == cmdline
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_what_is_plugged_in_later_has_a_port_of_its_own(count: int) -> None:
+    names = tuple(f"barometer-{n}" for n in range(count))
+    spec = replace(HOST, shm_names=names, reserve=64 * GIB)
+    domain = parsed(host_xml(spec))
+    assert domain.find("devices/shmem") is None
+    later = [parsed(shmem_xml(spec, n)) for n in range(count)] + [
+        parsed(disk_xml(spec, Disk(Path(f"/{name}"), name), n))
+        for n, name in enumerate(("keys", "arm-modules"))
+    ]
+    there = domain.findall("devices/disk")
+    buses = [
+        int(found(device, "address").get("bus", ""), 16) for device in (*there, *later)
+    ]  # fmt: skip
+    ports = domain.findall("devices/controller[@model='pcie-root-port']")
+    assert sorted(buses) == [int(port.get("index", "")) for port in ports]
+    targets = [d.get("dev") for device in (*there, *later) for d in device.iter("target")]
+    assert len({*targets}) == len(targets) == len(there) + 2
+
+
+def test_port_of_a_device_has_room_for_its_bar_before_it_is_plugged_in() -> None:
+    domain = parsed(GOLDEN["host-to-be-saved"])
+    overrides = domain.iter(f"{{{QEMU_NAMESPACE}}}device")
+    values = {device.get("alias"): [*device.iter()][-1].attrib for device in overrides}
+    assert values == {
+        f"pci.{BAR_BUS}": {"name": "pref64-reserve", "type": "unsigned", "value": str(64 * GIB)}
+    }
+    # no kernel of barometer's own knows ACPI's way (guests/kernel/host.config)
+    assert "ICH9-LPC.acpi-pci-hotplug-with-bridge-support=off" in arguments(domain)
+
+
+def test_restored_host_differs_from_a_saved_one_by_where_its_state_is_from() -> None:
+    saved = replace(HOST, accel="exact", cpus=1, reserve=64 * GIB)
+    restored = parsed(host_xml(replace(saved, restored=True)))
+    words = arguments(restored)
+    assert words[words.index("-incoming") + 1] == "defer"
+    console = found(restored, "devices/serial/source")
+    # what the saved host printed is there already
+    assert console.attrib.pop("append") == "on"
+    for path in ("features", "cpu", "devices", "os", "clock"):
+        assert ET.tostring(found(restored, path)) == ET.tostring(
+            found(parsed(host_xml(saved)), path)
+        )
 
 
 if __name__ == "__main__":

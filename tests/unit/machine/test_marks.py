@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.machine.guest.watching import boot_mark
-from orchestrator.machine.nested.nested import sshd_mark, start_failure
+from orchestrator.machine.nested.marks import sshd_mark, start_failure
 from orchestrator.machine.runner.images import GUESTS
 from orchestrator.machine.transport.keys import RunKeys
 

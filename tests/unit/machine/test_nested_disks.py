@@ -19,6 +19,7 @@ from orchestrator.base.errors import BenchError
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.nested import nested
 from orchestrator.machine.nested.nested import BootSpec, running_machine, save_machine
+from orchestrator.machine.runner import tsc
 from orchestrator.machine.runner.accel import Accel
 from orchestrator.machine.runner.images import FIRST, HostImage
 from orchestrator.machine.runner.state import BenchState
@@ -40,11 +41,11 @@ class FakeLibvirt:
     """A libvirt that starts nothing and keeps the domain that it should start."""
 
     def __init__(self) -> None:
-        self.xml = ""
+        self.xml, self.paused = "", False
 
     @contextlib.contextmanager
-    def running(self, xml: str) -> Iterator[Any]:
-        self.xml = xml
+    def running(self, xml: str, *, paused: bool) -> Iterator[Any]:
+        self.xml, self.paused = xml, paused
         yield SimpleNamespace(xml=lambda: COMPLETED)
 
 
@@ -196,7 +197,7 @@ def test_emulated_host_is_told_the_frequency_of_its_tsc(
     expected: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(nested, "tsc_khz", lambda: khz)
+    monkeypatch.setattr(tsc, "tsc_khz", lambda: khz)
     with bench.running(scenario(), (PAYLOAD,), accel=accel) as domain:
         words = str(domain.findtext("os/cmdline")).split()
     assert [word for word in words if word.startswith("tsc_early_khz=")] == expected
