@@ -27,9 +27,9 @@ from orchestrator.analysis.verdict.bisection import (
     BisectCommit,
     BisectEnds,
     Bisection,
+    BisectOutcome,
     BisectStep,
     Measured,
-    Outcome,
     Role,
     Skipped,
     build_step,
@@ -323,7 +323,7 @@ class _Loop:
         with self.progress.stage(f"{title}: {commit.short} {commit.subject}"):
             found = self.bench.step(self.question, commit, self.out / folder)
         seconds = time.monotonic() - started
-        outcome: Outcome = ends.side(found) if isinstance(found, Measured) else "skip"
+        outcome: BisectOutcome = ends.side(found) if isinstance(found, Measured) else "skip"
         return BisectStep(commit, role, outcome, found, seconds, folder)
 
 

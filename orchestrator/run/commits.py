@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.analysis.verdict.bisection import BisectCommit, Outcome
+from orchestrator.analysis.verdict.bisection import BisectCommit, BisectOutcome
 from orchestrator.base.errors import ScenarioError, key_named
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.series.git import Git, commit_id, find_repository, locate, own_repository
@@ -123,7 +123,7 @@ class Search:
         # git exits with 2 if only skipped commits are left
         self._git.run("bisect", *arguments, accept=(0, 2), doing="bisecting")
 
-    def tell(self, commit: BisectCommit, outcome: Outcome) -> None:
+    def tell(self, commit: BisectCommit, outcome: BisectOutcome) -> None:
         self._tell(outcome, commit.sha)
 
     def next(self) -> BisectCommit | None:

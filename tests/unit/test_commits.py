@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.analysis.verdict.bisection import Outcome
+from orchestrator.analysis.verdict.bisection import BisectOutcome
 from orchestrator.base.errors import ScenarioError
 from orchestrator.run.commits import Search, commits_of
 from tests.unit.histories import git, history, straight
@@ -22,7 +22,7 @@ def linux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def searched(search: Search, says: Callable[[str], Outcome]) -> list[str]:
+def searched(search: Search, says: Callable[[str], BisectOutcome]) -> list[str]:
     """Run the search and return the subjects of the commits that it tried."""
     asked = []
     while (commit := search.next()) is not None:
@@ -111,7 +111,7 @@ def test_user_s_repository_is_left_as_it_was(tmp_path: Path) -> None:
 
 
 def test_skips_hide_which_it_is(linux: Path, tmp_path: Path) -> None:
-    def says(subject: str) -> Outcome:
+    def says(subject: str) -> BisectOutcome:
         number = int(subject[1:])
         return "skip" if 30 <= number < 33 else "bad" if number >= 31 else "good"
 

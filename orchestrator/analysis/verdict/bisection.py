@@ -12,7 +12,7 @@ from orchestrator.analysis.verdict.effect import FEW_FLOOR, Resolution
 from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.evidence.bisection import StepRecord
 
-Outcome = Literal["good", "bad", "skip"]
+BisectOutcome = Literal["good", "bad", "skip"]
 Role = Literal["good", "bad", "step"]
 """Purpose of a measurement. `good` and `bad` are the ends, as the user names them."""
 CLEAR = 3
@@ -64,7 +64,7 @@ class Skipped:
 class BisectStep:
     commit: BisectCommit
     role: Role
-    outcome: Outcome
+    outcome: BisectOutcome
     found: Measured | Skipped
     seconds: float
     """Seconds on the runner's clock."""

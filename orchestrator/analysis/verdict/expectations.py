@@ -14,11 +14,11 @@ from orchestrator.analysis.verdict.effect import FEW_FLOOR, Verdict
 from orchestrator.scenario.fields import Bound
 from orchestrator.scenario.vocabulary import ARMS, Metric
 
-Outcome = Literal["met", "not met", "not known"]
-"""Outcome of an expectation."""
+Fulfilment = Literal["met", "not met", "not known"]
+"""Fulfilment of an expectation."""
 
 
-def judge_expectations(comparison: Comparison) -> dict[Metric, Outcome]:
+def judge_expectations(comparison: Comparison) -> dict[Metric, Fulfilment]:
     """Return whether each metric that decides came out as the scenario expects. A metric without
     an expectation must not regress. Before the run is complete, only a regression is known. With
     failures that nobody can be charged with, an expectation can be known to be not met, but not to
@@ -26,14 +26,14 @@ def judge_expectations(comparison: Comparison) -> dict[Metric, Outcome]:
     return {name: _outcome(comparison, name) for name in comparison.deciding}
 
 
-def _outcome(comparison: Comparison, name: Metric) -> Outcome:
+def _outcome(comparison: Comparison, name: Metric) -> Fulfilment:
     metric, expectation = comparison.metric(name), comparison.expect.get(name)
     if metric is None or comparison.verdict == "invalid":
         return "not known"
     if expectation is not None:
         outcome = _met(metric, expectation, comparison.judgement.margin)
     else:
-        by_verdict: dict[Verdict, Outcome] = {
+        by_verdict: dict[Verdict, Fulfilment] = {
             "improved": "met", "equivalent": "met", "regressed": "not met",
         }  # fmt: skip
         outcome = by_verdict.get(metric.verdict, "not known")
@@ -59,7 +59,7 @@ def choose_exit_code(comparison: Comparison) -> int:
     return 0 if outcomes == {"met"} else 4
 
 
-def _met(metric: MetricComparison, expectation: str | Bound, margin: float) -> Outcome:
+def _met(metric: MetricComparison, expectation: str | Bound, margin: float) -> Fulfilment:
     if metric.verdict == "invalid":
         return "not known"
     if isinstance(expectation, Bound):
@@ -74,7 +74,7 @@ def _met(metric: MetricComparison, expectation: str | Bound, margin: float) -> O
     return "met" if below else "not known"
 
 
-def _within(metric: MetricComparison, bound: Bound) -> Outcome:
+def _within(metric: MetricComparison, bound: Bound) -> Fulfilment:
     """Return whether the whole interval of the ratio is on the right side of the bound (met), or
     on the wrong one (not met)."""
     estimate = metric.effect.estimate

@@ -1,4 +1,5 @@
-"""A run as the test cases that CI systems know: its verdict, each metric that decides, each trial.
+"""A run as the test cases that CI systems know: its verdict, each metric that decides, each that
+regressed besides, and each trial.
 
 The outputs for machines share these cases: `junit.py`, `ktap.py` and `github.py` only format them.
 """
@@ -20,21 +21,22 @@ from orchestrator.analysis.verdict.comparison import (
     has_more_failures,
 )
 from orchestrator.analysis.verdict.expectations import choose_exit_code, judge_expectations
+from orchestrator.analysis.verdict.outcome import Outcome
 from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.base.hashing import digest_of
 from orchestrator.evidence.plan import Plan
+from orchestrator.report.words.outcome_words import describe_regressions
 from orchestrator.report.words.sentence import describe_undecided, describe_unplanned
 from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import describe_attempts
 from orchestrator.scenario.fields import Expectation
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric
 
-Outcome = Literal["passed", "failed", "unknown"]
-"""Outcome of a case. unknown: invalid or inconclusive; it is no evidence on the kernels, and no
-success."""
+CaseOutcome = Literal["passed", "failed", "unknown"]
+"""unknown: invalid or inconclusive; it is no evidence on the kernels, and no success."""
 Numbers = dict[str, float | str]
 
-_OUTCOMES: dict[str, Outcome] = {"met": "passed", "not met": "failed", "not known": "unknown"}
+_OUTCOMES: dict[str, CaseOutcome] = {"met": "passed", "not met": "failed", "not known": "unknown"}
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 # Everything that XML 1.0 cannot contain (https://www.w3.org/TR/xml/#charsets), DEL and the C1
@@ -47,7 +49,7 @@ class Case:
     kind: Literal["run", "metric", "trial"]
     name: str
     """Name of the case, unique within a suite among cases of its kind."""
-    outcome: Outcome
+    outcome: CaseOutcome
     reason: str
     """Short stable name of the result: improved, guest-panic, ..."""
     message: str
@@ -66,8 +68,11 @@ class Suite:
     name: str
     exit_code: int
     cases: tuple[Case, ...]
-    """The run's case first, then the metrics that decide, then the trials in their order."""
+    """The run's case first, then the metrics that decide, those that regressed besides, and the
+    trials in their order."""
     facts: dict[str, str] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    """Outcome of the run; None for a cell that has not begun."""
     metrics: dict[Metric, Numbers] = field(default_factory=dict)
     """Numbers of every metric that both arms have."""
     started: str = ""
@@ -96,24 +101,41 @@ def build_suite(comparison: Comparison, plan: Plan) -> Suite:
         m.name: _numbers(m, comparison.expect.get(m.name), unit) for m in comparison.metrics
     }
     outcomes = {name: _OUTCOMES[met] for name, met in judge_expectations(comparison).items()}
+    # in an invalid run nothing is known of the kernels
+    of_besides: CaseOutcome = "unknown" if comparison.verdict == "invalid" else "failed"
     cases = [
         _run_case(comparison, code, outcomes),
         *(
             _metric_case(comparison, name, outcome, metrics.get(name, {}))
             for name, outcome in outcomes.items()
         ),
+        *(
+            _metric_case(comparison, metric.name, of_besides, metrics[metric.name])
+            for group in comparison.outcome.besides
+            for metric in group.metrics
+        ),
         *map(_trial_case, comparison.results),
     ]
     facts = {
         "barometer": __version__, "scenario": comparison.scenario, "verdict": comparison.verdict,
-        "exit_code": str(code), "accel": plan.accel, "cost_unit": unit,
+        "outcome": comparison.outcome.title, "exit_code": str(code), "accel": plan.accel,
+        "cost_unit": unit,
         **{f"{arm}.kernel": clean_line(kernel_of(comparison, arm)) for arm in ARMS},
     }  # fmt: skip
     if variable := describe_variable(comparison.variable):
         facts["variable"] = clean_line(variable)
     started = min((r.started for r in comparison.results if r.started), default="")
     digest = digest_of({"plan": plan.to_json(), "trials": [r.digest for r in comparison.results]})
-    return Suite(comparison.scenario, code, tuple(cases), facts, metrics, started, digest)
+    return Suite(
+        comparison.scenario,
+        code,
+        tuple(cases),
+        facts,
+        comparison.outcome,
+        metrics,
+        started,
+        digest,
+    )
 
 
 def combine_exit_codes(suites: Sequence[Suite]) -> int:
@@ -137,8 +159,8 @@ def cost_unit(plan: Plan) -> str:
     return {"kvm": "s", "none": "s", "exact": "Ginsn"}.get(plan.accel, "emulated s")
 
 
-def _run_case(comparison: Comparison, code: int, outcomes: Mapping[Metric, Outcome]) -> Case:
-    parts: list[str] = [comparison.verdict]
+def _run_case(comparison: Comparison, code: int, outcomes: Mapping[Metric, CaseOutcome]) -> Case:
+    parts: list[str] = [comparison.outcome.title]
     if comparison.conditions is not None and comparison.conditions.unplanned:
         parts.append(clean_line(describe_unplanned(comparison.conditions.unplanned)))
     if len(comparison.results) < comparison.planned:
@@ -162,11 +184,15 @@ def _run_case(comparison: Comparison, code: int, outcomes: Mapping[Metric, Outco
         names = [name for name in comparison.expect if outcomes[name] == outcome]
         if names:
             parts.append(f"expectation {met}: {', '.join(names)}")
-    of_run: Outcome = "passed" if code == 0 else "failed" if code == 1 else "unknown"
+    if regressed := comparison.outcome.regressed:
+        parts.append(f"regressed: {describe_regressions(regressed)}")
+    of_run: CaseOutcome = "passed" if code == 0 else "failed" if code == 1 else "unknown"
     return Case("run", "verdict", of_run, comparison.verdict, "; ".join(parts))
 
 
-def _metric_case(comparison: Comparison, name: Metric, outcome: Outcome, numbers: Numbers) -> Case:
+def _metric_case(
+    comparison: Comparison, name: Metric, outcome: CaseOutcome, numbers: Numbers
+) -> Case:
     metric, expectation = comparison.metric(name), comparison.expect.get(name)
     expected = "" if expectation is None else f", expected {expectation}"
     if metric is None:
@@ -217,6 +243,6 @@ def _trial_case(result: TrialResult) -> Case:
                     numbers=values, seconds=result.seconds)  # fmt: skip
     where = f" at {result.stage}" if result.stage else ""
     message = clean_line(f"{result.kind}{where}: {result.reason}: {result.message}")
-    outcome: Outcome = "failed" if result.kind == "failed" else "unknown"
+    outcome: CaseOutcome = "failed" if result.kind == "failed" else "unknown"
     return Case("trial", clean_line(result.name), outcome, clean_line(result.reason), message,
                 clean_text(result.evidence), values, result.seconds)  # fmt: skip

@@ -12,11 +12,13 @@ import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from orchestrator.report.exports.cases import Case, Numbers, Outcome, Suite
+from orchestrator.report.exports.cases import Case, CaseOutcome, Numbers, Suite
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|&~@:$^=.-])")
-_COMMANDS: dict[Outcome, str] = {"passed": "notice", "failed": "error", "unknown": "warning"}
-_SIGNS: dict[Outcome, str] = {"passed": "✅", "failed": "❌", "unknown": "⚠️"}
+_COMMANDS: dict[CaseOutcome, str] = {"passed": "notice", "failed": "error", "unknown": "warning"}
+_SIGNS: dict[CaseOutcome, str] = {"passed": "✅", "failed": "❌", "unknown": "⚠️"}
+_WITH_REGRESSIONS = "🟠"
+"""Sign of a run that is as expected, and in which something that does not decide regressed."""
 _COLUMNS = (
     "unit", "baseline.median", "candidate.median", "ratio", "p_adjusted", "verdict", "expected",
 )  # fmt: skip
@@ -33,12 +35,13 @@ def job_summary(suites: Sequence[Suite]) -> str:
 
 def workflow_commands(suites: Sequence[Suite]) -> str:
     """Return a line for each verdict and for whatever did not go well; the worst first, since
-    GitHub shows only ten of a kind."""
+    GitHub shows only ten of a kind. The line of a run names all that regressed, so metrics that do
+    not decide have no lines of their own."""
     commands = [
         (suite, case)
         for suite in suites
         for case in suite.cases
-        if case.kind == "run" or case.outcome != "passed"
+        if case.kind == "run" or (case.outcome != "passed" and not _is_besides(suite, case))
     ]
     ranks = {"run": 0, "metric": 1, "trial": 2}
     commands.sort(key=lambda one: ranks[one[1].kind])
@@ -47,7 +50,20 @@ def workflow_commands(suites: Sequence[Suite]) -> str:
 
 def _command(suite: Suite, case: Case) -> str:
     title = f"barometer {suite.name}" + f", {case.name}" * (case.kind != "run")
-    return f"::{_COMMANDS[case.outcome]} title={_property(title)}::{_data(case.message)}"
+    command = _COMMANDS[case.outcome]
+    if case.kind == "run" and command == "notice" and _has_regressions(suite):
+        command = "warning"
+    return f"::{command} title={_property(title)}::{_data(case.message)}"
+
+
+def _has_regressions(suite: Suite) -> bool:
+    return suite.outcome is not None and suite.outcome.has_regressions
+
+
+def _is_besides(suite: Suite, case: Case) -> bool:
+    """True for the case of a metric that regressed and does not decide."""
+    groups = suite.outcome.besides if suite.outcome is not None else ()
+    return case.kind == "metric" and any(case.name in group.names for group in groups)
 
 
 def _data(text: str) -> str:
@@ -60,7 +76,12 @@ def _property(text: str) -> str:
 
 def _section(suite: Suite) -> Iterator[str]:
     verdict, *others = suite.cases
-    yield f"## {_SIGNS[verdict.outcome]} {_text(suite.name)}: {_text(verdict.reason)}\n"
+    sign, title = _SIGNS[verdict.outcome], verdict.reason
+    if suite.outcome is not None:
+        title = suite.outcome.title
+        if verdict.outcome == "passed" and suite.outcome.has_regressions:
+            sign = _WITH_REGRESSIONS
+    yield f"## {sign} {_text(suite.name)}: {_text(title)}\n"
     yield f"{_text(verdict.message)}\n"
     for arm in ("baseline", "candidate"):
         if f"{arm}.kernel" in suite.facts:

@@ -43,13 +43,17 @@ from orchestrator.report.html.charts import (
 from orchestrator.report.text.maps_text import inside_maps, law_text, level_text
 from orchestrator.report.text.run_text import explain_values
 from orchestrator.report.text.timeline_text import cost_cells, explain_difference, text_timeline
+from orchestrator.report.words.outcome_words import (
+    describe_regressions,
+    describe_trials,
+    describe_undecided_metrics,
+    describe_unseen,
+)
 from orchestrator.report.words.quantities import format_quantity, p_text, plural, ratio_text
 from orchestrator.report.words.samples import Dots, collect_dots, role_values
 from orchestrator.report.words.sentence import verdict_sentence
 from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import (
-    SOURCES,
-    TITLES,
     describe_attempts,
     describe_device,
     describe_host,
@@ -57,6 +61,7 @@ from orchestrator.report.words.wording import (
     explain_resolution,
 )
 from orchestrator.scenario.choices import Workload
+from orchestrator.scenario.metrics import METRIC_WORDS
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.trials import Judgement
 from orchestrator.scenario.vocabulary import (
@@ -241,6 +246,10 @@ class Page:
     sentence: str
     variable: str
     """Sentence on the differences between the arms, and on whether those are all."""
+    title: str
+    """Title of the outcome: `improved, with regressions`."""
+    outcome: list[tuple[str, str]]
+    """What else the outcome has: what it is about, and the text."""
     verdict: str
     scenario: str
     facts: list[tuple[str, str]]
@@ -291,6 +300,8 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
     return Page(
         sentence=verdict_sentence(scenario, comparison, plan),
         variable=describe_variable(comparison.variable),
+        title=comparison.outcome.title,
+        outcome=list(_outcome(comparison)),
         verdict=comparison.verdict,
         scenario=comparison.scenario,
         facts=list(_facts(scenario, comparison, plan)),
@@ -331,6 +342,15 @@ def _facts(scenario: Scenario, comparison: Comparison, plan: Plan) -> Iterator[t
     yield "host", describe_host(scenario.host, plan.accel, plan.accel_reason)
 
 
+def _outcome(comparison: Comparison) -> Iterator[tuple[str, str]]:
+    """Yield what a reader of the verdict must not miss."""
+    outcome = comparison.outcome
+    yield "regressed", describe_regressions(outcome.regressed)
+    yield "undecided", describe_undecided_metrics(outcome)
+    yield "not looked at", describe_unseen(outcome)
+    yield "trials", describe_trials(outcome)
+
+
 def _trials(comparison: Comparison, role: Role) -> str:
     counts = {kind: comparison.count(role, kind) for kind in ("measured", "failed", "invalid")}
     said = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no trials"
@@ -363,8 +383,8 @@ def _lines(scenario: Scenario, comparison: Comparison, *, emulated: bool) -> Ite
     """Yield the lines of the table, in the order of the text report."""
     by_name = {metric.name: metric for metric in comparison.metrics}
     maps = scenario.workload == "map"
-    for base, title in TITLES.items():
-        source = SOURCES.get(base, "timing")
+    for words in METRIC_WORDS:
+        base, title = words.name, words.title
         points = {base: ""}
         if maps and base in AT_POINTS:
             points = {point.metric(base): f", {point.name}" for point in scenario.points()}
@@ -372,9 +392,9 @@ def _lines(scenario: Scenario, comparison: Comparison, *, emulated: bool) -> Ite
             if (metric := by_name.get(name)) is not None:
                 unit = "emulated s" if metric.unit == "s" and emulated else metric.unit
                 expected = str(comparison.expect.get(name, ""))
-                of = "plain" if maps and source == "timing" else source
+                of = words.in_maps if maps else words.in_boots
                 deciding = name in comparison.deciding
-                yield Line(metric, title.strip() + where, unit, of, deciding, expected)
+                yield Line(metric, title + where, unit, of, deciding, expected)
 
 
 def _interval(effect: Effect) -> str:

@@ -76,9 +76,12 @@ def test_every_run_has_its_verdict_in_both(name: str) -> None:
     suite = make().suite
     verdict = suite.cases[0]
     shown = Shown(job_summary([suite])).texts
-    assert shown["h2"][0].endswith(f"small: {verdict.reason}")
+    assert suite.outcome is not None
+    assert shown["h2"][0].endswith(f"small: {suite.outcome.title}")
     assert shown["p"][0] == verdict.message
     kind = {0: "notice", 1: "error"}.get(code, "warning")
+    if code == 0 and suite.outcome.has_regressions:
+        kind = "warning"
     assert commands(suite)[0] == (kind, "barometer small", verdict.message)
 
 
@@ -152,7 +155,7 @@ def test_text_from_outside_is_shown_as_it_is(name: str, message: str, tail: str)
     trial = Case("trial", name, "failed", "r", message, tail)
     metric = Case("metric", name, "failed", "r", message)
     facts = {"baseline.kernel": message, "variable": f"Arms: {message}"}
-    suite = Suite("s", 1, (run_case, metric, trial), facts, {name: {"unit": message}})
+    suite = Suite("s", 1, (run_case, metric, trial), facts, None, {name: {"unit": message}})
     shown = Shown(job_summary([suite]))
     assert shown.texts["h2"] == [f"❌ s: {name}"]
     assert shown.texts["p"] == [message]

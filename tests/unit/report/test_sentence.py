@@ -100,7 +100,7 @@ def test_guest_that_is_emulated_on_a_real_host_makes_its_boot_an_emulated_one() 
 
 def test_first_of_the_metrics_that_have_the_verdict_is_quoted() -> None:
     both = measured({"bar_map_cost": (8, 1), "guest_boot_cost": (1, 8)})
-    assert "is improved: one DMA map" in said(*both)
+    assert "is improved, with regressions: one DMA map" in said(*both)
     text = said(*both, expect=("bar_map_cost=improved", "guest_boot_cost=improved"))
     assert "is regressed: the boot of a guest" in text
 
