@@ -45,7 +45,7 @@ app = typer.Typer(
 for _verb in (
     measure.plan, measure.run, measure.ab, measure.bisect,
     read.report, read.compare, read.timeline,
-    machine.profile, read.schema, machine.recover, machine.doctor, machine.clean,
+    machine.profile, read.explain, read.schema, machine.recover, machine.doctor, machine.clean,
 ):  # fmt: skip
     app.command()(_verb)
 

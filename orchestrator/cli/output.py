@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import typer
 
@@ -51,13 +51,15 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def end_with(
-    judged: Judged, as_json: bool, summary: Path | None, *, table: bool = False
-) -> NoReturn:
+    judged: Judged, as_json: bool, summary: Path | None,
+    *, form: Literal["brief", "table", "mail"] = "brief",
+) -> NoReturn:  # fmt: skip
     """Print a judged run in the requested form, and end with its exit code."""
     if as_json:
         print_json(judged.document)
     else:
-        print(f"{judged.report}\nrun: {judged.document['run']}" if table else judged.brief)
+        table = f"{judged.report}\nrun: {judged.document.get('run')}"
+        print({"brief": judged.brief, "table": table, "mail": judged.mail.rstrip("\n")}[form])
     if summary is not None:
         from orchestrator.report.exports.github import job_summary, workflow_commands
 

@@ -40,6 +40,7 @@ from orchestrator.report.exports.kcidb import kcidb_objects
 from orchestrator.report.exports.ktap import format_ktap
 from orchestrator.report.exports.results_csv import results_csv
 from orchestrator.report.text.brief import run_brief
+from orchestrator.report.text.mail_text import format_mail
 from orchestrator.report.text.run_text import text_report
 from orchestrator.scenario.loading import parse_scenario
 from orchestrator.scenario.model import Scenario
@@ -72,6 +73,8 @@ class Judged(NamedTuple):
     suites: tuple[Suite, ...]
     brief: str
     """The end of a run: at most twelve lines, the last of which names its folder."""
+    mail: str = ""
+    """The reply to a patch; of a matrix that of each cell, below the cell's name."""
 
 
 class TrialSample(NamedTuple):
@@ -95,7 +98,9 @@ class Run:
     comparison: Comparison
     plan: Plan
     report: str
-    """The text of report.txt."""
+    """The text of report.txt, which begins with the mail."""
+    mail: str
+    """The reply to a patch, with a tag if one is due."""
     suite: Suite
 
     @property
@@ -133,7 +138,7 @@ class Run:
         _save_timelines(self.path / "timelines", comparison)
         # after the page, which it names only if it exists
         brief = run_brief(scenario, comparison, plan, self.path)
-        return Judged(self.report, self.exit_code, document, (self.suite,), brief)
+        return Judged(self.report, self.exit_code, document, (self.suite,), brief, self.mail)
 
 
 def judge(run: RunDir, tester: str | None = None) -> Run:
@@ -154,7 +159,9 @@ def judge(run: RunDir, tester: str | None = None) -> Run:
         variable=find_variable(plan, found if is_recorded_in_all(sides) else None),
     )
     report = text_report(scenario, comparison, plan, tester)
-    return Run(run.path, scenario, comparison, plan, report, build_suite(comparison, plan))
+    mail = format_mail(scenario, comparison, plan, tester)
+    suite = build_suite(comparison, plan)
+    return Run(run.path, scenario, comparison, plan, report, mail, suite)
 
 
 def open_run(folder: Path) -> RunDir:

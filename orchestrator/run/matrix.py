@@ -137,7 +137,10 @@ class Matrix:
         }  # fmt: skip
         save(self.path, whole, texts)
         brief = matrix_brief(self.scenario, verdict, comparisons, self.path)
-        return Judged(report, combine_exit_codes(suites), whole, tuple(suites), brief)
+        mail = "\n".join(
+            f"{name}: {'not run' if run is None else run.mail}" for name, run in self.cells.items()
+        )
+        return Judged(report, combine_exit_codes(suites), whole, tuple(suites), brief, mail)
 
 
 def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Matrix:

@@ -137,6 +137,15 @@ METRIC_WORDS: tuple[MetricWords, ...] = (
 WORDS = {words.name: words for words in METRIC_WORDS}
 
 
+def metric_json(words: MetricWords) -> dict[str, object]:
+    """Return a metric as `barometer explain --json` prints it."""
+    return {
+        "name": words.name, "title": words.title, "meaning": words.meaning, "unit": words.unit,
+        "kind": words.kind, "measured_by": words.workload, "at_points": bool(words.in_maps),
+        "lower_is_better": words.lower_is_better,
+    }  # fmt: skip
+
+
 def explain_metric(words: MetricWords) -> str:
     """Return what `barometer explain METRIC` prints."""
     better = "lower" if words.lower_is_better else "higher"
