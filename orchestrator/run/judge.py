@@ -291,14 +291,14 @@ def for_machines(
 
 def save(folder: Path, comparison: dict[str, object], texts: Mapping[str, str]) -> None:
     """Write comparison.json and the other files by their names, if the folder's owner permits."""
-    with _if_allowed("report"):
+    with saving_allowed("report"):
         write_json(folder / "comparison.json", comparison)
         for name, text in texts.items():
             (folder / name).write_text(text, "utf-8")
 
 
 @contextlib.contextmanager
-def _if_allowed(what: str) -> Iterator[None]:
+def saving_allowed(what: str) -> Iterator[None]:
     """Only log a warning if the block may not write `what`, or if an extra is missing that makes
     it. Somebody else's run, or one in a read-only archive, can be judged without the right to
     write."""
@@ -314,7 +314,7 @@ def _if_allowed(what: str) -> Iterator[None]:
 
 
 def _save_page(path: Path, scenario: Scenario, comparison: Comparison, plan: Plan) -> None:
-    with _if_allowed("page"):
+    with saving_allowed("page"):
         # Imported only here: it loads the libraries for pages and charts.
         from orchestrator.report.html.html import html_report  # noqa: PLC0415
 

@@ -80,7 +80,7 @@ def matrix_brief(
     lines = [
         shorten(f"{scenario}: {title}, {plural(len(cells), 'cell')}"),
         *_first(found, _CELLS, "cells"),
-        *_where(folder, folder / "report.txt"),
+        *_where(folder, folder / "report.html"),
     ]
     return "\n".join(lines)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.analysis.conditions.conditions import Conditions, Difference
 from orchestrator.analysis.conditions.kconfig import select_costly
+from orchestrator.report.words.condition_words import sort_differences
 from orchestrator.report.words.quantities import plural
 
 _MOST = 12
@@ -23,7 +24,7 @@ def describe_conditions(conditions: Conditions | None) -> str:
         "planned": [d for d in conditions.differences if d.planned],
     }
     for title, differences in groups.items():
-        lines += [f"  {title}: {_said(difference)}" for difference in differences]
+        lines += [f"  {title}: {_said(d)}" for d in sort_differences(differences)]
     lines += _config(conditions)
     if conditions.not_recorded:
         lines.append(f"  recorded of one arm only: {', '.join(conditions.not_recorded)}")

@@ -29,6 +29,11 @@ def format_quantity(value: float, unit: str) -> str:
     return f"{format_digits(value / factor)} {name}"
 
 
+def signed_quantity(value: float, unit: str) -> str:
+    """Return a change with its sign: `-102.8 s`, `+2.083 s`."""
+    return f"{'+' * (value > 0)}{format_quantity(value, unit)}"
+
+
 def format_digits(value: float) -> str:
     return f"{value:.4g}" if abs(value) < 9999.5 else f"{value:.0f}"
 

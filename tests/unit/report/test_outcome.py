@@ -34,7 +34,8 @@ from orchestrator.report.exports.github import job_summary, workflow_commands
 from orchestrator.report.exports.junit import junit_xml
 from orchestrator.report.exports.kcidb import kcidb_objects
 from orchestrator.report.exports.ktap import format_ktap
-from orchestrator.report.html.html import html_report
+from orchestrator.report.html.html import html_matrix, html_report
+from orchestrator.report.html.matrix_page import build_matrix_page
 from orchestrator.report.text.mail_text import format_mail
 from orchestrator.report.text.matrix_text import matrix_report
 from orchestrator.report.text.run_text import CUT, text_report
@@ -263,3 +264,22 @@ def test_pairs_to_vouch_for_are_those_of_the_method() -> None:
     assert least_pairs(Effect(Estimate("few", 1, 0.4), "improved")) == 2
     assert least_pairs(Effect(Estimate("few", 8, 1.0), "equivalent")) == 6
     assert least_pairs(Effect(Estimate("trials", 12, 0.9), "improved", 0.0005)) == 10
+
+
+def test_page_of_a_matrix_has_a_row_for_each_cell_with_what_regressed() -> None:
+    cells = {folder.name: judged(folder).comparison for folder in FOLDERS}
+    links = {name: f"cells/{name}/report.html" for name in cells}
+    page = build_matrix_page("all", "improved", {**cells, "late": None}, links, emulated=True)
+    text = html_matrix(page)
+    rows = dict(re.findall(r'<article class="cell">\s*<h2><a href="cells/([^/]+)/(.*?)</article>',
+                           text, re.DOTALL))  # fmt: skip
+    assert [*rows] == [*cells]
+    for name, comparison in cells.items():
+        assert unnamed(rows[name], comparison) == []
+        assert comparison.outcome.title in rows[name]
+        has_boots = any(r.findings.timelines for r in comparison.results)
+        assert ("strip" in rows[name]) == has_boots
+    assert "Not run: late" in text
+    assert f"{len(cells) + 1} cells: " in text
+    assert ", 1 not run" in text
+    assert len(text.encode()) < 600_000
