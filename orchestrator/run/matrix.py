@@ -14,6 +14,7 @@ from typing import Any
 from orchestrator.analysis.verdict.comparison import Comparison, worst_verdict
 from orchestrator.analysis.verdict.comparison_file import SCHEMA
 from orchestrator.analysis.verdict.effect import Verdict
+from orchestrator.analysis.verdict.outcome import join_titles
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.folderlock import LOCK
 from orchestrator.base.reasons import Reason
@@ -124,12 +125,14 @@ class Matrix:
         verdict = worst_verdict(
             "invalid" if c is None else c.verdict for c in comparisons.values()
         )
+        outcomes = [None if c is None else c.outcome for c in comparisons.values()]
         emulated = any(run.plan.accel == "tcg" for run in begun)
         report = matrix_report(self.scenario, verdict, comparisons, emulated=emulated)
         whole = {
             "schema": SCHEMA,
             "scenario": self.scenario,
             "verdict": verdict,
+            "outcome": {"title": join_titles(outcomes, verdict)},
             "cells": documents,
         }
         texts = {

@@ -46,6 +46,8 @@ _HEAD, _LABEL, _BAR, _MARK, _GAP, _AXIS = 17.0, 18.0, 20.0, 17.0, 12.0, 34.0
 _BLOCK = _HEAD + 3 * (_LABEL + _BAR) + _MARK + _GAP
 MOST_STEPS = 300
 """Most maps or unmaps of an arm in a chart; the longest ones are kept."""
+_LEAST = 0.0005
+"""Least width of a bar as a share of the axis: a browser does not draw a bar without a width."""
 _CHARACTER = 6.6 / 1100
 """Width of a character as a share of a wide chart."""
 
@@ -132,7 +134,8 @@ def _step(boot: Timeline, step: DmaStep, axis: Axis, y: float) -> Markup:
     # RAM is lower than a BAR, so that the two can be told apart without colours
     inset = 7.0 if step.bar in kinds else 0.0
     return rect(
-        axis.x(step.start), y + inset, axis.width(step.start, step.start + step.seconds),
+        axis.x(step.start), y + inset,
+        axis.width(step.start, max(step.start + step.seconds, step.start + axis.high * _LEAST)),
         _BAR - inset, name, ", ".join(filter(None, parts)),
     )  # fmt: skip
 

@@ -56,10 +56,11 @@ class Line:
         return "" if low == high else f"{low} to {high}"
 
     @property
-    def constant(self) -> bool:
-        """True if every trial has the same value: a chart would add nothing."""
+    def is_constant(self) -> bool:
+        """True if every arm has the same value in all its trials: a chart would add nothing."""
         metric = self.metric
-        return len({*metric.baseline, *metric.candidate, *metric.controls}) == 1
+        arms = (metric.baseline, metric.candidate, metric.controls)
+        return all(len({*values}) < 2 for values in arms)
 
     @property
     def change(self) -> str:
@@ -101,7 +102,7 @@ def list_panels(comparison: Comparison, lines: Sequence[Line]) -> list[Panel]:
         metric = line.metric
         if min(len(metric.baseline), len(metric.candidate)) >= LEAST_FOR_DOTS:
             dots = collect_dots(comparison, metric)
-            if not line.constant:
+            if not line.is_constant:
                 panels.append(Panel(sample_chart(metric, dots), line, dots))
     return panels
 

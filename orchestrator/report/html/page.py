@@ -140,7 +140,7 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         flames=build_flames({arm: merge_findings(comparison, arm).breakdowns for arm in ARMS}),
         theory=list(list_theory(scenario.points(), comparison)),
         levels=list(list_levels(comparison)),
-        inside=inside_maps(comparison, exact=exact),
+        inside=inside_maps(comparison, exact=exact, names_missing=False),
         notes=explain_values(scenario, comparison, emulated=emulated, exact=exact),
         differences=_differences(comparison),
         problems=[
