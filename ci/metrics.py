@@ -7,11 +7,9 @@ tests/unit/test_metrics.py fails if README.md has another table.
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from ci.reasons import README, replace_between
 from orchestrator.scenario.metrics import METRIC_WORDS, MetricWords
 
-README = Path(__file__).parents[1] / "README.md"
 _BEGIN = "<!-- metrics: written by ci/metrics.py -->\n"
 _END = "<!-- end of metrics -->\n"
 
@@ -19,11 +17,7 @@ _END = "<!-- end of metrics -->\n"
 def write_metrics(readme: str) -> str:
     """Return a README whose table is that of METRIC_WORDS. Raises ValueError if it has no
     markers."""
-    before, begin, rest = readme.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"README.md lacks a marker of the table: {_BEGIN}{_END}")
-    return before + begin + _table() + end + after
+    return replace_between(readme, _BEGIN, _END, _table())
 
 
 def _table() -> str:

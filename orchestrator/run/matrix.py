@@ -143,7 +143,8 @@ class Matrix:
         self._save_page(verdict, comparisons, emulated=emulated)
         brief = matrix_brief(self.scenario, verdict, comparisons, self.path)
         mail = "\n".join(
-            f"{name}: {'not run' if run is None else run.mail}" for name, run in self.cells.items()
+            f"{name}:\n{'not run' if run is None else run.mail}"
+            for name, run in self.cells.items()
         )
         return Judged(report, combine_exit_codes(suites), whole, tuple(suites), brief, mail)
 

@@ -11,7 +11,7 @@ MetricKind = Literal["cost", "s", "count"]
 `unit_of`. Its name has no unit, so that an expectation, a bisection and a plot apply to every
 accelerator as they are; the unit stands beside each number."""
 
-Source = Literal["", "host", "plain", "timing", "counts"]
+MetricSource = Literal["", "host", "plain", "timing", "counts"]
 """The pass that a number comes from. host: every trial has it. Empty: the workload has no such
 number."""
 
@@ -28,9 +28,9 @@ class MetricWords:
     """Subject of a sentence on the metric. `{bar}` is replaced."""
     noun: str
     """What is counted, as it follows the number; empty for a cost."""
-    in_boots: Source
+    in_boots: MetricSource
     """The pass of the workload guest-boot that measures it."""
-    in_maps: Source = ""
+    in_maps: MetricSource = ""
     """The pass of the workload map that measures it, at every point."""
     lower_is_better: bool = True
     """True for every metric so far. A ratio below 1 is an improvement only because of that."""

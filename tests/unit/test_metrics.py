@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from ci.metrics import README, write_metrics
+from ci.metrics import write_metrics
+from ci.reasons import README
 from orchestrator.cli.entry import run_verb
 from orchestrator.scenario.factors import file_schema
 from orchestrator.scenario.metrics import METRIC_WORDS, WORDS

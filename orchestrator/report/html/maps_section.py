@@ -21,7 +21,7 @@ from orchestrator.scenario.vocabulary import ARMS, ArmName, Point
 
 
 @dataclass(frozen=True)
-class Series:
+class LawSeries:
     """The cost of a map or an unmap by its size."""
 
     name: str
@@ -56,7 +56,7 @@ class PartLevel:
 
 def list_series(
     points: Sequence[Point], comparison: Comparison, *, exact: bool
-) -> Iterator[Series]:
+) -> Iterator[LawSeries]:
     """Yield the series that an arm has a law for."""
     by_arm = {arm: find_laws(comparison, arm) for arm in ARMS}
     for name in dict.fromkeys(name for found in by_arm.values() for name in found):
@@ -80,7 +80,7 @@ def list_series(
             f"Cost of one {what} by the size of what is mapped, {alignment}, {state}."
             f" {'; '.join(f'{arm}: {law}' for arm, law in texts.items())}"
         )
-        yield Series(name, law_chart(costs, laws, unit, label), sizes, texts)
+        yield LawSeries(name, law_chart(costs, laws, unit, label), sizes, texts)
 
 
 def list_theory(points: Sequence[Point], comparison: Comparison) -> Iterator[Theory]:

@@ -18,8 +18,8 @@ from orchestrator.evidence.plan import Plan
 from orchestrator.report.html.boots_section import TracedBoots, build_boots
 from orchestrator.report.html.flames import Flames, build_flames
 from orchestrator.report.html.maps_section import (
+    LawSeries,
     PartLevel,
-    Series,
     Theory,
     list_levels,
     list_series,
@@ -93,7 +93,7 @@ class Page:
     """Chart of the metrics' changes."""
     panels: list[Panel]
     boots: TracedBoots | None
-    series: list[Series]
+    series: list[LawSeries]
     flames: list[Flames]
     theory: list[Theory]
     levels: list[PartLevel]

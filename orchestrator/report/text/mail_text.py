@@ -25,7 +25,7 @@ from orchestrator.report.words.wording import describe_device, describe_workload
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, Metric
 
-LINES = 15
+MAIL_LINES = 15
 """Most lines of the mail before its tag."""
 _HEADLINES: tuple[Metric, ...] = ("bar_map_cost", "guest_boot_cost", "pfn_lookups_per_map")
 """Metrics that a reader wants to see whether they decide or not."""
@@ -51,9 +51,9 @@ def format_mail(scenario: Scenario, comparison: Comparison, plan: Plan, tester: 
         for most in (4, 3, 2, 1):
             lines = _body(scenario, comparison, plan, most, form)
             tag = _tag(comparison, tester, 1 if form.is_tight else 2)
-            if len(lines) + len(tag) - 1 <= LINES:
+            if len(lines) + len(tag) - 1 <= MAIL_LINES:
                 return "\n".join([*lines, *tag]) + "\n"
-    raise AssertionError("the tightest form has at most LINES lines")
+    raise AssertionError("the tightest form has at most MAIL_LINES lines")
 
 
 def is_tester(text: str) -> bool:
@@ -78,7 +78,7 @@ def _body(
         line for text in _setup(scenario, comparison, plan)
         for line in _few(text, 1 if form.is_tight else 2)
     ]  # fmt: skip
-    room = LINES - len(lines) - len(setup) - 2 * len(blank) - 1  # 1: the line above the tag
+    room = MAIL_LINES - len(lines) - len(setup) - 2 * len(blank) - 1  # 1: the line above the tag
     for title, text in (
         ("undecided", describe_undecided_metrics(outcome)),
         ("not looked at", describe_unseen(outcome)),

@@ -11,13 +11,13 @@ from orchestrator.formats.abi import LEAVES
 from orchestrator.formats.units import parse_size
 from orchestrator.report.words.quantities import change_arms, change_text, plural
 from orchestrator.report.words.wording import metric_title
-from orchestrator.scenario.metrics import METRIC_WORDS, WORDS, Source
+from orchestrator.scenario.metrics import METRIC_WORDS, WORDS, MetricSource
 from orchestrator.scenario.vocabulary import ARMS, HEADLINE_POINT, Metric, State
 
 _STATES: tuple[str, ...] = get_args(State)
 Product = tuple[tuple[str, ...], ...]
 """The values of each part of a point; every combination of them is one of the points."""
-_TOGETHER: dict[Source, str] = {
+_TOGETHER: dict[MetricSource, str] = {
     "plain": "times of guest boots",
     "timing": "maps and unmaps of guest boots",
     "counts": "lookups, faults and walks",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import Comparison, compare_trials
-from orchestrator.report.text.mail_text import LINES, format_mail, is_tester
+from orchestrator.report.text.mail_text import MAIL_LINES, format_mail, is_tester
 from orchestrator.report.words.columns import WIDTH
 from orchestrator.scenario.metrics import WORDS
 from orchestrator.scenario.model import Scenario
@@ -210,7 +210,7 @@ def _check(chosen: Scenario, found: Comparison) -> None:
     text = format_mail(chosen, replace(found, variable=variable), PLAN, TESTER)
     lines = text.splitlines()
     tags = [n for n, line in enumerate(lines) if line.startswith(("Tested", "Report", "(no Test"))]
-    assert tags[0] <= LINES
+    assert tags[0] <= MAIL_LINES
     assert max(map(len, lines)) <= WIDTH
     flat = " ".join(text.split())
     for group in found.outcome.regressed:

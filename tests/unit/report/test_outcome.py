@@ -18,7 +18,7 @@ from junitparser import Failure, JUnitXml
 
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.across import compare_runs, plan_across
-from orchestrator.analysis.verdict.comparison import Comparison
+from orchestrator.analysis.verdict.comparison import Comparison, compare_trials
 from orchestrator.analysis.verdict.effect import ALPHA, LEAST_FOR_P, Effect, Estimate
 from orchestrator.analysis.verdict.outcome import (
     find_outcome,
@@ -44,8 +44,12 @@ from orchestrator.run.judge import Run, judge, saved_run
 from orchestrator.scenario.metrics import WORDS
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import HEADLINE_POINT, Metric
+from tests.unit.examples import share
+from tests.unit.manifests import plan_of
 from tests.unit.report.made import RUNS as MADE
-from tests.unit.report.pages import RECORDED
+from tests.unit.report.pages import KERNELS, RECORDED
+from tests.unit.report.test_sentence import measured
+from tests.unit.scenarios import map_scenario, scenario
 
 FOLDERS = sorted(
     path.parent
@@ -73,21 +77,23 @@ def unnamed(text: str, comparison: Comparison) -> list[str]:
         every = [m for m in comparison.metrics if m.name.partition("@")[0] == base]
         names = [m.name for m in every if m.verdict == "regressed"]
         besides = [name for name in names if name not in comparison.deciding]
+        rest = [name for name in names if not _is_named_alone(name, words.title, flat)]
         together = [
             f"{words.title} {which}"
-            for count in {len(names), len(besides)}
+            for count in {len(names), len(besides), len(rest)}
             for which in (f"at all {count} points", f"at {count} of {len(every)} points",
                           f"({count} of {len(every)} points)")
         ]  # fmt: skip
-        for name in names:
-            point = name.partition("@")[2]
-            alone = (
-                re.escape(f"{words.title} ({point})") if point else rf"{words.title}(?! \(| at )"
-            )
-            by_key = re.search(rf"(?<![\w@/]){re.escape(name)}(?![\w@/])", flat)
-            if not (by_key or re.search(alone, flat) or any(t in flat for t in together)):
-                missing.append(name)
+        if not any(text in flat for text in together):
+            missing += rest
     return missing
+
+
+def _is_named_alone(name: str, title: str, text: str) -> bool:
+    point = name.partition("@")[2]
+    by_title = re.escape(f"{title} ({point})") if point else rf"{title}(?! \(| at )"
+    by_key = rf"(?<![\w@/]){re.escape(name)}(?![\w@/])"
+    return any(re.search(pattern, text) for pattern in (by_title, by_key))
 
 
 Output = Callable[[Scenario, Comparison, Plan], str]
@@ -283,3 +289,30 @@ def test_page_of_a_matrix_has_a_row_for_each_cell_with_what_regressed() -> None:
     assert f"{len(cells) + 1} cells: " in text
     assert ", 1 not run" in text
     assert len(text.encode()) < 600_000
+
+
+FACTORS = st.sampled_from([0.0001, 0.4, 0.97, 1.0, 1.04, 1.3, 2.5, 40.0])
+
+
+@share(0.1)
+@given(st.data(), st.booleans(), st.integers(1, 12))
+def test_outputs_of_any_run_name_every_metric_that_regressed(
+    data: st.DataObject, is_map: bool, pairs: int
+) -> None:
+    sizes = "map.sizes=['1GiB','full']", "map.alignment=['1GiB','4KiB']", "device.bar=4GiB"
+    chosen = map_scenario(*sizes) if is_map else scenario()
+    names = [*chosen.metrics()]
+    factors = {name: data.draw(FACTORS, name) for name in names}
+    deciding = data.draw(st.sets(st.sampled_from(names), max_size=5))
+    expect = [f'expect."{name}"=not-regressed' for name in sorted(deciding)]
+    chosen = map_scenario(*sizes, *expect) if is_map else scenario(*expect)
+    accel = "exact" if is_map else "tcg"
+    results = [
+        trial for pair in range(1, pairs + 1)
+        for trial in measured({name: (1 + pair % 3 / 9e3, factor * (1 + pair % 4 / 9e3))
+                               for name, factor in factors.items()}, pair)
+    ]  # fmt: skip
+    comparison = compare_trials(chosen, KERNELS, results, len(results), accel)
+    plan = plan_of(accel=accel, guest_kernel={"release": "6.12", "source": "s", "digest": "d"})
+    for output, make in IN_WORDS.items():
+        assert unnamed(make(chosen, comparison, plan), comparison) == [], output
