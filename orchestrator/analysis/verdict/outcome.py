@@ -105,7 +105,9 @@ def find_outcome(comparison: Comparison) -> Outcome:
     undecided = [m for m in comparison.metrics if m.verdict == "inconclusive"]
     bases = {metric.name.partition("@")[0] for metric in comparison.metrics}
     margin, number = comparison.judgement.margin, max(1, len(deciding))
-    needed = [pairs_to_decide(metric.effect, margin, number) for metric in undecided]
+    # of two nights, more trials of each decide nothing: they share the night
+    paired = undecided if comparison.paired else []
+    needed = [pairs_to_decide(metric.effect, margin, number) for metric in paired]
     return Outcome(
         verdict=comparison.verdict,
         deciding=tuple(deciding),

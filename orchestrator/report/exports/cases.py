@@ -26,6 +26,7 @@ from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.base.hashing import digest_of
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.words.outcome_words import describe_regressions
+from orchestrator.report.words.quantities import change_text, format_quantity
 from orchestrator.report.words.sentence import describe_undecided, describe_unplanned
 from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import describe_attempts
@@ -75,6 +76,8 @@ class Suite:
     """Outcome of the run; None for a cell that has not begun."""
     metrics: dict[Metric, Numbers] = field(default_factory=dict)
     """Numbers of every metric that both arms have."""
+    texts: dict[Metric, tuple[str, str, str]] = field(default_factory=dict)
+    """Of every metric what people read: both arms' medians, and the change."""
     started: str = ""
     """Start of the first trial: ISO 8601, UTC; "" if the evidence has no time."""
     digest: str = ""
@@ -133,6 +136,7 @@ def build_suite(comparison: Comparison, plan: Plan) -> Suite:
         facts,
         comparison.outcome,
         metrics,
+        {metric.name: _texts(metric) for metric in comparison.metrics},
         started,
         digest,
     )
@@ -215,6 +219,14 @@ def _effect(metric: MetricComparison) -> str:
     if metric.effect.p_adjusted is not None:
         parts.append(f"p {metric.effect.p_adjusted:.2g}")
     return ", ".join(parts)
+
+
+def _texts(metric: MetricComparison) -> tuple[str, str, str]:
+    before, after = (
+        format_quantity(summarize(metric.unit, getattr(metric, arm)).middle, metric.unit)
+        for arm in ARMS
+    )
+    return before, after, change_text(metric.effect)
 
 
 def _numbers(metric: MetricComparison, expected: Expectation | None, seconds: str) -> Numbers:

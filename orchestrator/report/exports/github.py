@@ -12,16 +12,16 @@ import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from orchestrator.report.exports.cases import Case, CaseOutcome, Numbers, Suite
+from orchestrator.report.exports.cases import Case, CaseOutcome, Suite
+from orchestrator.report.words.outcome_words import describe_trials
+from orchestrator.scenario.vocabulary import Metric
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|&~@:$^=.-])")
 _COMMANDS: dict[CaseOutcome, str] = {"passed": "notice", "failed": "error", "unknown": "warning"}
 _SIGNS: dict[CaseOutcome, str] = {"passed": "✅", "failed": "❌", "unknown": "⚠️"}
 _WITH_REGRESSIONS = "🟠"
 """Sign of a run that is as expected, and in which something that does not decide regressed."""
-_COLUMNS = (
-    "unit", "baseline.median", "candidate.median", "ratio", "p_adjusted", "verdict", "expected",
-)  # fmt: skip
+_COLUMNS = ("p_adjusted", "verdict", "expected")
 _TAIL_LINES = 40
 _MOST_TAILS = 50
 """Most trials whose last lines are shown. With _TAIL_LINES lines each, they stay far below 1 MiB:
@@ -88,12 +88,13 @@ def _section(suite: Suite) -> Iterator[str]:
             yield f"- {arm}: {_text(suite.facts[f'{arm}.kernel'])}"
     if "variable" in suite.facts:
         yield f"- {_text(suite.facts['variable'])}"
+    if suite.outcome is not None:
+        yield f"- {_text(describe_trials(suite.outcome))}"
     signs = {case.name: _SIGNS[case.outcome] for case in others if case.kind == "metric"}
-    deciding = {name: suite.metrics.get(name, {}) for name in signs}
-    rest = {name: found for name, found in suite.metrics.items() if name not in signs}
-    yield from _table(deciding, signs)
+    rest = [name for name in suite.metrics if name not in signs]
+    yield from _table(suite, [*signs], signs)
     if rest:
-        yield from _details("what else was measured", [*_table(rest, {})])
+        yield from _details("what else was measured", [*_table(suite, rest, {})])
     ended = [case for case in others if case.kind == "trial" and case.outcome != "passed"]
     for case in ended[:_MOST_TAILS]:
         tail = "\n".join(case.tail.splitlines()[-_TAIL_LINES:])
@@ -103,16 +104,16 @@ def _section(suite: Suite) -> Iterator[str]:
         yield f"\n{len(ended) - _MOST_TAILS} more trials do not count.\n"
 
 
-def _table(metrics: Mapping[str, Numbers], signs: Mapping[str, str]) -> Iterator[str]:
-    if not metrics:
+def _table(suite: Suite, names: Sequence[Metric], signs: Mapping[str, str]) -> Iterator[str]:
+    if not names:
         return
-    yield "\n| | metric | unit | baseline | candidate | ratio | 95 % | p | verdict | expected |"
-    yield "| --- | --- | --- | ---: | ---: | ---: | --- | ---: | --- | --- |"
-    for name, numbers in metrics.items():
-        low, high = numbers.get("ci95.low"), numbers.get("ci95.high")
-        interval = "" if low is None else f"{_value(low)} .. {_value(high)}"
-        *left, p, verdict, expected = (_value(numbers.get(column)) for column in _COLUMNS)
-        cells = [signs.get(name, ""), name, *left, interval, p, verdict, expected]
+    yield "\n| | metric | baseline | candidate | change | p | verdict | expected |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | --- | --- |"
+    for name in names:
+        numbers = suite.metrics.get(name, {})
+        p, verdict, expected = (_value(numbers.get(column)) for column in _COLUMNS)
+        texts = suite.texts.get(name, ("", "", ""))
+        cells = [signs.get(name, ""), name, *texts, p, verdict, expected]
         yield f"| {' | '.join(map(_text, cells))} |"
     yield ""
 
@@ -126,7 +127,7 @@ def _details(title: str, inner: Sequence[str]) -> Iterator[str]:
 def _value(value: float | str | None) -> str:
     if value is None or isinstance(value, str):
         return value or ""
-    return f"{value:.0f}" if value == int(value) else f"{value:.6g}"  # counts are exact
+    return f"{value:.2g}"
 
 
 def _text(text: str) -> str:

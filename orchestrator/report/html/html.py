@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from orchestrator.analysis.verdict.comparison import Comparison
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.html.matrix_page import MatrixPage
-from orchestrator.report.html.page import MOST_CONFIG, build_page
+from orchestrator.report.html.page import DIGESTS, MOST_CONFIG, build_page
 from orchestrator.report.words.printable import escape_unprintable
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS
@@ -34,6 +34,7 @@ def html_report(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
     page = build_page(scenario, comparison, plan)
     return _environment().get_template("report.html.jinja").render(
         page=page, arms=ARMS, conditions=comparison.conditions, most_config=MOST_CONFIG,
+        digests=DIGESTS,
         **_assets(),
     )  # fmt: skip
 

@@ -36,7 +36,7 @@ from orchestrator.report.html.metrics_section import (
 )
 from orchestrator.report.text.maps_text import inside_maps
 from orchestrator.report.text.run_text import explain_values
-from orchestrator.report.words.condition_words import sort_differences
+from orchestrator.report.words.condition_words import split_digests
 from orchestrator.report.words.outcome_words import (
     describe_regressions,
     describe_trials,
@@ -60,6 +60,8 @@ MOST_TAILS, MOST_PROBLEMS = 20, 200
 all."""
 _TAIL_LINES, _TAIL_WIDTH = 40, 400
 MOST_CONFIG = 2000
+DIGESTS = "digests, which tell only that something differs"
+"""Title of the last of the differences."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def _outcome(comparison: Comparison) -> Iterator[tuple[str, str]]:
 def _differences(comparison: Comparison) -> dict[str, list[Difference]]:
     if comparison.conditions is None:
         return {}
-    every = sort_differences(comparison.conditions.differences)
+    every, digests = split_digests(comparison.conditions.differences)
     groups = {
         "must not differ, and does": [d for d in every if not d.planned and not d.allowed],
         "planned: the arms' kernels and settings, and what follows from them": [
@@ -176,6 +178,7 @@ def _differences(comparison: Comparison) -> dict[str, list[Difference]]:
         "may differ: allowed by the scenario, or without effect on instruction counts": [
             d for d in every if d.allowed and not d.planned
         ],
+        DIGESTS: digests,
     }
     return {title: group for title, group in groups.items() if group}
 

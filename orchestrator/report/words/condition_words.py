@@ -1,4 +1,4 @@
-"""The order in which conditions are told."""
+"""The order in which conditions are told: what could matter first, digests last."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ from collections.abc import Iterable
 
 from orchestrator.analysis.conditions.conditions import Difference
 
-_DIGESTS = ("digest", "sha256", "srcversion", "host.kernel.vfio", "taint")
-"""Parts of the names of conditions whose values say only that something differs. They are told
-last."""
+_DIGESTS = ("digest", "sha256", "srcversion", "host.kernel.vfio")
+"""Parts of the names of conditions whose values say only that something differs."""
 
 
-def sort_differences(differences: Iterable[Difference]) -> list[Difference]:
-    """Return the differences, those last that are digests. The others keep their order."""
-    return sorted(differences, key=lambda d: any(part in d.name for part in _DIGESTS))
+def split_digests(
+    differences: Iterable[Difference],
+) -> tuple[list[Difference], list[Difference]]:
+    """Return the differences that tell something, and those that are of digests. A difference that
+    must not be is never one of the latter."""
+    telling: list[Difference] = []
+    digests: list[Difference] = []
+    for difference in differences:
+        is_digest = any(part in difference.name for part in _DIGESTS)
+        is_expected = difference.planned or difference.allowed
+        (digests if is_digest and is_expected else telling).append(difference)
+    return telling, digests
