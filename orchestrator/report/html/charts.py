@@ -161,7 +161,7 @@ def strip_chart(boots: Mapping[ArmName, Timeline], longest: float, label: str) -
 _LOG_FROM = 10.0
 """The axis is logarithmic if the largest value is more than this many times the smallest."""
 _HEIGHT = 170.0
-_FREE = 0.16
+_FREE = 0.22
 """Share of a small chart that is left free of data at its left."""
 _TOP, _BOTTOM = 10.0, _HEIGHT - 26
 

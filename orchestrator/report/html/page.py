@@ -11,6 +11,7 @@ import tomlkit
 from markupsafe import Markup
 
 from orchestrator.analysis.conditions.conditions import Difference
+from orchestrator.analysis.conditions.kconfig import ConfigChange, select_costly
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import Comparison, guest_accels, merge_findings
 from orchestrator.evidence.kernel import KernelRecord
@@ -60,6 +61,7 @@ MOST_TAILS, MOST_PROBLEMS = 20, 200
 all."""
 _TAIL_LINES, _TAIL_WIDTH = 40, 400
 MOST_CONFIG = 2000
+_MOST_COSTLY = 12
 DIGESTS = "digests, which tell only that something differs"
 """Title of the last of the differences."""
 
@@ -104,6 +106,8 @@ class Page:
     notes: str
     differences: dict[str, list[Difference]]
     """Conditions that differ, by what that means: those that must not come first."""
+    costly: list[ConfigChange]
+    """Symbols of the kernels' configurations that differ and are the likeliest to matter."""
     problems: list[Problem]
     problem_counts: dict[str, int]
     """Number of trials by what went wrong."""
@@ -145,6 +149,7 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         inside=inside_maps(comparison, exact=exact, names_missing=False),
         notes=explain_values(scenario, comparison, emulated=emulated, exact=exact),
         differences=_differences(comparison),
+        costly=_costly(comparison),
         problems=[
             Problem(result, _tail(result.evidence) if number < MOST_TAILS else "")
             for number, result in enumerate(bad[:MOST_PROBLEMS])
@@ -164,6 +169,11 @@ def _outcome(comparison: Comparison) -> Iterator[tuple[str, str]]:
     bad = sum(result.kind != "measured" for result in comparison.results)
     lost = f"; {plural(bad, 'trial')} did not count, see the end" if bad else ""
     yield "trials", describe_trials(outcome) + lost
+
+
+def _costly(comparison: Comparison) -> list[ConfigChange]:
+    config = comparison.conditions.config if comparison.conditions is not None else None
+    return list(select_costly(config or ())[:_MOST_COSTLY])
 
 
 def _differences(comparison: Comparison) -> dict[str, list[Difference]]:
