@@ -6,7 +6,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison
+from orchestrator.analysis.verdict.comparison import (
+    Comparison,
+    MetricComparison,
+    has_more_failures,
+)
 from orchestrator.analysis.verdict.expectations import choose_exit_code
 from orchestrator.analysis.verdict.outcome import MetricGroup, Outcome, group_metrics
 from orchestrator.evidence.plan import Plan
@@ -97,10 +101,11 @@ def _few(text: str, most: int) -> list[str]:
 
 
 def _headline(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
-    """Return the verdict. A verdict that is on numbers leaves them to the lines below it."""
+    """Return the verdict. A verdict that is on numbers alone leaves them to the lines below it."""
     outcome = comparison.outcome
     is_on_numbers = any(m.verdict == outcome.verdict for m in outcome.deciding)
-    if outcome.verdict == "invalid" or not is_on_numbers:
+    is_on_failures = has_more_failures(comparison) or comparison.has_undecided
+    if outcome.verdict == "invalid" or is_on_failures or not is_on_numbers:
         return verdict_sentence(scenario, comparison, plan)
     old, new = (comparison.kernels[arm]["release"] for arm in ARMS)
     if old == new:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
 from orchestrator.analysis.verdict.outcome import MetricGroup, Outcome
 from orchestrator.formats.abi import LEAVES
-from orchestrator.formats.units import parse_size
+from orchestrator.formats.units import SIZE, parse_size
 from orchestrator.report.words.quantities import change_arms, change_text, plural
 from orchestrator.report.words.wording import metric_title
 from orchestrator.scenario.metrics import METRIC_WORDS, WORDS, MetricSource
 from orchestrator.scenario.vocabulary import ARMS, HEADLINE_POINT, Metric, State
 
 _STATES: tuple[str, ...] = get_args(State)
+_POINT = re.compile(rf"(full|{SIZE.pattern})/({'|'.join(LEAVES)})/({'|'.join(_STATES)})")
 Product = tuple[tuple[str, ...], ...]
 """The values of each part of a point; every combination of them is one of the points."""
 _TOGETHER: dict[MetricSource, str] = {
@@ -99,10 +101,12 @@ def describe_trials(outcome: Outcome) -> str:
 
 def spell_points(names: Sequence[Metric]) -> str:
     """Spell the points of a metric as a shell would expand them:
-    `{1GiB,2GiB}/4KiB/{cold,warm} full/1GiB/warm`. The plain name is the point of the headline."""
-    points = sorted(
-        {tuple((name.partition("@")[2] or HEADLINE_POINT).split("/")) for name in names}, key=_rank
-    )
+    `{1GiB,2GiB}/4KiB/{cold,warm} full/1GiB/warm`. The plain name is the point of the headline. A
+    point of another form, which only evidence by another program has, is told as it is."""
+    spelled = {name.partition("@")[2] or HEADLINE_POINT for name in names}
+    if not all(map(_POINT.fullmatch, spelled)):
+        return " ".join(sorted(spelled))
+    points = sorted((tuple(point.split("/")) for point in spelled), key=_rank)
     products: list[Product] = [tuple((part,) for part in point) for point in points]
     for axis in (2, 0, 1):
         products = _merge(products, axis)

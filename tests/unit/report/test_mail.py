@@ -113,7 +113,10 @@ def test_regression_is_reported_and_not_tested() -> None:
     lines = mail(*measured({"bar_map_cost": (1, 8)}))
     assert lines[-1] == f"Reported-by: {TESTER}"
     failed = TrialResult("x", "candidate", "failed", "guest-panic")
-    assert mail(*measured(BETTER), failed)[-1] == f"Reported-by: {TESTER}"
+    for values in (BETTER, {"bar_map_cost": (1.0, 8.0)}):
+        lines = mail(*measured(values), failed)
+        assert lines[-1] == f"Reported-by: {TESTER}"
+        assert "guest-panic" in " ".join(lines)
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,10 @@ def test_points_are_spelled_as_a_shell_expands_them(points: set[str]) -> None:
     assert Counter(shell.stdout.split()) == Counter(points)
 
 
+def test_point_of_another_form_is_told_as_it_is() -> None:
+    assert spell_points(["m@x", "m", "m@1GiB/1GiB/cold"]) == "1GiB/1GiB/cold full/1GiB/warm x"
+
+
 def effect(ratio: float, low: float, high: float, pairs: int) -> Effect:
     return Effect(Estimate("trials", pairs, ratio, (low, high), 0.4), "inconclusive", 0.4)
 
