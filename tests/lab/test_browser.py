@@ -3,6 +3,7 @@ it. Times are printed, but no limit applies: the machine may be busy."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +18,7 @@ from orchestrator.analysis.trial import Findings
 from orchestrator.analysis.verdict.comparison import Comparison
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.html.html import html_report
+from orchestrator.run.matrix import MatrixDir, judge_cells
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, Role
 from tests.unit.report.pages import PLAN, RECORDED, RUNS, bad, compared, recorded, trials
@@ -118,6 +120,22 @@ def test_page_is_sound_and_everybody_can_read_it(
         found = Axe().run(page)
         assert found.violations_count == 0, found.generate_report()
         assert seen.faults == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_of_a_matrix_is_sound(chromium: Browser, tmp_path: Path, scheme: Any) -> None:
+    matrix = MatrixDir(shutil.copytree(RECORDED / "factors", tmp_path / "factors"))
+    judge_cells(matrix).save()
+    with chromium.new_context(
+        color_scheme=scheme, viewport={"width": 400, "height": 800}
+    ) as context:
+        seen = Seen(context, matrix.path / "report.html")
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= 400
+        found = Axe().run(seen.page)
+        assert found.violations_count == 0, found.generate_report()
+        assert seen.faults == []
+        seen.page.locator(".cell a").first.click()
+        seen.page.locator("#table").wait_for()  # the cell's own page
 
 
 def test_page_is_whole_without_scripts(chromium: Browser, report: Path) -> None:
