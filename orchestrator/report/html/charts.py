@@ -62,11 +62,17 @@ def boots_chart(boots: Mapping[ArmName, Timeline]) -> Markup:
     bottom = len(boots) * _BLOCK
     for tick in axis.ticks(8):
         parts.append(line(axis.x(tick), bottom - 6, axis.x(tick), bottom - 1, "tick"))
-        anchor = "start" if axis.share(tick) < 0.02 else "middle"
-        parts.append(text(axis.x(tick), bottom + 12, f"{tick:g}", "faint", anchor))
+        words, anchor = f"{tick:g}", _anchor(axis, tick)
+        parts.append(text(axis.x(tick), bottom + 12, words, "faint", anchor))
     parts.append(text("100%", bottom + 27, f"{unit} since QEMU's exec", "faint", "end"))
     label = "; ".join(_describe_boot(arm, boot) for arm, boot in boots.items())
     return chart(bottom + _AXIS, f"Guest boots on one axis. {label}", *parts, name="boots")
+
+
+def _anchor(axis: Axis, value: float) -> str:
+    """Return the anchor of a text at a value, so that it stays within the chart."""
+    share = axis.share(value)
+    return "start" if share < 0.05 else "end" if share > 0.95 else "middle"
 
 
 def _describe_boot(arm: ArmName, boot: Timeline) -> str:
@@ -229,7 +235,7 @@ def arms_chart(lines: Sequence[tuple[str, MetricComparison]]) -> Markup:
     for tick in axis.ticks(6):
         parts.append(line(axis.x(tick), 0, axis.x(tick), height, "grid"))
         words = format_quantity(tick, unit)
-        parts.append(text(axis.x(tick), height + 13, words, "faint small", "middle"))
+        parts.append(text(axis.x(tick), height + 13, words, "faint small", _anchor(axis, tick)))
     for number, (title, metric) in enumerate(lines):
         before, after = medians[metric.name]
         y = number * _ROW + 24
@@ -329,7 +335,8 @@ def law_chart(points: Points, laws: Mapping[ArmName, Law], unit: str, label: str
             for size, cost in points[arm]
         ]  # fmt: skip
     for size in sizes:
-        parts.append(text(across.x(size), _HEIGHT - 8, format_size(size), "faint small", "middle"))
+        words, anchor = format_size(size), _anchor(across, size)
+        parts.append(text(across.x(size), _HEIGHT - 8, words, "faint small", anchor))
     return chart(_HEIGHT, label, *parts)
 
 
