@@ -27,7 +27,7 @@ _END = "<!-- end of reasons -->\n"
 
 def write_table(readme: str) -> str:
     """Return a README whose table is that of `Reason`. Raises ValueError if it has no markers."""
-    return replace_between(readme, _BEGIN, _END, _table())
+    return replace_between(readme, _BEGIN, _END, _format_table())
 
 
 def replace_between(text: str, begin: str, end: str, table: str) -> str:
@@ -40,23 +40,23 @@ def replace_between(text: str, begin: str, end: str, table: str) -> str:
     return before + begin + table + end + after
 
 
-def _table() -> str:
+def _format_table() -> str:
     rows = [("reason", "exit code", "trial", "what it means: what to do"), ("---",) * 4]
     rows += [
-        (f"`{reason}`", _codes(reason), _trial(reason),
+        (f"`{reason}`", _format_codes(reason), _describe_trial(reason),
          f"{reason.meaning}: {reason.remedy}")
         for reason in sorted(Reason)
     ]  # fmt: skip
     return "".join(f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in rows)
 
 
-def _codes(reason: Reason) -> str:
+def _format_codes(reason: Reason) -> str:
     """Return the exit codes of commands that end for this reason."""
     codes = {code: None for end, code in EXIT_CODES.items() if end in reason.ends}
     return ", ".join(map(str, codes))
 
 
-def _trial(reason: Reason) -> str:
+def _describe_trial(reason: Reason) -> str:
     """Return what becomes of a trial: whom the failure is charged to, or that it is invalid."""
     if reason in FAULTS:
         fault = FAULTS[reason]

@@ -10,7 +10,7 @@ import pytest
 from ci.metrics import write_metrics
 from ci.reasons import README
 from orchestrator.cli.entry import run_verb
-from orchestrator.scenario.factors import file_schema
+from orchestrator.scenario.factors import build_file_schema
 from orchestrator.scenario.metrics import METRIC_WORDS, WORDS
 from orchestrator.scenario.vocabulary import AT_POINTS, METRICS
 from tests.unit.scenarios import map_scenario, scenario
@@ -68,6 +68,6 @@ def test_explain_refuses_what_is_no_metric(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_schema_explains_every_metric() -> None:
-    offered = file_schema()["properties"]["expect"]["properties"]
+    offered = build_file_schema()["properties"]["expect"]["properties"]
     assert [*offered] == [*METRICS]
     assert all(WORDS[name].meaning in entry["description"] for name, entry in offered.items())

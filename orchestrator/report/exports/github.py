@@ -44,7 +44,7 @@ def workflow_commands(suites: Sequence[Suite]) -> str:
         if case.kind == "run" or (case.outcome != "passed" and not _is_besides(suite, case))
     ]
     ranks = {"run": 0, "metric": 1, "trial": 2}
-    commands.sort(key=lambda one: ranks[one[1].kind])
+    commands.sort(key=lambda command: ranks[command[1].kind])
     return "".join(f"{_command(suite, case)}\n" for suite, case in commands)
 
 

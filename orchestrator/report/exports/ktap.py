@@ -2,8 +2,8 @@
 a test for each run, in it a subtest for its verdict, each metric that decides, each that regressed
 besides, and each trial.
 
-An unknown outcome is skipped, like kselftest's exit code 4: in KTAP, nothing is known of a test
-that is skipped, while `not ok` is a finding. Numbers are diagnostic lines.
+An unknown outcome is SKIP, as kselftest's exit code 4 is. A reader of KTAP takes `not ok` for a
+finding, and concludes nothing from a test that is skipped. Numbers are diagnostic lines.
 """
 
 from __future__ import annotations

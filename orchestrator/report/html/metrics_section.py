@@ -21,9 +21,8 @@ from orchestrator.report.words.samples import Dots, collect_dots, role_values
 from orchestrator.report.words.wording import explain_resolution
 from orchestrator.scenario.choices import Workload
 from orchestrator.scenario.metrics import METRIC_WORDS
-from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.trials import Judgement
-from orchestrator.scenario.vocabulary import AT_POINTS, Role
+from orchestrator.scenario.vocabulary import AT_POINTS, Point, Role
 
 _MOST_ROWS = 16
 """Most rows of the chart of both arms: more do not fit a screen."""
@@ -107,14 +106,14 @@ def list_panels(comparison: Comparison, lines: Sequence[Line]) -> list[Panel]:
     return panels
 
 
-def draw_arms(scenario: Scenario, lines: Sequence[Line]) -> Markup | None:
-    """Draw what maps and unmaps cost in both arms, at the largest size. None for a run that does
-    not map without a guest."""
-    if scenario.workload != "map":
+def draw_arms(points: Sequence[Point], lines: Sequence[Line]) -> Markup | None:
+    """Draw what maps and unmaps cost in both arms, at the largest size. None without points: a
+    guest boot has pictures of its own."""
+    if not points:
         return None
-    largest = max(point.size for point in scenario.points())
+    largest = max(point.size for point in points)
     names = {
-        point.metric(words.name) for words in METRIC_WORDS for point in scenario.points()
+        point.metric(words.name) for words in METRIC_WORDS for point in points
         if words.in_maps and words.kind == "cost" and point.size == largest
     }  # fmt: skip
     shown = [
@@ -134,25 +133,24 @@ def draw_effects(lines: Sequence[Line], judgement: Judgement) -> Markup | None:
     return forest_chart(metrics, judgement) if metrics else None
 
 
-def list_lines(scenario: Scenario, comparison: Comparison, *, emulated: bool) -> list[Line]:
+def list_lines(points: Sequence[Point], comparison: Comparison, *, emulated: bool) -> list[Line]:
     """Return the lines of the table: first those that decide, then those that regressed, then the
-    others, each part in the order of the text report."""
-    lines = [*_lines(scenario, comparison, emulated=emulated)]
+    others, each part in the order of the text report. `points`: none for guest boots."""
+    lines = [*_lines(points, comparison, emulated=emulated)]
     return sorted(lines, key=lambda line: (not line.deciding, line.metric.verdict != "regressed"))
 
 
-def _lines(scenario: Scenario, comparison: Comparison, *, emulated: bool) -> Iterator[Line]:
+def _lines(points: Sequence[Point], comparison: Comparison, *, emulated: bool) -> Iterator[Line]:
     by_name = {metric.name: metric for metric in comparison.metrics}
-    maps = scenario.workload == "map"
     for words in METRIC_WORDS:
-        points = {words.name: ""}
-        if maps and words.name in AT_POINTS:
-            points = {point.metric(words.name): f", {point.name}" for point in scenario.points()}
-        for name, where in points.items():
+        at = {words.name: ""}
+        if points and words.name in AT_POINTS:
+            at = {point.metric(words.name): f", {point.name}" for point in points}
+        for name, where in at.items():
             if (metric := by_name.get(name)) is not None:
                 unit = "emulated s" if metric.unit == "s" and emulated else metric.unit
                 expected = str(comparison.expect.get(name, ""))
-                source = words.in_maps if maps else words.in_boots
+                source = words.in_maps if points else words.in_boots
                 deciding = name in comparison.deciding
                 yield Line(metric, words.title + where, unit, source, deciding, expected)
 

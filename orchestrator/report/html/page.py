@@ -48,10 +48,10 @@ from orchestrator.report.words.quantities import plural
 from orchestrator.report.words.sentence import verdict_sentence
 from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import (
+    Setup,
     describe_attempts,
-    describe_device,
-    describe_host,
-    describe_workload,
+    describe_left,
+    describe_setup,
 )
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, CONTROL, WARM_UP, Role, is_emulated
@@ -121,24 +121,25 @@ class Page:
 
 def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
     """Return the content of the page. `plan` is plan.json."""
-    accel = plan.accel
-    exact, emulated = accel == "exact", is_emulated(accel)
-    lines = list_lines(scenario, comparison, emulated=emulated)
+    exact, emulated = plan.accel == "exact", is_emulated(plan.accel)
+    maps = scenario.map if scenario.workload == "map" else None
+    points = scenario.points() if maps else ()
+    lines = list_lines(points, comparison, emulated=emulated)
     bad = [result for result in comparison.results if result.kind != "measured"]
     outcome = comparison.outcome
     return Page(
-        sentence=verdict_sentence(scenario, comparison, plan),
+        sentence=verdict_sentence(scenario.device.bar, comparison, plan),
         regressed=describe_regressions(outcome.regressed),
         outcome=list(_outcome(comparison)),
         variable=describe_variable(comparison.variable),
         verdict=comparison.verdict,
         title=outcome.title,
         scenario=comparison.scenario,
-        facts=list(_facts(scenario, comparison, plan)),
+        facts=list(_facts(describe_setup(scenario, plan), comparison)),
         warnings=list(_warnings(comparison, exact=exact, emulated=emulated)),
         lines=lines,
         rules=list(list_rules(comparison.judgement, scenario.workload, lines)),
-        overview=draw_arms(scenario, lines),
+        overview=draw_arms(points, lines),
         effects=draw_effects(lines, comparison.judgement),
         panels=list_panels(comparison, lines),
         boots=build_boots(comparison),
@@ -147,7 +148,9 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         theory=list(list_theory(scenario.points(), comparison)),
         levels=list(list_levels(comparison)),
         inside=inside_maps(comparison, exact=exact, names_missing=False),
-        notes=explain_values(scenario, comparison, emulated=emulated, exact=exact),
+        notes=explain_values(
+            scenario.host, scenario.trace, maps, comparison, emulated=emulated, exact=exact
+        ),
         differences=_differences(comparison),
         costly=_costly(comparison),
         problems=[
@@ -157,7 +160,8 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         problem_counts=dict(Counter(f"{r.arm}: {r.kind}, {r.reason}" for r in bad)),
         toml=tomlkit.dumps(scenario.model_dump(mode="json", exclude_none=True)),
         barometer=plan.barometer,
-        kernels=_kernels(plan),
+        kernels={arm: plan.kernels[arm] for arm in ARMS}
+        | ({"guest": plan.guest_kernel} if plan.guest_kernel else {}),
     )
 
 
@@ -193,27 +197,27 @@ def _differences(comparison: Comparison) -> dict[str, list[Difference]]:
     return {title: group for title, group in groups.items() if group}
 
 
-def _facts(scenario: Scenario, comparison: Comparison, plan: Plan) -> Iterator[tuple[str, str]]:
+def _facts(setup: Setup, comparison: Comparison) -> Iterator[tuple[str, str]]:
     for arm in ARMS:
         kernel = comparison.kernels[arm]
         yield arm, f"{kernel['release']} ({kernel['source']}; {_trials(comparison, arm)})"
     for role in (CONTROL, WARM_UP):
         if comparison.of_arm(role):
             yield role, f"the baseline's kernel ({_trials(comparison, role)})"
-    yield "device", describe_device(scenario.device, scenario.host)
-    yield describe_workload(scenario, plan)
-    yield "host", describe_host(scenario.host, plan.accel, plan.accel_reason)
+    yield "device", setup.device
+    yield setup.workload
+    yield "host", setup.host
 
 
 def _trials(comparison: Comparison, role: Role) -> str:
     counts = {kind: comparison.count(role, kind) for kind in ("measured", "failed", "invalid")}
-    said = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no trials"
+    text = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no trials"
     again = Counter(
-        said for result in comparison.of_arm(role) for said in describe_attempts(result)
+        text for result in comparison.of_arm(role) for text in describe_attempts(result)
     )
     if again:
-        said += "; repeated: " + ", ".join(f"{n} x {why}" for why, n in again.items())
-    return said
+        text += "; repeated: " + ", ".join(f"{n} x {why}" for why, n in again.items())
+    return text
 
 
 def _warnings(comparison: Comparison, *, exact: bool, emulated: bool) -> Iterator[str]:
@@ -231,6 +235,7 @@ def _warnings(comparison: Comparison, *, exact: bool, emulated: bool) -> Iterato
         yield "Emulated: compare its seconds with one another, not with hardware's."
     elif any(r.guest_accel == "tcg" for r in comparison.results):
         yield "The guests are emulated: there is no KVM in the host."
+    yield from describe_left(comparison.results)
 
 
 def _tail(evidence: str) -> str:
@@ -238,10 +243,3 @@ def _tail(evidence: str) -> str:
     return "\n".join(
         line if len(line) <= _TAIL_WIDTH else f"{line[:_TAIL_WIDTH]}..." for line in lines
     )
-
-
-def _kernels(plan: Plan) -> dict[str, KernelRecord]:
-    kernels: dict[str, KernelRecord] = {arm: plan.kernels[arm] for arm in ARMS}
-    if plan.guest_kernel is not None:
-        kernels["guest"] = plan.guest_kernel
-    return kernels

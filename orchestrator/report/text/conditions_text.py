@@ -33,10 +33,10 @@ def _listed(differences: Sequence[Difference]) -> list[str]:
         "allowed": [d for d in differences if d.allowed and not d.planned],
         "planned": [d for d in differences if d.planned],
     }
-    return [f"  {title}: {_said(d)}" for title, group in groups.items() for d in group]
+    return [f"  {title}: {_describe(d)}" for title, group in groups.items() for d in group]
 
 
-def _said(difference: Difference) -> str:
+def _describe(difference: Difference) -> str:
     sides = (" and ".join(values) or "-" for values in difference.values.values())
     return f"{difference.name}: {' | '.join(sides)}"
 

@@ -25,7 +25,7 @@ from orchestrator.report.words.outcome_words import (
 from orchestrator.report.words.quantities import change_arms, plural
 from orchestrator.report.words.sentence import explain_invalid, verdict_sentence
 from orchestrator.report.words.variable_words import describe_differing
-from orchestrator.report.words.wording import describe_device, describe_workload, metric_title
+from orchestrator.report.words.wording import Setup, describe_setup, metric_title
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, Metric
 
@@ -51,9 +51,10 @@ def format_mail(scenario: Scenario, comparison: Comparison, plan: Plan, tester: 
 
     Every metric that regressed is named. If there are many, other numbers give way to them.
     """
+    setup = describe_setup(scenario, plan)
     for form in (_Form(change_group), _Form(shorten_group), _Form(shorten_group, is_tight=True)):
         for most in (4, 3, 2, 1):
-            lines = _body(scenario, comparison, plan, most, form)
+            lines = _body(scenario.device.bar, setup, comparison, plan, most, form)
             tag = _tag(comparison, tester, 1 if form.is_tight else 2)
             if len(lines) + len(tag) - 1 <= MAIL_LINES:
                 return "\n".join([*lines, *tag]) + "\n"
@@ -66,23 +67,25 @@ def is_tester(text: str) -> bool:
 
 
 def _body(
-    scenario: Scenario, comparison: Comparison, plan: Plan, most: int, form: _Form
+    bar: int, setup: Setup, comparison: Comparison, plan: Plan, most: int, form: _Form
 ) -> list[str]:
-    """Return the lines before the tag's paragraph. `most`: number of metrics whose numbers have a
-    line."""
+    """Return the lines before the tag's paragraph. `bar`: size of the device's BAR. `most`: number
+    of metrics whose numbers have a line."""
     outcome, blank = comparison.outcome, [""] * (not form.is_tight)
     shown = _chosen(comparison, most)
-    lines = [*_few(_headline(scenario, comparison, plan), 3 - form.is_tight), *blank]
+    lines = [*_few(_headline(bar, comparison, plan), 3 - form.is_tight), *blank]
     lines += [shorten(f"{metric_title(m.name)}: {change_arms(m)}") for m in shown]
     hidden = [m for m in comparison.metrics if m.verdict == "regressed" and m not in shown]
     if hidden:
         named = map(form.describe, group_metrics(hidden, comparison.metrics))
         lines += wrap_text(f"regressed: {'; '.join(named)}", then="  ")
-    setup = [
-        line for text in _setup(scenario, comparison, plan)
+    configuration = [
+        line for text in _configuration(setup, comparison, plan)
         for line in _few(text, 1 if form.is_tight else 2)
     ]  # fmt: skip
-    room = MAIL_LINES - len(lines) - len(setup) - 2 * len(blank) - 1  # 1: the line above the tag
+    room = (
+        MAIL_LINES - len(lines) - len(configuration) - 2 * len(blank) - 1
+    )  # 1: the line above the tag
     for title, text in (
         ("undecided", describe_undecided_metrics(outcome)),
         ("not looked at", describe_unseen(outcome)),
@@ -91,7 +94,7 @@ def _body(
         if len(wrapped) <= room:
             lines += wrapped
             room -= len(wrapped)
-    return [*lines, *blank, *setup, ""]
+    return [*lines, *blank, *configuration, ""]
 
 
 def _few(text: str, most: int) -> list[str]:
@@ -100,13 +103,13 @@ def _few(text: str, most: int) -> list[str]:
     return [*lines[: most - 1], shorten(" ".join(lines[most - 1 :]))] if lines[most:] else lines
 
 
-def _headline(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
+def _headline(bar: int, comparison: Comparison, plan: Plan) -> str:
     """Return the verdict. A verdict that is on numbers alone leaves them to the lines below it."""
     outcome = comparison.outcome
     is_on_numbers = any(m.verdict == outcome.verdict for m in outcome.deciding)
     is_on_failures = has_more_failures(comparison) or comparison.has_undecided
     if outcome.verdict == "invalid" or is_on_failures or not is_on_numbers:
-        return verdict_sentence(scenario, comparison, plan)
+        return verdict_sentence(bar, comparison, plan)
     old, new = (comparison.kernels[arm]["release"] for arm in ARMS)
     if old == new:
         old, new = f"{old} (baseline)", f"{new} (candidate)"
@@ -128,14 +131,13 @@ def _chosen(comparison: Comparison, most: int) -> list[MetricComparison]:
     return [*deciding, *besides][:most]
 
 
-def _setup(scenario: Scenario, comparison: Comparison, plan: Plan) -> Iterator[str]:
+def _configuration(setup: Setup, comparison: Comparison, plan: Plan) -> Iterator[str]:
     old, new = (comparison.kernels[arm]["release"] for arm in ARMS)
     if variable := comparison.variable:
         apart = [d for d in variable.differs if d.kind == "setting" or old == new]
         if apart:
             yield f"arms differ in: {describe_differing(apart)}"
-    what, which = describe_workload(scenario, plan)
-    yield f"{describe_device(scenario.device, scenario.host)}; {what}: {which}"
+    yield f"{setup.device}; {': '.join(setup.workload)}"
     versions = ", ".join(
         f"{version} ({room})" for room in ("runner", "host")
         if (version := _condition(comparison, f"{room}.qemu"))

@@ -21,12 +21,11 @@ from orchestrator.formats.units import format_size
 from orchestrator.report.words.quantities import change_text, format_quantity, plural
 from orchestrator.report.words.wording import cost_label
 from orchestrator.scenario.metrics import WORDS
-from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 
 
-def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
-    """State the verdict and one number. `plan` is plan.json.
+def verdict_sentence(bar: int, comparison: Comparison, plan: Plan) -> str:
+    """State the verdict and one number. `bar`: size of the device's BAR; `plan` is plan.json.
 
     The number is that of the first deciding metric that has the verdict of the run.
     """
@@ -47,7 +46,7 @@ def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: Plan) -> 
         beginning += f" so far, with {len(comparison.results)} of {comparison.planned} trials"
     decided = [m for name in comparison.deciding if (m := comparison.metric(name)) is not None]
     quoted = next((m for m in decided if m.verdict == verdict), decided[0])
-    return f"{beginning}: {_quoted(scenario.device.bar, comparison, quoted, plan.accel)}."
+    return f"{beginning}: {_quoted(bar, comparison, quoted, plan.accel)}."
 
 
 def describe_undecided(comparison: Comparison) -> str:
@@ -115,13 +114,13 @@ def _quoted(bar_bytes: int, comparison: Comparison, metric: MetricComparison, ac
     base, _, point = metric.name.partition("@")
     bar = f"a {format_size(bar_bytes)} BAR" + f" ({point})" * bool(point)
     words = WORDS[base]
-    subject, what = (text.format(bar=bar) for text in (words.subject, words.noun))
+    subject, noun = (text.format(bar=bar) for text in (words.subject, words.noun))
     before, after = (
         format_quantity(summarize(metric.unit, getattr(metric, arm)).middle, metric.unit)
         for arm in ARMS
     )
     kind = cost_label(metric, accel, guest_accels(comparison.results))
-    subject_takes, interval = f"{subject} takes {after}{what}", metric.effect.interval
+    subject_takes, interval = f"{subject} takes {after}{noun}", metric.effect.interval
     if before == after and metric.verdict == "equivalent" and interval is None:
         return f"{subject_takes} in both{kind}"
     against = "instead of" if metric.verdict in ("improved", "regressed") else "against"

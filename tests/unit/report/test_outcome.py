@@ -40,7 +40,7 @@ from orchestrator.report.text.mail_text import format_mail
 from orchestrator.report.text.matrix_text import matrix_report
 from orchestrator.report.text.run_text import CUT, text_report
 from orchestrator.report.words.outcome_words import spell_points
-from orchestrator.run.judge import Run, judge, saved_run
+from orchestrator.run.judge import Run, judge, read_saved_run
 from orchestrator.scenario.metrics import WORDS
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import HEADLINE_POINT, Metric
@@ -153,7 +153,8 @@ def test_output_for_machines_has_every_metric_that_regressed_by_its_name(folder:
     assert {*names} <= {case.name for case in cases}
     lines = format_ktap([run.suite]).splitlines()
     assert besides <= {m[1] for line in lines if (m := re.match(r"  not ok \d+ (\S+) #", line))}
-    objects = kcidb_objects(run.scenario, run.comparison, run.plan)
+    chosen = run.scenario
+    objects = kcidb_objects(chosen.host, chosen.device, chosen.workload, run.comparison, run.plan)
     tests = objects["tests"]
     assert isinstance(tests, list)
     failed = {t["misc"]["metric"] for t in tests if t["status"] == "FAIL" and "misc" in t
@@ -168,7 +169,7 @@ def test_output_for_machines_has_every_metric_that_regressed_by_its_name(folder:
 def test_comparison_of_two_nights_names_what_regressed(folder: Path) -> None:
     """The second night's numbers of the candidate are three times as large, in all but one
     metric."""
-    first = saved_run(RunDir.open(folder))
+    first = read_saved_run(RunDir.open(folder))
     spared = sorted({name for result in first.results for name in result.samples})[0]
 
     def slower(result: TrialResult) -> TrialResult:
