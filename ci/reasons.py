@@ -27,11 +27,17 @@ _END = "<!-- end of reasons -->\n"
 
 def write_table(readme: str) -> str:
     """Return a README whose table is that of `Reason`. Raises ValueError if it has no markers."""
-    before, begin, rest = readme.partition(_BEGIN)
-    _, end, after = rest.partition(_END)
-    if not begin or not end:
-        raise ValueError(f"README.md lacks a marker of the table: {_BEGIN}{_END}")
-    return before + begin + _format_table() + end + after
+    return replace_between(readme, _BEGIN, _END, _format_table())
+
+
+def replace_between(text: str, begin: str, end: str, table: str) -> str:
+    """Return the text with `table` between its lines `begin` and `end`. Raises ValueError if it
+    lacks one of them."""
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise ValueError(f"README.md lacks a marker of the table: {begin}{end}")
+    return before + begin + table + end + after
 
 
 def _format_table() -> str:

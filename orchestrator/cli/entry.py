@@ -46,7 +46,8 @@ app = typer.Typer(
 _VERBS: dict[str, Callable[..., None]] = {
     "plan": measure.plan, "run": measure.run_scenario, "ab": measure.ab,
     "bisect": measure.bisect, "report": read.report, "compare": read.compare_saved_runs,
-    "timeline": read.timeline, "profile": machine.profile, "schema": read.schema,
+    "timeline": read.timeline, "profile": machine.profile,
+    "explain": read.explain_metrics, "schema": read.schema,
     "recover": machine.recover, "doctor": machine.doctor, "clean": machine.clean,
 }  # fmt: skip
 for _name, _verb in _VERBS.items():

@@ -27,6 +27,7 @@ from orchestrator.cli.options import (
     WorkloadOption,
 )
 from orchestrator.cli.output import end_with, find_step_summary, print_json, set_logging
+from orchestrator.scenario.metrics import WORDS
 
 if TYPE_CHECKING:
     from orchestrator.scenario.factors import Cell, ScenarioFile
@@ -188,7 +189,12 @@ def bisect(
     ] = None,
     tree: Annotated[Path, typer.Option(help="The kernel's git repository.")] = Path(),
     metric: Annotated[
-        str, typer.Option(metavar="NAME", help="Metric by which good and bad differ.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help=f"Metric by which good and bad differ: {', '.join(WORDS)}, or one of them at"
+            " @SIZE/ALIGNMENT/STATE. `barometer explain` tells what they are.",
+        ),
     ] = "bar_map_cost",
     on: Annotated[
         str | None,

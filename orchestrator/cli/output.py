@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import typer
 
@@ -52,13 +52,15 @@ def print_json(document: Mapping[str, object]) -> None:
 
 
 def end_with(
-    judged: Judged, as_json: bool, summary: Path | None, *, table: bool = False
-) -> NoReturn:
+    judged: Judged, as_json: bool, summary: Path | None,
+    *, form: Literal["brief", "table", "mail"] = "brief",
+) -> NoReturn:  # fmt: skip
     """Print a judged run in the requested form, and end with its exit code."""
     if as_json:
         print_json(judged.document)
     else:
-        print(f"{judged.report}\nrun: {judged.document['run']}" if table else judged.brief)
+        table = f"{judged.report}\nrun: {judged.document.get('run')}"
+        print({"brief": judged.brief, "table": table, "mail": judged.mail.rstrip("\n")}[form])
     if summary is not None:
         from orchestrator.report.exports.github import job_summary, workflow_commands
 

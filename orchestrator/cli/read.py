@@ -24,17 +24,27 @@ def report(
     table: Annotated[
         bool, typer.Option("--table", help="Print all of report.txt, with the table.")
     ] = False,
+    mail: Annotated[
+        bool,
+        typer.Option(
+            "--mail", help="Print the reply to a patch: at most 15 lines, and a tag if one is due."
+        ),
+    ] = False,
     as_json: AsJson = False,
     github: ForGitHub = False,
 ) -> None:
     """Judge the saved evidence of a run again."""
+    if table + mail + as_json > 1:
+        raise ScenarioError(
+            "report: --table, --mail and --json exclude one another", reason=Reason.COMMAND_LINE
+        )
     summary = find_step_summary(github)
     from orchestrator.base.progress import Progress
     from orchestrator.run.judgefolder import judge_folder
 
     with Progress().task("report"):
         judged = judge_folder(run.absolute(), tester)
-    end_with(judged, as_json, summary, table=table)
+    end_with(judged, as_json, summary, form="table" if table else "mail" if mail else "brief")
 
 
 def compare_saved_runs(
@@ -99,6 +109,33 @@ def timeline(
             print(f"perfetto: {perfetto}")
     if any(boot.invalid for boot in boots):
         raise typer.Exit(EvidenceError.exit_code)
+
+
+def explain_metrics(
+    metric: Annotated[
+        str | None, typer.Argument(metavar="METRIC", help="Its name; all of them without one.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Explain a metric: its meaning, its unit, and what measures it."""
+    from orchestrator.base.spelling import nearest_name
+    from orchestrator.scenario.metrics import METRIC_WORDS, WORDS, explain_metric, metric_json
+    from orchestrator.scenario.vocabulary import current_name
+
+    if metric is None:
+        chosen = METRIC_WORDS
+    else:
+        name = current_name(metric).partition("@")[0]
+        if name not in WORDS:
+            raise ScenarioError(
+                f"explain {metric}: is no metric{nearest_name(name, [*WORDS], [*WORDS])}",
+                reason=Reason.COMMAND_LINE,
+            )
+        chosen = (WORDS[name],)
+    if as_json:
+        print_json({"schema": 1, "metrics": [metric_json(words) for words in chosen]})
+    else:
+        print("\n\n".join(map(explain_metric, chosen)))
 
 
 def schema() -> None:

@@ -41,6 +41,7 @@ from orchestrator.report.exports.kcidb import kcidb_objects
 from orchestrator.report.exports.ktap import format_ktap
 from orchestrator.report.exports.results_csv import results_csv
 from orchestrator.report.text.brief import run_brief
+from orchestrator.report.text.mail_text import format_mail
 from orchestrator.report.text.run_text import text_report
 from orchestrator.scenario.loading import parse_scenario
 from orchestrator.scenario.model import Scenario
@@ -73,6 +74,8 @@ class Judged(NamedTuple):
     suites: tuple[Suite, ...]
     brief: str
     """The end of a run: at most twelve lines, the last of which names its folder."""
+    mail: str = ""
+    """The reply to a patch; of a matrix that of each cell, below the cell's name."""
 
 
 class TrialSample(NamedTuple):
@@ -96,7 +99,9 @@ class Run:
     comparison: Comparison
     plan: Plan
     report: str
-    """The text of report.txt."""
+    """The text of report.txt, which begins with the mail."""
+    mail: str
+    """The reply to a patch, with a tag if one is due."""
     suite: Suite
 
     @property
@@ -133,7 +138,7 @@ class Run:
         _save_timelines(self.path / "timelines", comparison)
         # after the page, which it names only if it exists
         brief = run_brief(scenario.device.bar, comparison, plan, self.path)
-        return Judged(self.report, self.exit_code, document, (self.suite,), brief)
+        return Judged(self.report, self.exit_code, document, (self.suite,), brief, self.mail)
 
     def _export_files(self) -> dict[str, str]:
         """Return the files that other tools read, besides comparison.json: file name -> text."""
@@ -149,7 +154,7 @@ class Run:
         }
 
     def _save_page(self) -> None:
-        with _warning_if_refused("page"):
+        with warning_if_refused("page"):
             # Imported only here: it loads the libraries for pages and charts.
             from orchestrator.report.html.html import html_report  # noqa: PLC0415
 
@@ -175,7 +180,9 @@ def judge(run: RunDir, tester: str | None = None) -> Run:
         variable=find_variable(plan, conditions if is_recorded_in_all(sides) else None),
     )
     report = text_report(scenario, comparison, plan, tester)
-    return Run(run.path, scenario, comparison, plan, report, build_suite(comparison, plan))
+    mail = format_mail(scenario, comparison, plan, tester)
+    suite = build_suite(comparison, plan)
+    return Run(run.path, scenario, comparison, plan, report, mail, suite)
 
 
 def open_run(folder: Path) -> RunDir:
@@ -293,14 +300,14 @@ def stop_rule(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
 
 def save_reports(folder: Path, comparison: dict[str, object], texts: Mapping[str, str]) -> None:
     """Write comparison.json and the other files by their names, if the folder's owner permits."""
-    with _warning_if_refused("report"):
+    with warning_if_refused("report"):
         write_json(folder / "comparison.json", comparison)
         for name, text in texts.items():
             (folder / name).write_text(text, "utf-8")
 
 
 @contextlib.contextmanager
-def _warning_if_refused(report: str) -> Iterator[None]:
+def warning_if_refused(report: str) -> Iterator[None]:
     """Only log a warning if the block may not write the report, or if an extra is missing that
     makes it. Somebody else's run, or one in a read-only archive, can be judged without the right
     to write."""

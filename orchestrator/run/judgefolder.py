@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.base.errors import BenchError
+from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.process import run as execute
+from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import RunDir
+from orchestrator.report.text.mail_text import is_tester
 from orchestrator.run.diskspace import no_space_explained
 from orchestrator.run.judge import Judged, judge
 from orchestrator.run.matrix import MatrixDir, judge_cells
@@ -16,7 +18,14 @@ _GIT_SECONDS = 10.0
 
 
 def judge_folder(folder: Path, tester: str | None = None) -> Judged:
-    """Judge and save a run or a matrix. `tester`: `Name <mail>`; git's user if it is None."""
+    """Judge and save a run or a matrix. `tester`: `Name <mail>`; git's user if it is None. Raises
+    ScenarioError if it has another form: a tag of several lines would add tags of others."""
+    if tester is not None and not is_tester(tester):
+        raise ScenarioError(
+            f"--tester {tester!r} is not NAME <MAIL> in one line",
+            hint="--tester 'A Tester <tester@example.org>'",
+            reason=Reason.COMMAND_LINE,
+        )
     tester = tester or read_git_user()
     with no_space_explained(folder):
         judged = (

@@ -1,6 +1,6 @@
 """A run of a scenario file with a [matrix]: a folder of runs, one for each cell.
 
-RUN/scenario.toml matrix.json comparison.json report.txt junit.xml results.ktap
+RUN/scenario.toml matrix.json comparison.json report.txt report.html junit.xml results.ktap
 RUN/cells/NAME/                          an ordinary run, that can be judged alone
 """
 
@@ -11,8 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.analysis.verdict.comparison import worst_verdict
+from orchestrator.analysis.verdict.comparison import Comparison, worst_verdict
 from orchestrator.analysis.verdict.comparison_file import COMPARISON_SCHEMA
+from orchestrator.analysis.verdict.effect import Verdict
+from orchestrator.analysis.verdict.outcome import join_titles
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.folderlock import LOCK
 from orchestrator.base.reasons import Reason
@@ -24,7 +26,7 @@ from orchestrator.report.exports.junit import junit_xml
 from orchestrator.report.exports.ktap import format_ktap
 from orchestrator.report.text.brief import matrix_brief
 from orchestrator.report.text.matrix_text import matrix_report
-from orchestrator.run.judge import Judged, Run, judge, save_reports
+from orchestrator.run.judge import Judged, Run, judge, save_reports, warning_if_refused
 from orchestrator.scenario.factors import Cell, ScenarioFile
 
 _NOT_RUN = EvidenceError.exit_code
@@ -110,12 +112,14 @@ class Matrix:
         verdict = worst_verdict(
             "invalid" if c is None else c.verdict for c in comparisons.values()
         )
+        outcomes = [None if c is None else c.outcome for c in comparisons.values()]
         emulated = any(run.plan.accel == "tcg" for run in begun)
         report = matrix_report(self.scenario, verdict, comparisons, emulated=emulated)
         whole = {
             "schema": COMPARISON_SCHEMA,
             "scenario": self.scenario,
             "verdict": verdict,
+            "outcome": {"title": join_titles(outcomes, verdict)},
             "cells": documents,
         }
         texts = {
@@ -123,8 +127,28 @@ class Matrix:
             "results.ktap": format_ktap(suites),
         }  # fmt: skip
         save_reports(self.path, whole, texts)
+        self._save_page(verdict, comparisons, emulated=emulated)
         brief = matrix_brief(self.scenario, verdict, comparisons, self.path)
-        return Judged(report, combine_exit_codes(suites), whole, tuple(suites), brief)
+        mail = "\n".join(
+            f"{name}:\n{'not run' if run is None else run.mail}"
+            for name, run in self.cells.items()
+        )
+        return Judged(report, combine_exit_codes(suites), whole, tuple(suites), brief, mail)
+
+    def _save_page(
+        self, verdict: Verdict, comparisons: Mapping[str, Comparison | None], *, emulated: bool
+    ) -> None:
+        links = {
+            name: f"{run.path.relative_to(self.path)}/report.html"
+            for name, run in self.cells.items() if run is not None
+        }  # fmt: skip
+        with warning_if_refused("page"):
+            # Imported only here: it loads the library for pages.
+            from orchestrator.report.html.html import html_matrix  # noqa: PLC0415
+            from orchestrator.report.html.matrix_page import build_matrix_page  # noqa: PLC0415
+
+            page = build_matrix_page(self.scenario, verdict, comparisons, links, emulated=emulated)
+            (self.path / "report.html").write_text(html_matrix(page), "utf-8")
 
 
 def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Matrix:

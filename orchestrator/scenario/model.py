@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -13,6 +13,7 @@ from orchestrator.formats.units import MIB, format_size
 from orchestrator.scenario.fields import LONGEST_CMDLINE, Expectation, ScenarioModel
 from orchestrator.scenario.machines import Device, EmulatedDevice, Guest, HostSpec, NestedHost
 from orchestrator.scenario.map_workload import Map
+from orchestrator.scenario.metrics import METRIC_WORDS
 from orchestrator.scenario.trials import Arms, Judgement, Trace, Trials
 from orchestrator.scenario.vocabulary import (
     ARMS,
@@ -29,6 +30,16 @@ from orchestrator.scenario.vocabulary import (
 )
 
 
+def _describe_metrics(schema: dict[str, Any]) -> None:
+    """Add every metric to the JSON schema of `expect`, so that an editor can offer and explain
+    it."""
+    schema["properties"] = {
+        words.name: {"description": f"{words.title}. {words.meaning}"}
+        | schema["additionalProperties"]
+        for words in METRIC_WORDS
+    }
+
+
 class Scenario(ScenarioModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     workload: Literal["guest-boot", "map"] = "guest-boot"
@@ -43,7 +54,9 @@ class Scenario(ScenarioModel):
     trials: Trials = Trials()
     trace: Trace = Trace()
     judgement: Judgement = Judgement()
-    expect: dict[Metric, Expectation] = Field(default_factory=dict)
+    expect: Annotated[dict[Metric, Expectation], Field(json_schema_extra=_describe_metrics)] = (
+        Field(default_factory=dict)
+    )
     """Results that the metrics must have for exit code 0: improved, equivalent, not-regressed,
     regressed, or a bound of the ratio candidate / baseline such as "<= 1.02"."""
 

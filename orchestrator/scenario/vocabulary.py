@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from orchestrator.formats.abi import PAGE
 from orchestrator.formats.units import GIB, MIB
+from orchestrator.scenario.metrics import METRIC_WORDS, MetricKind
 
 
 def is_emulated(accel: str) -> bool:
@@ -20,24 +21,8 @@ Metric = str
 """Name of a metric: a key of METRICS; at a point of a map also NAME@SIZE/ALIGNMENT/STATE."""
 
 
-METRICS: dict[Metric, Literal["cost", "s", "count"]] = {
-    "guest_boot_cost": "cost",
-    "guest_ssh_cost": "cost",
-    "host_boot_seconds": "s",
-    "bar_map_cost": "cost",
-    "bar_unmap_cost": "cost",
-    "bar_maps_per_boot": "count",
-    "bar_unmaps_per_boot": "count",
-    "bar_map_cost_per_boot": "cost",
-    "bar_unmap_cost_per_boot": "cost",
-    "pfn_lookups_per_map": "count",
-    "pfn_faults_per_map": "count",
-    "iova_lookups_per_unmap": "count",
-    "iommu_map_cost": "cost",
-}
-"""Kind of each metric's number. A cost is in seconds, or on an exact host in Ginsn (10^9
-instructions): analysis/comparison.py `unit_of`. Its name has no unit, so that an expectation, a
-bisection and a plot apply to every accelerator as they are; the unit stands beside each number."""
+METRICS: dict[Metric, MetricKind] = {words.name: words.kind for words in METRIC_WORDS}
+"""What each metric measures, in the order of a table."""
 
 
 _FORMER_NAMES: dict[Metric, Metric] = {
@@ -46,13 +31,7 @@ _FORMER_NAMES: dict[Metric, Metric] = {
 """Name up to schema 1 of comparison.json -> name. It said seconds of what may be instructions."""
 
 
-AT_POINTS: tuple[Metric, ...] = (
-    "bar_map_cost",
-    "bar_unmap_cost",
-    "pfn_lookups_per_map",
-    "pfn_faults_per_map",
-    "iova_lookups_per_unmap",
-)
+AT_POINTS: tuple[Metric, ...] = tuple(words.name for words in METRIC_WORDS if words.in_maps)
 """The metrics that each point of the `map` workload has."""
 
 
@@ -106,10 +85,14 @@ BootWay = Literal["kexec", "grub", "systemd-boot"]
 BOOT_WAYS: tuple[BootWay, ...] = get_args(BootWay)
 
 
+HEADLINE_POINT = "full/1GiB/warm"
+"""The point whose metrics have plain names."""
+
+
 def is_headline(point: str, *, whole: bool) -> bool:
     """True if SIZE/ALIGNMENT/STATE is the headline: the whole BAR, aligned as well as possible,
     warm. `whole`: SIZE is the whole BAR."""
-    return whole and point.endswith("/1GiB/warm")
+    return whole and point.endswith(HEADLINE_POINT.removeprefix("full"))
 
 
 def metric_at(base: Metric, point: str, *, whole: bool) -> Metric:

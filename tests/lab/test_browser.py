@@ -3,6 +3,7 @@ it. Times are printed, but no limit applies: the machine may be busy."""
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,12 +12,13 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from orchestrator.analysis.trial import Findings
 from orchestrator.analysis.verdict.comparison import Comparison
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.html.html import html_report
+from orchestrator.run.matrix import MatrixDir, judge_cells
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, Role
 from tests.unit.report.pages import PLAN, RECORDED, RUNS, bad, compared, recorded, trials
@@ -105,13 +107,6 @@ class Seen:
         if url != report.as_uri():
             self.faults.append(url)
 
-    def all_drawn(self) -> Page:
-        """Scroll every chart into view, wait until it is drawn, and return the page."""
-        for chart in self.page.locator(".chart").all():
-            chart.scroll_into_view_if_needed()
-            chart.and_(self.page.locator("[data-drawn]")).wait_for()
-        return self.page
-
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_page_is_sound_and_everybody_can_read_it(
@@ -119,7 +114,7 @@ def test_page_is_sound_and_everybody_can_read_it(
 ) -> None:
     with chromium.new_context(color_scheme=scheme) as context:
         seen = Seen(context, report)
-        page = seen.all_drawn()
+        page = seen.page
         for details in page.locator("details").all():
             details.evaluate("details => { details.open = true }")
         found = Axe().run(page)
@@ -127,32 +122,58 @@ def test_page_is_sound_and_everybody_can_read_it(
         assert seen.faults == []
 
 
-def test_first_chart_comes_soon(chromium: Browser, report: Path) -> None:
-    with chromium.new_context() as context:
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_page_of_a_matrix_is_sound(chromium: Browser, tmp_path: Path, scheme: Any) -> None:
+    matrix = MatrixDir(shutil.copytree(RECORDED / "factors", tmp_path / "factors"))
+    judge_cells(matrix).save()
+    with chromium.new_context(
+        color_scheme=scheme, viewport={"width": 400, "height": 800}
+    ) as context:
+        seen = Seen(context, matrix.path / "report.html")
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= 400
+        found = Axe().run(seen.page)
+        assert found.violations_count == 0, found.generate_report()
+        assert seen.faults == []
+        seen.page.locator(".cell a").first.click()
+        seen.page.locator("#table").wait_for()  # the cell's own page
+
+
+def test_page_is_whole_without_scripts(chromium: Browser, report: Path) -> None:
+    """Every chart has its size and its ink, and verdict and change are on the first screen."""
+    with chromium.new_context(
+        java_script_enabled=False, viewport={"width": 400, "height": 800}
+    ) as context:
         begun = time.monotonic()
         page = Seen(context, report).page
-        loaded = time.monotonic()
-        page.locator(".chart").first.scroll_into_view_if_needed()
-        page.locator(".chart[data-drawn]").first.wait_for()
-        drawn = time.monotonic()
-    print(f"{report.stem}: loaded in {loaded - begun:.2f} s, first chart in {drawn - begun:.2f} s")
+        print(f"{report.stem}: loaded in {time.monotonic() - begun:.2f} s")
+        for chart in page.locator("svg.chart").all():
+            if chart.is_visible():  # others are folded away
+                box = chart.bounding_box()
+                assert box is not None
+                assert box["width"] > 300
+                assert box["height"] > 30
+        for part in ("#verdict", ".sentence"):
+            box = page.locator(part).bounding_box()
+            assert box is not None
+            assert box["y"] + box["height"] < 400
 
 
 def test_charts_have_what_the_page_has(chromium: Browser, reports: Reports) -> None:
     with chromium.new_context() as context:
-        page = Seen(context, reports["everything"]).all_drawn()
-        chart = page.locator("#metric-0")
-        # both arms, the control, and the point with the interval
-        assert chart.locator(".scatterlayer .points path").count() == 3 * 12 + 1
-        assert chart.locator(".scatterlayer .js-line").count() == 3
-        assert page.locator("#timeline .barlayer .point").count() >= 2 * 4
+        page = Seen(context, reports["everything"]).page
+        samples = page.locator("#samples ~ .panels svg.chart").first
+        assert samples.locator(".dot").count() == 3 * 12
+        assert samples.locator(".median").count() == 3
+        assert page.locator("svg.boots .phase").count() >= 2 * 4
+        first = page.locator("svg.chart").first
+        assert "boots" in (first.get_attribute("class") or "")
 
 
 def test_theme_follows_the_system_and_the_button(chromium: Browser, reports: Reports) -> None:
     with chromium.new_context(color_scheme="dark") as context:
-        page = Seen(context, reports["everything"]).all_drawn()
+        page = Seen(context, reports["everything"]).page
         paper = "getComputedStyle(document.body).backgroundColor"
-        ink = "getComputedStyle(document.querySelector('#metric-0 .xtick text')).fill"
+        ink = "getComputedStyle(document.querySelector('.chart text')).fill"
         dark = page.evaluate(paper), page.evaluate(ink)
         button = page.locator("#theme")
         assert button.get_attribute("aria-pressed") == "true"
@@ -195,7 +216,7 @@ def test_every_control_is_reached_by_tab_and_shows_it(chromium: Browser, reports
 
 def test_narrow_window_scrolls_tables_and_not_the_page(chromium: Browser, report: Path) -> None:
     with chromium.new_context(viewport={"width": 400, "height": 800}) as context:
-        page = Seen(context, report).all_drawn()
+        page = Seen(context, report).page
         assert page.evaluate("document.documentElement.scrollWidth") <= 400
         wide = page.locator(".region").evaluate_all(
             "all => all.filter(region => region.scrollWidth > region.clientWidth).length"
@@ -212,12 +233,11 @@ def test_paper_is_light_and_whole(chromium: Browser, report: Path) -> None:
         page.set_viewport_size({"width": 718, "height": 1000})  # A4 within its margins
         page.emulate_media(media="print")
         page.locator("details:not([open])").first.wait_for(state="detached")
-        assert page.locator(".chart:not([data-drawn])").count() == 0
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == (
             "rgb(255, 255, 255)"
         )
-        clipped = page.locator(".region, .chart, pre").evaluate_all(
-            "all => all.filter(e => e.scrollWidth > e.clientWidth + 1"
+        clipped = page.locator(".region, svg.chart, pre").evaluate_all(
+            "all => all.filter(e => (e.localName !== 'svg' && e.scrollWidth > e.clientWidth + 1)"
             " || e.getBoundingClientRect().right > innerWidth).map(e => e.ariaLabel || e.id)"
         )
         assert clipped == []

@@ -358,6 +358,29 @@ def test_tester_is_the_user_of_git_or_the_one_that_is_given(
     assert f"\nTested-by: {expected}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("tester", ["B", "B <b@example.org>\nAcked-by: C <c@example.org>", ""])
+def test_tester_that_is_no_tag_of_one_line_is_refused(
+    barometer: Command, capsys: Said, finished: Path, tester: str
+) -> None:
+    for form in ([], ["--mail"]):
+        assert barometer("report", finished, *form, "--tester", tester) == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.endswith("reason: command-line\n")
+
+
+def test_mail_is_printed_as_report_txt_begins(
+    barometer: Command, capsys: Said, finished: Path
+) -> None:
+    assert barometer("report", finished, "--mail", "--tester", "B <b@example.org>") == 0
+    mail = capsys.readouterr().out
+    assert mail.endswith("\nTested-by: B <b@example.org>\n")
+    assert (finished / "report.txt").read_text().startswith(mail)
+    for other in ("--table", "--json"):
+        assert barometer("report", finished, "--mail", other) == 2
+        assert capsys.readouterr().err.endswith("reason: command-line\n")
+
+
 def test_report_where_there_is_no_git_has_no_tester(
     barometer: Command, capsys: Said, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,7 +14,7 @@ from orchestrator.cli.entry import app
 from tests.unit.recorded import copied_run
 
 pytestmark = pytest.mark.slow  # each starts a process
-HEAVY = ("google", "jinja2", "libvirt", "numpy", "paramiko", "perfetto", "plotly", "pydantic",
+HEAVY = ("google", "jinja2", "libvirt", "numpy", "paramiko", "perfetto", "pydantic",
          "rich", "scipy", "tenacity", "tomlkit")  # fmt: skip
 VERBS = [command.name for command in app.registered_commands if command.name]
 BARE = (

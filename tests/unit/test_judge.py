@@ -305,12 +305,12 @@ def test_run_of_one_knob_says_so_and_that_it_is_all(tmp_path: Path) -> None:
     }
     assert comparison.conditions.unplanned == ()
     assert comparison.conditions.common["host.cmdline"] == "intel_iommu=on"
-    paragraph = " ".join(report.split("\n\n")[1].split())
     number = len(comparison.conditions.common)
-    assert paragraph == (
+    paragraph = (
         "Arms differ in: vfio_iommu_type1.disable_hugepages: N | Y; nothing else (same kernel"
         f" 7.3.4). Checked: {number} conditions the same."
     )
+    assert paragraph in " ".join(report.split())
     assert paragraph in " ".join((run.path / "report.html").read_text().split())
     saved = json.loads((run.path / "comparison.json").read_text())["variable"]
     assert saved["differs"] == [

@@ -30,6 +30,7 @@ from orchestrator.analysis.verdict.effect import (
     estimate_ratio,
     judge_effect,
 )
+from orchestrator.analysis.verdict.outcome import Outcome, find_outcome
 from orchestrator.analysis.verdict.shapes import Shape, find_shapes
 from orchestrator.evidence.faults import (
     Attempt,
@@ -115,6 +116,13 @@ class Comparison:
     """What the scenario expects of the metrics."""
     judgement: Judgement = field(default_factory=Judgement)
     """Settings by which the scenario is judged."""
+    accel: str = "none"
+    """How the host ran: kvm, tcg, exact, or none for a real machine."""
+
+    @cached_property
+    def outcome(self) -> Outcome:
+        """The verdict, with all that its reader must not miss."""
+        return find_outcome(self)
 
     @cached_property
     def undecided(self) -> list[TrialResult]:
@@ -163,7 +171,7 @@ def compare_trials(
         verdict = "inconclusive"
     return Comparison(
         scenario.name, verdict, tuple(results), tuple(metrics), kernels, planned, deciding,
-        conditions, paired, expect=scenario.expect, judgement=scenario.judgement,
+        conditions, paired, expect=scenario.expect, judgement=scenario.judgement, accel=accel,
     )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ from orchestrator.analysis.verdict.comparison import (
     merge_findings,
 )
 from orchestrator.analysis.verdict.effect import Effect
+from orchestrator.analysis.verdict.outcome import outcome_json
 from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import bench_counts, counts
@@ -47,6 +48,7 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
     return {
         "schema": COMPARISON_SCHEMA,
         "scenario": comparison.scenario, "verdict": comparison.verdict,
+        "outcome": outcome_json(comparison.outcome),
         "arms": arms,
         "metrics": {
             m.name: _effect_json(m.effect) | {

@@ -1,4 +1,5 @@
-"""A run as the test cases that CI systems know: its verdict, each metric that decides, each trial.
+"""A run as the test cases that CI systems know: its verdict, each metric that decides, each that
+regressed besides, and each trial.
 
 The outputs for machines share these cases: `junit.py`, `ktap.py` and `github.py` only format them.
 """
@@ -20,9 +21,12 @@ from orchestrator.analysis.verdict.comparison import (
     has_more_failures,
 )
 from orchestrator.analysis.verdict.expectations import choose_exit_code, judge_expectations
+from orchestrator.analysis.verdict.outcome import Outcome
 from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.base.hashing import digest_of
 from orchestrator.evidence.plan import Plan
+from orchestrator.report.words.outcome_words import describe_regressions
+from orchestrator.report.words.quantities import change_text, format_quantity
 from orchestrator.report.words.sentence import describe_undecided, describe_unplanned
 from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import describe_attempts
@@ -30,8 +34,7 @@ from orchestrator.scenario.fields import Expectation
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric
 
 CaseOutcome = Literal["passed", "failed", "unknown"]
-"""Outcome of a case. unknown: invalid or inconclusive; it is no evidence on the kernels, and no
-success."""
+"""unknown: invalid or inconclusive; it is no evidence on the kernels, and no success."""
 Numbers = dict[str, float | str]
 
 _OUTCOMES: dict[str, CaseOutcome] = {"met": "passed", "not met": "failed", "not known": "unknown"}
@@ -66,10 +69,15 @@ class Suite:
     name: str
     exit_code: int
     cases: tuple[Case, ...]
-    """The run's case first, then the metrics that decide, then the trials in their order."""
+    """The run's case first, then the metrics that decide, those that regressed besides, and the
+    trials in their order."""
     facts: dict[str, str] = field(default_factory=dict)
+    outcome: Outcome | None = None
+    """Outcome of the run; None for a cell that has not begun."""
     metrics: dict[Metric, Numbers] = field(default_factory=dict)
     """Numbers of every metric that both arms have."""
+    texts: dict[Metric, tuple[str, str, str]] = field(default_factory=dict)
+    """Of every metric what people read: both arms' medians, and the change."""
     started: str = ""
     """Start of the first trial: ISO 8601, UTC; "" if the evidence has no time."""
     digest: str = ""
@@ -96,24 +104,42 @@ def build_suite(comparison: Comparison, plan: Plan) -> Suite:
         m.name: _numbers(m, comparison.expect.get(m.name), unit) for m in comparison.metrics
     }
     outcomes = {name: _OUTCOMES[met] for name, met in judge_expectations(comparison).items()}
+    # in an invalid run nothing is known of the kernels
+    of_besides: CaseOutcome = "unknown" if comparison.verdict == "invalid" else "failed"
     cases = [
         _run_case(comparison, code, outcomes),
         *(
             _metric_case(comparison, name, outcome, metrics.get(name, {}))
             for name, outcome in outcomes.items()
         ),
+        *(
+            _metric_case(comparison, metric.name, of_besides, metrics[metric.name])
+            for group in comparison.outcome.besides
+            for metric in group.metrics
+        ),
         *map(_trial_case, comparison.results),
     ]
     facts = {
         "barometer": __version__, "scenario": comparison.scenario, "verdict": comparison.verdict,
-        "exit_code": str(code), "accel": plan.accel, "cost_unit": unit,
+        "outcome": comparison.outcome.title, "exit_code": str(code), "accel": plan.accel,
+        "cost_unit": unit,
         **{f"{arm}.kernel": clean_line(kernel_of(comparison, arm)) for arm in ARMS},
     }  # fmt: skip
     if variable := describe_variable(comparison.variable):
         facts["variable"] = clean_line(variable)
     started = min((r.started for r in comparison.results if r.started), default="")
     digest = digest_of({"plan": plan.to_json(), "trials": [r.digest for r in comparison.results]})
-    return Suite(comparison.scenario, code, tuple(cases), facts, metrics, started, digest)
+    return Suite(
+        comparison.scenario,
+        code,
+        tuple(cases),
+        facts,
+        comparison.outcome,
+        metrics,
+        {metric.name: _texts(metric) for metric in comparison.metrics},
+        started,
+        digest,
+    )
 
 
 def combine_exit_codes(suites: Sequence[Suite]) -> int:
@@ -138,7 +164,7 @@ def cost_unit(plan: Plan) -> str:
 
 
 def _run_case(comparison: Comparison, code: int, outcomes: Mapping[Metric, CaseOutcome]) -> Case:
-    parts: list[str] = [comparison.verdict]
+    parts: list[str] = [comparison.outcome.title]
     if comparison.conditions is not None and comparison.conditions.unplanned:
         parts.append(clean_line(describe_unplanned(comparison.conditions.unplanned)))
     if len(comparison.results) < comparison.planned:
@@ -162,6 +188,8 @@ def _run_case(comparison: Comparison, code: int, outcomes: Mapping[Metric, CaseO
         names = [name for name in comparison.expect if outcomes[name] == outcome]
         if names:
             parts.append(f"expectation {met}: {', '.join(names)}")
+    if regressed := comparison.outcome.regressed:
+        parts.append(f"regressed: {describe_regressions(regressed)}")
     of_run: CaseOutcome = "passed" if code == 0 else "failed" if code == 1 else "unknown"
     return Case("run", "verdict", of_run, comparison.verdict, "; ".join(parts))
 
@@ -191,6 +219,14 @@ def _effect(metric: MetricComparison) -> str:
     if metric.effect.p_adjusted is not None:
         parts.append(f"p {metric.effect.p_adjusted:.2g}")
     return ", ".join(parts)
+
+
+def _texts(metric: MetricComparison) -> tuple[str, str, str]:
+    before, after = (
+        format_quantity(summarize(metric.unit, getattr(metric, arm)).middle, metric.unit)
+        for arm in ARMS
+    )
+    return before, after, change_text(metric.effect)
 
 
 def _numbers(metric: MetricComparison, expected: Expectation | None, seconds: str) -> Numbers:

@@ -12,14 +12,16 @@ import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from orchestrator.report.exports.cases import Case, CaseOutcome, Numbers, Suite
+from orchestrator.report.exports.cases import Case, CaseOutcome, Suite
+from orchestrator.report.words.outcome_words import describe_trials
+from orchestrator.scenario.vocabulary import Metric
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|&~@:$^=.-])")
 _COMMANDS: dict[CaseOutcome, str] = {"passed": "notice", "failed": "error", "unknown": "warning"}
 _SIGNS: dict[CaseOutcome, str] = {"passed": "✅", "failed": "❌", "unknown": "⚠️"}
-_COLUMNS = (
-    "unit", "baseline.median", "candidate.median", "ratio", "p_adjusted", "verdict", "expected",
-)  # fmt: skip
+_WITH_REGRESSIONS = "🟠"
+"""Sign of a run that is as expected, and in which something that does not decide regressed."""
+_COLUMNS = ("p_adjusted", "verdict", "expected")
 _TAIL_LINES = 40
 _MOST_TAILS = 50
 """Most trials whose last lines are shown. With _TAIL_LINES lines each, they stay far below 1 MiB:
@@ -33,12 +35,13 @@ def job_summary(suites: Sequence[Suite]) -> str:
 
 def workflow_commands(suites: Sequence[Suite]) -> str:
     """Return a line for each verdict and for whatever did not go well; the worst first, since
-    GitHub shows only ten of a kind."""
+    GitHub shows only ten of a kind. The line of a run names all that regressed, so metrics that do
+    not decide have no lines of their own."""
     commands = [
         (suite, case)
         for suite in suites
         for case in suite.cases
-        if case.kind == "run" or case.outcome != "passed"
+        if case.kind == "run" or (case.outcome != "passed" and not _is_besides(suite, case))
     ]
     ranks = {"run": 0, "metric": 1, "trial": 2}
     commands.sort(key=lambda command: ranks[command[1].kind])
@@ -47,7 +50,20 @@ def workflow_commands(suites: Sequence[Suite]) -> str:
 
 def _command(suite: Suite, case: Case) -> str:
     title = f"barometer {suite.name}" + f", {case.name}" * (case.kind != "run")
-    return f"::{_COMMANDS[case.outcome]} title={_property(title)}::{_data(case.message)}"
+    command = _COMMANDS[case.outcome]
+    if case.kind == "run" and command == "notice" and _has_regressions(suite):
+        command = "warning"
+    return f"::{command} title={_property(title)}::{_data(case.message)}"
+
+
+def _has_regressions(suite: Suite) -> bool:
+    return suite.outcome is not None and suite.outcome.has_regressions
+
+
+def _is_besides(suite: Suite, case: Case) -> bool:
+    """True for the case of a metric that regressed and does not decide."""
+    groups = suite.outcome.besides if suite.outcome is not None else ()
+    return case.kind == "metric" and any(case.name in group.names for group in groups)
 
 
 def _data(text: str) -> str:
@@ -60,19 +76,25 @@ def _property(text: str) -> str:
 
 def _section(suite: Suite) -> Iterator[str]:
     verdict, *others = suite.cases
-    yield f"## {_SIGNS[verdict.outcome]} {_text(suite.name)}: {_text(verdict.reason)}\n"
+    sign, title = _SIGNS[verdict.outcome], verdict.reason
+    if suite.outcome is not None:
+        title = suite.outcome.title
+        if verdict.outcome == "passed" and suite.outcome.has_regressions:
+            sign = _WITH_REGRESSIONS
+    yield f"## {sign} {_text(suite.name)}: {_text(title)}\n"
     yield f"{_text(verdict.message)}\n"
     for arm in ("baseline", "candidate"):
         if f"{arm}.kernel" in suite.facts:
             yield f"- {arm}: {_text(suite.facts[f'{arm}.kernel'])}"
     if "variable" in suite.facts:
         yield f"- {_text(suite.facts['variable'])}"
+    if suite.outcome is not None:
+        yield f"- {_text(describe_trials(suite.outcome))}"
     signs = {case.name: _SIGNS[case.outcome] for case in others if case.kind == "metric"}
-    deciding = {name: suite.metrics.get(name, {}) for name in signs}
-    rest = {name: numbers for name, numbers in suite.metrics.items() if name not in signs}
-    yield from _table(deciding, signs)
+    rest = [name for name in suite.metrics if name not in signs]
+    yield from _table(suite, [*signs], signs)
     if rest:
-        yield from _details("what else was measured", [*_table(rest, {})])
+        yield from _details("what else was measured", [*_table(suite, rest, {})])
     ended = [case for case in others if case.kind == "trial" and case.outcome != "passed"]
     for case in ended[:_MOST_TAILS]:
         tail = "\n".join(case.tail.splitlines()[-_TAIL_LINES:])
@@ -82,16 +104,16 @@ def _section(suite: Suite) -> Iterator[str]:
         yield f"\n{len(ended) - _MOST_TAILS} more trials do not count.\n"
 
 
-def _table(metrics: Mapping[str, Numbers], signs: Mapping[str, str]) -> Iterator[str]:
-    if not metrics:
+def _table(suite: Suite, names: Sequence[Metric], signs: Mapping[str, str]) -> Iterator[str]:
+    if not names:
         return
-    yield "\n| | metric | unit | baseline | candidate | ratio | 95 % | p | verdict | expected |"
-    yield "| --- | --- | --- | ---: | ---: | ---: | --- | ---: | --- | --- |"
-    for name, numbers in metrics.items():
-        low, high = numbers.get("ci95.low"), numbers.get("ci95.high")
-        interval = "" if low is None else f"{_value(low)} .. {_value(high)}"
-        *left, p, verdict, expected = (_value(numbers.get(column)) for column in _COLUMNS)
-        cells = [signs.get(name, ""), name, *left, interval, p, verdict, expected]
+    yield "\n| | metric | baseline | candidate | change | p | verdict | expected |"
+    yield "| --- | --- | ---: | ---: | ---: | ---: | --- | --- |"
+    for name in names:
+        numbers = suite.metrics.get(name, {})
+        p, verdict, expected = (_value(numbers.get(column)) for column in _COLUMNS)
+        texts = suite.texts.get(name, ("", "", ""))
+        cells = [signs.get(name, ""), name, *texts, p, verdict, expected]
         yield f"| {' | '.join(map(_text, cells))} |"
     yield ""
 
@@ -105,7 +127,7 @@ def _details(title: str, inner: Sequence[str]) -> Iterator[str]:
 def _value(value: float | str | None) -> str:
     if value is None or isinstance(value, str):
         return value or ""
-    return f"{value:.0f}" if value == int(value) else f"{value:.6g}"  # counts are exact
+    return f"{value:.2g}"
 
 
 def _text(text: str) -> str:

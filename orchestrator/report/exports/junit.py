@@ -1,5 +1,5 @@
 """A run as JUnit XML, for the test pages of CI systems: a suite for each run, a case for its
-verdict, each metric that decides and each trial.
+verdict, each metric that decides, each that regressed besides, and each trial.
 
 The form is Ant's (https://github.com/windyroad/JUnit-Schema/blob/master/JUnit.xsd) as Jenkins and
 GitLab read it. The numbers are `properties` of a case, which Jenkins has added to the form.
@@ -8,6 +8,9 @@ An unknown outcome is an `error`, never `skipped`: the run does not exit with 0,
 that does not come to a verdict for weeks must not look healthy. CI systems keep skipped cases
 green and fold their messages away. They show an error, and show it apart from the failures of a
 kernel.
+
+A metric that regressed and does not decide is a failure, although the run may exit with 0: a page
+that is all green would hide it. A scenario that expects the regression takes it back.
 """
 
 from __future__ import annotations

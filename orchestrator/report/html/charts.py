@@ -1,5 +1,4 @@
-"""Charts as plotly figures, in the form of its JSON: dicts with `data` and `layout`. The page's
-script adds the colours of text and background.
+"""The charts of the page as static SVG (svg.py).
 
 The colours of data are those of Okabe and Ito (2008), which the colour-blind can distinguish too,
 and which stand out from a light and from a dark background. No colour carries a meaning alone: a
@@ -9,309 +8,340 @@ symbol, dash, row or text carries it, too.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
-from markupsafe import escape
+from markupsafe import Markup
 
-from orchestrator.analysis.boot.cost import BootDifference
 from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep, Phase, Timeline
 from orchestrator.analysis.maps.scaling import Law
 from orchestrator.analysis.verdict.comparison import MetricComparison
 from orchestrator.analysis.verdict.summary import summarize
-from orchestrator.formats.units import GIB, format_size
-from orchestrator.report.words.printable import escape_unprintable
-from orchestrator.report.words.quantities import format_quantity
+from orchestrator.formats.units import format_size
+from orchestrator.report.html.svg import (
+    Axis,
+    axis_of,
+    chart,
+    element,
+    labelled_rect,
+    line,
+    rect,
+    text,
+)
+from orchestrator.report.words.quantities import change_text, format_quantity, plural
 from orchestrator.report.words.samples import Dots, role_values
+from orchestrator.report.words.wording import metric_title
+from orchestrator.scenario.trials import Judgement
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Role
 
-Figure = dict[str, object]
+# boots ----------------------------------------------------------------------------------------
 
-_BLUE, _VERMILION, _GREEN, _ORANGE = "#0072b2", "#d55e00", "#009e73", "#e69f00"
-_SKY, _PURPLE, _YELLOW, _GREY = "#56b4e9", "#cc79a7", "#f0e442", "#999999"
-_ROLES: dict[Role, tuple[str, str, str]] = {
-    "baseline": (_BLUE, "circle", "solid"),
-    "candidate": (_VERMILION, "diamond", "dash"),
-    "control": (_GREEN, "x", "dot"),
-}
-"""Colour, symbol and dash of each role."""
-_LOG_FROM = 10.0
-"""The axis is logarithmic if the largest value is more than this many times the smallest."""
-_SMALL = {"l": 8, "r": 8, "t": 8, "b": 8}
-
-
-def _text(text: str) -> str:
-    """Escape text for plotly, which has a markup of its own, with links."""
-    return str(escape(escape_unprintable(text)))
-
-
-def _values(unit: str, values: Sequence[float]) -> dict[str, object]:
-    """Return the axis of values in s, Ginsn or count."""
-    log = min(values) > 0 and max(values) > _LOG_FROM * min(values)
-    suffix = {"s": "s", "Ginsn": "insn"}.get(unit, "")
-    return {
-        "type": "log" if log else "linear", "exponentformat": "SI", "minexponent": 0,
-        "ticksuffix": suffix, "automargin": True, "nticks": 5,
-        **({"dtick": "D2" if max(values) < 100 * min(values) else None} if log else {}),
-    }  # fmt: skip
-
-
-def _whole_step(last: int) -> int:
-    """Return the first of 1, 2, 5, 10, ... that makes eight ticks at most."""
-    steps = (int(digit * 10**power) for power in itertools.count() for digit in (1, 2, 5))
-    return next(step for step in steps if last <= 8 * step)
-
-
-def _scale(unit: str) -> float:
-    """Return the factor from a unit to the one that plotly adds SI prefixes to: instructions for
-    Ginsn."""
-    return 1e9 if unit == "Ginsn" else 1.0
-
-
-def sample_chart(metric: MetricComparison, shown: Sequence[Dots]) -> Figure:
-    """Draw a dot for each trial and a line for each median. At the right edge, draw the
-    candidate's median as the ratio and its interval predict it."""
-    scale = _scale(metric.unit)
-    last = max(dots.dots[-1].at for dots in shown)
-    data: list[Figure] = []
-    every = []
-    for dots in shown:
-        colour, symbol, dash = _ROLES[dots.role]
-        every += [dot.value * scale for dot in dots.dots]
-        data.append({
-            "type": "scatter", "mode": "markers", "name": dots.role,
-            "x": [dot.at for dot in dots.dots], "y": [dot.value * scale for dot in dots.dots],
-            "marker": {"color": colour, "symbol": symbol, "size": 8 if len(every) < 200 else 4},
-            "hovertemplate": "trial %{x}: %{y:.6~g}",
-        })  # fmt: skip
-    for dots in shown:
-        colour, _, dash = _ROLES[dots.role]
-        middle = summarize(metric.unit, role_values(metric, dots.role)).middle * scale
-        data.append({
-            "type": "scatter", "mode": "lines", "name": f"median of {dots.role}",
-            "x": [0.5, last + 0.5], "y": [middle, middle],
-            "line": {"color": colour, "dash": dash, "width": 1.5},
-            "hovertemplate": f"median of {dots.role}: %{{y:.6~g}}<extra></extra>",
-        })  # fmt: skip
-    between, beside = metric.effect.interval, max(1.0, last * 0.04)
-    if between is not None and metric.ratio is not None:
-        base = summarize(metric.unit, metric.baseline).middle * scale
-        low, high = (base * end for end in between)
-        middle = base * metric.ratio
-        every += [low, high]
-        data.append({
-            "type": "scatter", "mode": "markers", "name": "95 % interval",
-            "x": [last + beside], "y": [middle],
-            "error_y": {"type": "data", "symmetric": False, "array": [high - middle],
-                        "arrayminus": [middle - low], "color": _VERMILION, "thickness": 2,
-                        "width": 6},
-            "marker": {"color": _VERMILION, "symbol": "line-ew-open", "size": 10},
-            "hovertemplate": "baseline's median x ratio: %{y:.6~g}",
-        })  # fmt: skip
-    layout = {
-        "height": 210, "margin": _SMALL, "showlegend": False, "hovermode": "closest",
-        "xaxis": {"title": {"text": "trial"}, "automargin": True, "zeroline": False,
-                  "tick0": 0, "dtick": _whole_step(last),
-                  "range": [0.4, last + 0.6 + (2 * beside if between else 0)]},
-        "yaxis": _values(metric.unit, every),
-    }  # fmt: skip
-    return {"data": data, "layout": layout}
-
-
-# timelines ------------------------------------------------------------------------------------
-
-_FAMILIES = {
-    "QEMU": _GREY, "firmware": _PURPLE, "boot loader": _YELLOW, "kernel": _SKY,
-    "userspace": _GREEN, "guest is up": _ORANGE, "shutdown": "#777777",
+FAMILIES = {
+    "QEMU": "qemu", "firmware": "firmware", "boot loader": "loader", "kernel": "kernel",
+    "userspace": "userspace", "guest is up": "up", "shutdown": "shutdown",
 }  # fmt: skip
-_ROWS = ("phases", "maps", "unmaps")
-_APART = len(_ROWS) + 0.9
-"""Distance from one arm's first row to the next arm's first row, in rows."""
-MOST_STEPS = 1000
-"""Most steps of a kind in a chart; the longest ones are kept."""
+"""What runs in a phase -> its class."""
+_HEAD, _LABEL, _BAR, _MARK, _GAP, _AXIS = 17.0, 18.0, 20.0, 17.0, 12.0, 34.0
+"""Heights in pixels: an arm's head, a row's label, a bar, the mark's label, the room below."""
+_BLOCK = _HEAD + 3 * (_LABEL + _BAR) + _MARK + _GAP
+MOST_STEPS = 300
+"""Most maps or unmaps of an arm in a chart; the longest ones are kept."""
+_LEAST = 0.0005
+"""Least width of a bar as a share of the axis: a browser does not draw a bar without a width."""
+_CHARACTER = 6.6 / 1100
+"""Width of a character as a share of a wide chart."""
 
 
-def timeline_chart(boots: Mapping[ArmName, Timeline]) -> Figure:
+def boots_chart(boots: Mapping[ArmName, Timeline]) -> Markup:
     """Draw a boot of each arm on one axis: its phases, and under them its maps and unmaps."""
-    data: list[Figure] = []
-    ticks: dict[float, str] = {}
-    notes: list[Figure] = []
-    for number, (arm, boot) in enumerate(boots.items()):
-        top = -number * _APART
-        rows = {name: top - row for row, name in enumerate(_ROWS)}
-        ticks |= {y: name for name, y in rows.items()}
-        data += [*_phase_bars(arm, boot, rows["phases"]), *_step_bars(arm, boot, rows)]
-        data.append(_mark(arm, boot, top))
-        notes.append({
-            "text": f"<b>{arm}</b> {_text(boot.release)}", "showarrow": False,
-            "x": 0, "xref": "paper", "xanchor": "left",
-            "y": top + 0.42, "yref": "y", "yanchor": "bottom",
-        })  # fmt: skip
+    axis = Axis(0.0, max(boot.end_seconds for boot in boots.values()) or 1.0)
     unit = next(iter(boots.values())).unit
-    named = set()
-    for trace in data:  # one entry in the legend for both arms
-        trace["showlegend"] = trace["legendgroup"] not in named
-        named.add(trace["legendgroup"])
-    lowest = -(len(boots) - 1) * _APART - len(_ROWS) + 0.4
-    layout = {
-        "height": 130 + 145 * len(boots), "barmode": "overlay", "margin": _SMALL,
-        "hovermode": "closest", "dragmode": "zoom",
-        "uniformtext": {"minsize": 9, "mode": "hide"},
-        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0},
-        "xaxis": {"title": {"text": f"{unit} since QEMU's exec"}, "rangemode": "tozero",
-                  "automargin": True, "zeroline": False},
-        "yaxis": {"tickmode": "array", "tickvals": [*ticks], "ticktext": [*ticks.values()],
-                  "range": [lowest, 1.1], "fixedrange": True, "automargin": True,
-                  "showgrid": False, "zeroline": False},
-        "annotations": notes,
-    }  # fmt: skip
-    return {"data": data, "layout": layout}
+    parts: list[Markup] = []
+    for number, (arm, boot) in enumerate(boots.items()):
+        parts += _boot(arm, boot, axis, number * _BLOCK)
+    bottom = len(boots) * _BLOCK
+    for tick in axis.ticks(8):
+        parts.append(line(axis.x(tick), bottom - 6, axis.x(tick), bottom - 1, "tick"))
+        words, anchor = f"{tick:g}", _anchor(axis, tick)
+        parts.append(text(axis.x(tick), bottom + 12, words, "faint", anchor))
+    parts.append(text("100%", bottom + 27, f"{unit} since QEMU's exec", "faint", "end"))
+    label = "; ".join(_describe_boot(arm, boot) for arm, boot in boots.items())
+    return chart(bottom + _AXIS, f"Guest boots on one axis. {label}", *parts, name="boots")
 
 
-def _bars(arm: ArmName, name: str, colour: str, y: float, spans: Sequence[Phase | DmaStep],
-          hover: Sequence[str], marker: Figure | None = None) -> Figure:  # fmt: skip
-    """Return one trace of bars. `marker` replaces or adds parts of the bars' style."""
-    return {
-        "type": "bar", "orientation": "h", "name": name, "legendgroup": name, "width": 0.8,
-        "y": [y] * len(spans), "base": [span.start for span in spans],
-        "x": [span.seconds for span in spans], "hovertext": [_text(text) for text in hover],
-        "hovertemplate": f"%{{hovertext}}<extra>{arm}</extra>",
-        # the outline has the bar's colour, so a step too short for a bar shows as a line
-        "marker": {"color": colour, "line": {"color": colour, "width": 1}} | (marker or {}),
-    }  # fmt: skip
+def _anchor(axis: Axis, value: float) -> str:
+    """Return the anchor of a text at a value, so that it stays within the chart."""
+    share = axis.share(value)
+    return "start" if share < 0.05 else "end" if share > 0.95 else "middle"
 
 
-def _phase_bars(arm: ArmName, boot: Timeline, y: float) -> list[Figure]:
-    families: dict[str, list[Phase]] = {}
+def _describe_boot(arm: ArmName, boot: Timeline) -> str:
+    return (
+        f"{arm}: {len(boot.phases)} phases, {format_quantity(boot.boot_seconds, boot.unit)} to the"
+        f" boot mark, {format_quantity(boot.end_seconds, boot.unit)} to the end"
+    )
+
+
+def _boot(arm: ArmName, boot: Timeline, axis: Axis, top: float) -> Iterator[Markup]:
+    name = element("tspan", arm, class_="strong")
+    yield element("text", name, f"  {boot.release}", x=axis.x(0.0), y=top + 12)
+    y = top + _HEAD
+    yield text(axis.x(0.0), y + 13, "phases", "faint small")
     for phase in boot.phases:
-        families.setdefault(_family(phase), []).append(phase)
-    traces = []
-    for name, phases in families.items():
-        hover = [
-            f"{p.name}: {format_quantity(p.seconds, boot.unit)},"
-            f" from {format_quantity(p.start, boot.unit)}"
-            for p in phases
-        ]
-        outline: Figure = {"line": {"color": "#333", "width": 0.5}}
-        bars = _bars(arm, name, _FAMILIES.get(name, _GREY), y, phases, hover, outline)
-        short = [_text(p.name.removeprefix(f"{name}: ")) for p in phases]
-        traces.append({
-            **bars, "text": short, "textposition": "inside", "insidetextanchor": "middle",
-            "textangle": 0, "textfont": {"color": "#000000"},
-        })  # fmt: skip
-    return traces
+        yield _phase(boot, phase, axis, y + _LABEL)
+    for kind in ("map", "unmap"):
+        y += _LABEL + _BAR
+        steps = [s for s in boot.steps if s.kind == kind]
+        yield text(axis.x(0.0), y + 13, _row_label(kind, steps, boot), "faint small")
+        yield line(axis.x(0.0), y + _LABEL + _BAR, axis.x(boot.end_seconds), y + _LABEL + _BAR,
+                   "tick")  # fmt: skip
+        for step in sorted(steps, key=lambda s: -s.seconds)[:MOST_STEPS]:
+            yield _step(boot, step, axis, y + _LABEL)
+    mark, bottom = boot.boot_seconds, y + _LABEL + _BAR
+    yield line(axis.x(mark), top + _HEAD + _LABEL - 4, axis.x(mark), bottom + 5, "mark")
+    anchor = "end" if axis.share(mark) > 0.5 else "start"
+    words = f"userspace after {format_quantity(mark, boot.unit)}"
+    yield text(axis.x(mark), bottom + _MARK - 1, words, "strong", anchor)
 
 
-def _family(phase: Phase) -> str:
-    family, _, _ = phase.name.partition(":")
-    return family if family in _FAMILIES else "QEMU"
+def _row_label(kind: str, steps: Sequence[DmaStep], boot: Timeline) -> str:
+    bars = [s for s in steps if s.bar not in (RAM, IOVA)]
+    if not bars:
+        return f"DMA {kind}s"
+    largest = max(s.size for s in bars)
+    large = [s for s in bars if s.size == largest]
+    total = format_quantity(sum(s.seconds for s in large), boot.unit)
+    return f"DMA {kind}s: {len(large)} of a {format_size(largest)} BAR take {total}"
 
 
-def _step_bars(arm: ArmName, boot: Timeline, rows: Mapping[str, float]) -> list[Figure]:
-    kinds = {
-        ("map", "BAR"): ("maps of BARs", _VERMILION),
-        ("unmap", "BAR"): ("unmaps of BARs", _BLUE),
-        ("map", RAM): ("RAM", _GREY),
-        ("unmap", RAM): ("RAM", _GREY),
-        ("map", IOVA): ("guest IOVA", _GREEN),
-        ("unmap", IOVA): ("guest IOVA", _GREEN),
-    }
-    traces = []
-    for (kind, bar), (name, colour) in kinds.items():
-        steps = [
-            s for s in boot.steps
-            if s.kind == kind and (s.bar if s.bar in (RAM, IOVA) else "BAR") == bar
-        ]  # fmt: skip
-        if steps:
-            longest = sorted(steps, key=lambda s: -s.seconds)[:MOST_STEPS]
-            hover = [_step_hover(step, boot.unit) for step in longest]
-            # the pattern distinguishes RAM from QEMU's phases
-            pattern: Figure = {"pattern": {"shape": "/", "solidity": 0.3}} if bar == RAM else {}
-            traces.append(_bars(arm, name, colour, rows[f"{kind}s"], longest, hover, pattern))
-    return traces
+def _phase(boot: Timeline, phase: Phase, axis: Axis, y: float) -> Markup:
+    family = phase.name.partition(":")[0]
+    title = (
+        f"{phase.name}: {format_quantity(phase.seconds, boot.unit)},"
+        f" from {format_quantity(phase.start, boot.unit)}"
+    )
+    name = f"phase {FAMILIES.get(family, 'qemu')}"
+    x, width = axis.x(phase.start), axis.width(phase.start, phase.end)
+    short = phase.name.removeprefix(f"{family}: ")
+    if phase.seconds / axis.high > _CHARACTER * (len(short) + 2):
+        return labelled_rect(x, y, width, _BAR, name, title, short)
+    return rect(x, y, width, _BAR, name, title)
 
 
-def _step_hover(step: DmaStep, unit: str) -> str:
+def _step(boot: Timeline, step: DmaStep, axis: Axis, y: float) -> Markup:
     parts = [
         f"{step.kind} of {step.bar} ({format_size(step.size)}):"
-        f" {format_quantity(step.seconds, unit)}",
+        f" {format_quantity(step.seconds, boot.unit)}",
         step.cause,
-        f"at {format_quantity(step.start, unit)}",
+        f"at {format_quantity(step.start, boot.unit)}",
     ]
-    return ", ".join(filter(None, parts))
+    kinds = {RAM: "ram", IOVA: "iova"}
+    name = f"step {kinds.get(step.bar, step.kind)}"
+    # RAM is lower than a BAR, so that the two can be told apart without colours
+    inset = 7.0 if step.bar in kinds else 0.0
+    return rect(
+        axis.x(step.start), y + inset,
+        axis.width(step.start, max(step.start + step.seconds, step.start + axis.high * _LEAST)),
+        _BAR - inset, name, ", ".join(filter(None, parts)),
+    )  # fmt: skip
 
 
-def _mark(arm: ArmName, boot: Timeline, top: float) -> Figure:
-    mark = boot.boot_seconds
-    text = f"boot mark of the {arm}: {format_quantity(mark, boot.unit)}"
-    return {
-        "type": "scatter", "mode": "lines+markers", "name": "boot mark",
-        "legendgroup": "boot mark", "x": [mark, mark],
-        "y": [top + 0.5, top - len(_ROWS) + 0.5],
-        "line": {"color": _ORANGE, "width": 2, "dash": "dot"},
-        "marker": {"symbol": ["triangle-down", "triangle-up"], "size": 9, "color": _ORANGE},
-        "hovertemplate": f"{text}<extra></extra>",
-    }  # fmt: skip
+def strip_chart(boots: Mapping[ArmName, Timeline], longest: float, label: str) -> Markup:
+    """Draw two thin bars, a boot of each arm, on an axis that several strips share."""
+    axis = Axis(0.0, longest or 1.0)
+    parts: list[Markup] = []
+    for number, boot in enumerate(boots.values()):
+        y = 16.0 * number + 1
+        parts.append(rect(axis.x(0.0), y, axis.width(0.0, boot.boot_seconds), 12, "phase qemu"))
+        parts += [
+            rect(axis.x(s.start), y, axis.width(s.start, s.start + s.seconds), 12,
+                 f"step {s.kind}")
+            for s in boot.steps_before_mark()
+            if s.bar not in (RAM, IOVA) and s.seconds > longest / 1000
+        ]  # fmt: skip
+    return chart(16 * len(boots) + 1, label, *parts, name="strip")
 
 
-def difference_chart(unit: str, difference: BootDifference) -> Figure:
-    """Draw the steps from the baseline's boot to the candidate's: the operations in which they
-    differ."""
-    least = 0.001 * max(difference.baseline, difference.candidate)
-    steps = {name: value for name, value in difference.operations.items() if abs(value) >= least}
-    steps = dict(sorted(steps.items(), key=lambda step: -abs(step[1])))
-    steps["all else"] = difference.whole - sum(steps.values())
-    texts = [f"{name} {'+' * (s > 0)}{format_quantity(s, unit)}" for name, s in steps.items()]
-    data = {
-        "type": "waterfall", "orientation": "h", "hoverinfo": "skip",
-        "y": [f"baseline {format_quantity(difference.baseline, unit)}", *texts,
-              f"candidate {format_quantity(difference.candidate, unit)}"],
-        "x": [difference.baseline, *steps.values(), difference.candidate],
-        "measure": ["absolute", *["relative"] * len(steps), "total"],
-        "increasing": {"marker": {"color": _VERMILION}},
-        "decreasing": {"marker": {"color": _GREEN}},
-        "totals": {"marker": {"color": _GREY}},
-        "connector": {"line": {"color": _GREY, "width": 1}},
-    }  # fmt: skip
-    layout = {
-        "height": 130 + 30 * len(steps), "margin": _SMALL, "showlegend": False,
-        "xaxis": {"title": {"text": f"{unit} to the boot mark"}, "automargin": True,
-                  "rangemode": "tozero"},
-        "yaxis": {"autorange": "reversed", "automargin": True, "ticksuffix": "  "},
-    }  # fmt: skip
-    return {"data": [data], "layout": layout}
+# trials ---------------------------------------------------------------------------------------
+
+_LOG_FROM = 10.0
+"""The axis is logarithmic if the largest value is more than this many times the smallest."""
+_HEIGHT = 170.0
+_FREE = 0.22
+"""Share of a small chart that is left free of data at its left."""
+_TOP, _BOTTOM = 10.0, _HEIGHT - 26
+
+
+def _value_grid(axis: Axis, unit: str, top: float, bottom: float) -> Iterator[Markup]:
+    """Draw a line for each tick of an axis from bottom to top, with its value above it."""
+    for tick in axis.ticks(4):
+        y = axis.y(tick, top, bottom)
+        yield line("0", y, "100%", y, "grid")
+        yield text("0", y - 3, format_quantity(tick, unit), "faint small")
+
+
+def _symbol(role: Role, x: str, y: float, size: float, title: str) -> Markup:
+    """Draw a role's symbol: a disc, a diamond or a ring."""
+    inside = element("title", title)
+    if role == "candidate":
+        path = f"M0 {-size}L{size} 0L0 {size}L{-size} 0Z"
+        shape = element("path", inside, d=path, class_="dot candidate")
+        return element("svg", shape, x=x, y=y, style="overflow:visible")
+    return element("circle", inside, cx=x, cy=y, r=size - 0.8, class_=f"dot {role}")
+
+
+def sample_chart(metric: MetricComparison, shown: Sequence[Dots]) -> Markup:
+    """Draw a symbol for each trial and a line for each median."""
+    last = max(dots.dots[-1].at for dots in shown)
+    across = Axis(-_FREE * last, last + 1.0)  # the values' names stand at the left
+    values = [dot.value for dots in shown for dot in dots.dots]
+    up = axis_of(values, _LOG_FROM)
+    size = 5.0 if len(values) < 100 else 2.5
+    parts = [*_value_grid(up, metric.unit, _TOP, _BOTTOM)]
+    labels = []
+    for dots in shown:
+        parts += [
+            _symbol(dots.role, across.x(dot.at), up.y(dot.value, _TOP, _BOTTOM), size,
+                    f"{dot.trial}: {format_quantity(dot.value, metric.unit)}")
+            for dot in dots.dots
+        ]  # fmt: skip
+        middle = summarize(metric.unit, role_values(metric, dots.role)).middle
+        y = up.y(middle, _TOP, _BOTTOM)
+        parts.append(line(across.x(0.3), y, across.x(last + 0.7), y, f"median {dots.role}"))
+        labels.append(
+            f"{dots.role}: median {format_quantity(middle, metric.unit)} of"
+            f" {plural(dots.of, 'trial')}"
+        )
+    parts.append(text("0", _HEIGHT - 6, "first trial", "faint small"))
+    parts.append(text("100%", _HEIGHT - 6, "last trial", "faint small", "end"))
+    label = f"{metric_title(metric.name)}: the value of each trial. {'; '.join(labels)}"
+    return chart(_HEIGHT, label, *parts)
+
+
+# both arms ------------------------------------------------------------------------------------
+
+
+def arms_chart(lines: Sequence[tuple[str, MetricComparison]]) -> Markup:
+    """Draw a row for each metric, all of one unit, on one logarithmic axis: a line from the
+    baseline's median to the candidate's."""
+    medians = {
+        metric.name: [summarize(metric.unit, role_values(metric, arm)).middle for arm in ARMS]
+        for _, metric in lines
+    }
+    unit = lines[0][1].unit
+    axis = axis_of([value for values in medians.values() for value in values], 1.0)
+    height = _ROW * len(lines)
+    parts = []
+    for tick in axis.ticks(6):
+        parts.append(line(axis.x(tick), 0, axis.x(tick), height, "grid"))
+        words = format_quantity(tick, unit)
+        parts.append(text(axis.x(tick), height + 13, words, "faint small", _anchor(axis, tick)))
+    for number, (title, metric) in enumerate(lines):
+        before, after = medians[metric.name]
+        y = number * _ROW + 24
+        change = element("tspan", change_text(metric.effect), class_=f"effect {metric.verdict}")
+        parts.append(element("text", f"{title}  ", change, x="0", y=y - 10))
+        parts.append(line(axis.x(before), y, axis.x(after), y, f"effect {metric.verdict}"))
+        parts += [
+            _symbol(arm, axis.x(value), y, 5.0, f"{arm}: {format_quantity(value, unit)}")
+            for arm, value in zip(ARMS, (before, after), strict=True)
+        ]
+    texts = (f"{title} {change_text(metric.effect)}" for title, metric in lines)
+    return chart(height + 18, f"Costs of both arms: {'; '.join(texts)}", *parts)
+
+
+# effects --------------------------------------------------------------------------------------
+
+LEAST_PAIRS = 6
+"""Least number of pairs for the chart of effects: with fewer there are no intervals."""
+_ROW = 36.0
+_WIDEST = 0.5
+"""A ratio that is farther from 1 than this share is drawn at the edge, with its number: otherwise
+the metrics that matter would all be one point."""
+
+
+def forest_chart(metrics: Sequence[MetricComparison], judgement: Judgement) -> Markup:
+    """Draw the ratio of each metric with its interval. The margin, within which arms are
+    equivalent, and the floor, below which no difference is called, are shaded."""
+    margin, floor = judgement.margin, judgement.floor
+    ends = [
+        abs(math.log(end)) for m in metrics
+        for end in (*(m.effect.interval or ()), m.ratio or 0.0)
+        if end > 0 and abs(math.log(end)) <= math.log1p(_WIDEST)
+    ]  # fmt: skip
+    reach = math.exp(max([*ends, 2 * math.log1p(margin)]) * 1.05)
+    axis = Axis(1 / reach, reach, is_log=True)
+    height = _ROW * len(metrics) + 8
+    parts = [
+        rect(axis.x(1 / (1 + share)), 0, axis.width(1 / (1 + share), 1 + share), height, name)
+        for share, name in ((margin, "margin"), (floor, "floor"))
+    ]
+    parts.append(line(axis.x(1.0), 0, axis.x(1.0), height, "one"))
+    for number, metric in enumerate(metrics):
+        parts += _effect(metric, axis, number * _ROW)
+    for ratio in (1 / (1 + margin), 1.0, 1 + margin):
+        words = "no change" if ratio == 1 else f"{100 * (ratio - 1):+.1f}%"
+        parts.append(text(axis.x(ratio), height + 14, words, "faint small", "middle"))
+    parts.append(text("0", height + 30, "cheaper", "faint small"))
+    parts.append(text("100%", height + 30, "costs more", "faint small", "end"))
+    labels = (f"{metric_title(m.name)} {change_text(m.effect)}, {m.verdict}" for m in metrics)
+    return chart(height + 36, f"Change of each metric: {'; '.join(labels)}", *parts)
+
+
+def _effect(metric: MetricComparison, axis: Axis, top: float) -> Iterator[Markup]:
+    words = f"{metric_title(metric.name)} {change_text(metric.effect)}"
+    yield text("0", top + 12, words)
+    y, ratio, role = top + 23, metric.ratio or 0.0, f"effect {metric.verdict}"
+    if metric.effect.interval is not None:
+        low, high = metric.effect.interval
+        yield line(axis.x(max(low, axis.low)), y, axis.x(max(high, axis.low)), y, role)
+    if axis.low < ratio < axis.high:
+        yield element("circle", cx=axis.x(ratio), cy=y, r=5.0, class_=role)
+    else:
+        arrow, end = ("\u25c0", "start") if ratio < 1 else ("\u25b6", "end")
+        yield text("0" if ratio < 1 else "100%", y + 5, arrow, role, end)
 
 
 # scaling law ----------------------------------------------------------------------------------
 
 Points = Mapping[ArmName, Sequence[tuple[int, float]]]
 """Points of each arm: the bytes, and their median cost."""
+_PIECES = 12
+"""Straight pieces of which a law is drawn: with a fixed part it is curved on logarithmic axes."""
 
 
-def law_chart(points: Points, laws: Mapping[ArmName, Law], unit: str) -> Figure:
+def law_chart(points: Points, laws: Mapping[ArmName, Law], unit: str, label: str) -> Markup:
     """Draw the cost of each size and, if there is one, the law, on logarithmic axes."""
-    scale = _scale(unit)
-    data: list[Figure] = []
+    sizes = sorted({size for arm in ARMS for size, _ in points[arm]})
+    costs = [cost for arm in ARMS for _, cost in points[arm]]
+    whole = sizes[-1] / sizes[0]
+    across = Axis(sizes[0] / whole**_FREE, sizes[-1] * whole**0.08, is_log=True)
+    up = axis_of(costs, 1.5)
+    parts = [*_value_grid(up, unit, _TOP + 8, _BOTTOM)]
     for arm in ARMS:
-        colour, symbol, dash = _ROLES[arm]
-        sizes = [size for size, _ in points[arm]]
-        data.append({
-            "type": "scatter", "mode": "markers", "name": arm,
-            "x": [size / GIB for size in sizes], "y": [cost * scale for _, cost in points[arm]],
-            "marker": {"color": colour, "symbol": symbol, "size": 9},
-            "hovertemplate": "%{x} GiB: %{y:.6~g}",
-        })  # fmt: skip
-        if (law := laws.get(arm)) is not None and sizes:
-            data.append({
-                "type": "scatter", "mode": "lines", "name": f"law of {arm}",
-                "x": [size / GIB for size in sorted(sizes)],
-                "y": [law.at(size) * scale for size in sorted(sizes)],
-                "line": {"color": colour, "dash": dash, "width": 1.5}, "hoverinfo": "skip",
-            })  # fmt: skip
-    every = [cost * scale for arm in ARMS for _, cost in points[arm]]
-    layout = {
-        "height": 240, "margin": _SMALL, "showlegend": False, "hovermode": "closest",
-        "xaxis": {"title": {"text": "GiB mapped"}, "type": "log", "dtick": "D2",
-                  "automargin": True},
-        "yaxis": _values(unit, every),
-    }  # fmt: skip
-    return {"data": data, "layout": layout}
+        if (law := laws.get(arm)) is not None:
+            steps = [
+                sizes[0] * (sizes[-1] / sizes[0]) ** (n / _PIECES) for n in range(_PIECES + 1)
+            ]
+            places = [
+                (across.x(s), up.y(law.at(s), _TOP + 8, _BOTTOM)) for s in steps if law.at(s) > 0
+            ]
+            parts += [
+                line(*first, *second, f"law {arm}") for first, second in itertools.pairwise(places)
+            ]
+        parts += [
+            _symbol(arm, across.x(size), up.y(cost, _TOP + 8, _BOTTOM), 5.0,
+                    f"{arm}, {format_size(size)}: {format_quantity(cost, unit)}")
+            for size, cost in points[arm]
+        ]  # fmt: skip
+    for size in sizes:
+        words, anchor = format_size(size), _anchor(across, size)
+        parts.append(text(across.x(size), _HEIGHT - 8, words, "faint small", anchor))
+    return chart(_HEIGHT, label, *parts)
+
+
+def change_bar(axis: Axis, start: float, end: float, name: str) -> Markup:
+    """Draw one row of a waterfall: a bar from one length to another."""
+    low, high = sorted((start, end))
+    bar = rect(axis.x(low), 3, axis.width(low, high), 14, f"fall {name}")
+    return element("svg", bar, width="100%", height=20.0, aria_hidden="true")

@@ -1,8 +1,9 @@
 """The report as one HTML file that needs nothing else: no server, no network, no other file.
 
 Everything that a template prints goes through `printable` and jinja2's escaping: consoles, logs
-and messages are data from outside. The page's policy (CSP) allows only its own two scripts, named
-by their hashes, and no loading of anything.
+and messages are data from outside. The page's policy (CSP) allows only its own script, named by
+its hash, and no loading of anything. Without the script the page lacks nothing but the button for
+its theme.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from orchestrator.analysis.verdict.comparison import Comparison
 from orchestrator.evidence.plan import Plan
-from orchestrator.report.html.page import MOST_CONFIG, build_page
+from orchestrator.report.html.matrix_page import MatrixPage
+from orchestrator.report.html.page import DIGESTS, MOST_CONFIG, build_page
 from orchestrator.report.words.printable import escape_unprintable
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS
@@ -29,31 +31,28 @@ _TEMPLATES = files("orchestrator.report.html") / "templates"
 def html_report(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
     """Return the whole page. `plan` is plan.json. The same values give the same text, byte for
     byte."""
-    # Only here: no other command needs the libraries that draw.
-    from markupsafe import Markup  # noqa: PLC0415
-    from plotly.io.json import to_json_plotly  # noqa: PLC0415
-
     page = build_page(scenario, comparison, plan)
     return _environment().get_template("report.html.jinja").render(
-        page=page,
-        arms=ARMS,
-        conditions=comparison.conditions,
-        most_config=MOST_CONFIG,
-        style=Markup(_file("report.css")),
-        # plotly's JSON has no `<`, `>` or `/`, so nothing in it ends a script
-        figures=Markup(to_json_plotly(page.figures)),
-        **_scripts(),
+        page=page, arms=ARMS, conditions=comparison.conditions, most_config=MOST_CONFIG,
+        digests=DIGESTS,
+        **_assets(),
     )  # fmt: skip
 
 
-@cache
-def _scripts() -> dict[str, object]:
-    """Return the page's own two scripts and their hashes, which take half the time of a page."""
-    from markupsafe import Markup  # noqa: PLC0415
-    from plotly.offline import get_plotlyjs  # noqa: PLC0415
+def html_matrix(page: MatrixPage) -> str:
+    """Return the whole page of a [matrix]."""
+    return _environment().get_template("matrix.html.jinja").render(page=page, **_assets())
 
-    plotly, script = Markup(get_plotlyjs()), Markup(_file("report.js"))
-    return {"plotly": plotly, "script": script, "hashes": [_hash(plotly), _hash(script)]}
+
+@cache
+def _assets() -> dict[str, object]:
+    """Return the page's style, its script, and the script's hash."""
+    from markupsafe import Markup  # noqa: PLC0415
+
+    script = _file("report.js")
+    return {
+        "style": Markup(_file("report.css")), "script": Markup(script), "hash": _hash(script),
+    }  # fmt: skip
 
 
 def _hash(script: str) -> str:

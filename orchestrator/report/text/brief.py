@@ -11,14 +11,15 @@ from orchestrator.analysis.verdict.bisection import Bisection
 from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison, worst_verdict
 from orchestrator.analysis.verdict.effect import Verdict
 from orchestrator.analysis.verdict.expectations import judge_expectations
+from orchestrator.analysis.verdict.outcome import join_titles
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.text.bisect_text import describe_answer, describe_numbers
 from orchestrator.report.text.matrix_text import cell_verdict
 from orchestrator.report.text.run_text import describe_expected
 from orchestrator.report.words.columns import shorten, wrap_text
+from orchestrator.report.words.outcome_words import shorten_group
 from orchestrator.report.words.quantities import change_text, plural
 from orchestrator.report.words.sentence import verdict_sentence
-from orchestrator.report.words.trailer import find_worse
 from orchestrator.report.words.wording import metric_title
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 
@@ -38,14 +39,15 @@ def run_brief(bar: int, comparison: Comparison, plan: Plan, folder: Path) -> str
         for name in sorted(met, key=lambda name: _URGENT.index(met[name]))
         if (metric := comparison.metric(name)) is not None
     ]
-    beside = [f"{metric_title(metric.name)}{_change(metric)}" for metric in find_worse(comparison)]
-    lines = [
-        *_first(wrap_text(verdict_sentence(bar, comparison, plan)), _SENTENCE),
-        *_first([*map(shorten, deciding)], _DECIDING, "that decide"),
-        *[shorten(f"  also regressed: {', '.join(beside)}")] * bool(beside),
-        *_first(wrap_text(_trials(comparison), then="           "), 2),
-    ]
+    beside = "; ".join(map(shorten_group, comparison.outcome.besides))
+    worse = wrap_text(f"also regressed: {beside}", "  ", "    ") if beside else []
+    sentence = _first(wrap_text(verdict_sentence(bar, comparison, plan)), _SENTENCE)
     where = _where(folder, folder / "report.html")
+    trials = _first(wrap_text(_trials(comparison), then="           "), 1 + (len(worse) < 2))
+    room = LINES - len(sentence) - len(trials) - len(where)
+    worse = _first(worse, room - min(1, len(deciding)))
+    shown = _first([*map(shorten, deciding)], min(_DECIDING, room - len(worse)), "that decide")
+    lines = [*sentence, *shown, *worse, *trials]
     room = LINES - len(lines) - len(where)
     return "\n".join([*lines, *_first(_lost(comparison), room), *where])
 
@@ -72,11 +74,12 @@ def matrix_brief(
     while left := [name for name in verdicts if name not in names]:
         first = worst_verdict(verdicts[name] for name in left)
         names += [name for name in left if verdicts[name] == first]
-    listed = [shorten(f"  {name}: {_cell(cells[name])}") for name in names]
+    found = [shorten(f"  {name}: {_cell(cells[name])}") for name in names]
+    title = join_titles((None if c is None else c.outcome for c in cells.values()), verdict)
     lines = [
-        shorten(f"{scenario}: {verdict}, {plural(len(cells), 'cell')}"),
-        *_first(listed, _CELLS, "cells"),
-        *_where(folder, folder / "report.txt"),
+        shorten(f"{scenario}: {title}, {plural(len(cells), 'cell')}"),
+        *_first(found, _CELLS, "cells"),
+        *_where(folder, folder / "report.html"),
     ]
     return "\n".join(lines)
 
@@ -135,9 +138,11 @@ def _cell(comparison: Comparison | None) -> str:
         return "not run"
     deciding = [m for name in comparison.deciding if (m := comparison.metric(name)) is not None]
     shown = [m for m in deciding if m.verdict == comparison.verdict] or deciding
-    return cell_verdict(comparison) + "".join(
+    text = cell_verdict(comparison) + "".join(
         f", {metric_title(m.name)}{_change(m)}" for m in shown[:1]
     )
+    worse = "; ".join(map(shorten_group, comparison.outcome.besides))
+    return text + f"; regressed: {worse}" * bool(worse)
 
 
 def _where(folder: Path, report: Path) -> list[str]:

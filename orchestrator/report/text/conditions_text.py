@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.analysis.conditions.conditions import Conditions, Difference
 from orchestrator.analysis.conditions.kconfig import select_costly
+from orchestrator.report.words.condition_words import split_digests
 from orchestrator.report.words.quantities import plural
 
 _MOST = 12
@@ -13,21 +14,26 @@ _MOST = 12
 
 def describe_conditions(conditions: Conditions | None) -> str:
     """Report the conditions that differed between the arms. Those that must not differ come
-    first."""
+    first, digests last."""
     if conditions is None or not (conditions.common or conditions.differences):
         return ""
     lines = [f"Conditions: {len(conditions.common)} the same in both arms."]
-    groups = {
-        "NOT PLANNED": conditions.unplanned,
-        "allowed": [d for d in conditions.differences if d.allowed and not d.planned],
-        "planned": [d for d in conditions.differences if d.planned],
-    }
-    for title, differences in groups.items():
-        lines += [f"  {title}: {_describe(difference)}" for difference in differences]
+    telling, digests = split_digests(conditions.differences)
+    lines += _listed(telling)
     lines += _config(conditions)
     if conditions.not_recorded:
         lines.append(f"  recorded of one arm only: {', '.join(conditions.not_recorded)}")
+    lines += _listed(digests)
     return "\n".join(lines) + "\n"
+
+
+def _listed(differences: Sequence[Difference]) -> list[str]:
+    groups = {
+        "NOT PLANNED": [d for d in differences if not d.planned and not d.allowed],
+        "allowed": [d for d in differences if d.allowed and not d.planned],
+        "planned": [d for d in differences if d.planned],
+    }
+    return [f"  {title}: {_describe(d)}" for title, group in groups.items() for d in group]
 
 
 def _describe(difference: Difference) -> str:

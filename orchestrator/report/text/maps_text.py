@@ -14,6 +14,10 @@ from orchestrator.analysis.verdict.comparison import Comparison, find_laws, merg
 from orchestrator.report.words.quantities import format_quantity, plural
 from orchestrator.scenario.vocabulary import ARMS
 
+_NO_LOOKING = (
+    "Cost of looking: not measured in this run; the map workload with accel exact and the passes"
+    " plain, timing and counts does\n"
+)
 _MOST_FUNCTIONS = 14
 _LEAST_SHARE = 0.02
 
@@ -30,11 +34,15 @@ def map_sections(comparison: Comparison, *, exact: bool) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def inside_maps(comparison: Comparison, *, exact: bool) -> str:
-    """Report what the probes cost, and where the cost of a map and an unmap goes."""
+def inside_maps(comparison: Comparison, *, exact: bool, names_missing: bool = True) -> str:
+    """Report what the probes cost, and where the cost of a map and an unmap goes.
+    `names_missing`: name the run that measures what the probes cost, if this one mapped and did
+    not measure it."""
     shown = {arm: merge_findings(comparison, arm) for arm in ARMS}
+    names_missing = names_missing and any(side.passes or side.levels for side in shown.values())
     parts = [
-        _looking(shown["baseline"], shown["candidate"], exact=exact),
+        _looking(shown["baseline"], shown["candidate"], exact=exact)
+        or _NO_LOOKING * names_missing,
         _parts(shown["baseline"], shown["candidate"], exact=exact),
         *(_breakdown(arm, b, shown[arm]) for arm in ARMS for b in shown[arm].breakdowns),
     ]
@@ -141,12 +149,7 @@ def _looking(baseline: Findings, candidate: Findings, *, exact: bool) -> str:
         for cost in compute_probe_costs(side.passes):
             lines += _cost(arm, cost, exact=exact)
     if not lines:
-        if not (baseline.passes or candidate.passes or baseline.levels or candidate.levels):
-            return ""
-        return (
-            "Cost of looking: not measured in this run; the map workload with accel exact and the"
-            " passes plain, timing and counts does\n"
-        )
+        return ""
     head = "Cost of looking: the same maps without probes and with them"
     if not exact:
         head += " (measured in noisy time: accel exact gives exact figures)"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison, boots_of
 from orchestrator.analysis.verdict.effect import Verdict
+from orchestrator.analysis.verdict.outcome import join_titles
 from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.report.words.columns import fit_lines, format_table, wrap_text
+from orchestrator.report.words.outcome_words import describe_regressions
 from orchestrator.report.words.quantities import format_quantity, plural
 from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.scenario.vocabulary import ARMS, Metric
@@ -36,8 +38,9 @@ def matrix_report(
     notes = "Each value is the median of an arm's trials, baseline -> candidate.\n"
     if emulated:
         notes += "EMULATED: compare seconds with one another, not with hardware's.\n"
+    outcomes = [None if cell is None else cell.outcome for cell in cells.values()]
     parts = [
-        f"{scenario}: {verdict}, {plural(len(cells), 'cell')}\n",
+        f"{scenario}: {join_titles(outcomes, verdict)}, {plural(len(cells), 'cell')}\n",
         _kernels(cells),
         _variable(cells),
         _table(cells, columns),
@@ -76,7 +79,7 @@ def _variable(cells: Mapping[str, Comparison | None]) -> str:
 def _table(cells: Mapping[str, Comparison | None], columns: Mapping[Metric, str]) -> str:
     traced = {name: _traced(c) for name, c in cells.items() if c is not None}
     boots = ["traced boot"] * any(traced.values())
-    rows = []
+    rows: list[Sequence[str] | str] = []
     for name, comparison in cells.items():
         if comparison is None:
             rows.append([f"{name}: not run", *[""] * (len(boots) + len(columns))])
@@ -84,6 +87,8 @@ def _table(cells: Mapping[str, Comparison | None], columns: Mapping[Metric, str]
             shown = [_effect(comparison.metric(metric)) for metric in columns]
             rows.append([f"{name}: {cell_verdict(comparison)}",
                          *[traced[name] or "-"] * len(boots), *shown])  # fmt: skip
+            if worse := describe_regressions(comparison.outcome.regressed):
+                rows.append(f"  regressed: {worse}")
     return "\n".join(format_table(["cell: verdict", *boots, *columns.values()], rows)) + "\n"
 
 
@@ -98,7 +103,7 @@ def _columns(
 def cell_verdict(comparison: Comparison) -> str:
     """Return the verdict, with the reasons that ended the trials that do not count."""
     reasons = sorted({r.reason for r in comparison.results if r.kind != "measured"})
-    return comparison.verdict + f" ({', '.join(reasons)})" * bool(reasons)
+    return comparison.outcome.title + f" ({', '.join(reasons)})" * bool(reasons)
 
 
 def _traced(comparison: Comparison) -> str:

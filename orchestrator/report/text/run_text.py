@@ -18,16 +18,20 @@ from orchestrator.analysis.verdict.effect import ALPHA, FEW_FLOOR, LEAST_FOR_P
 from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size
 from orchestrator.report.text.conditions_text import describe_conditions
+from orchestrator.report.text.mail_text import format_mail
 from orchestrator.report.text.maps_text import map_sections
 from orchestrator.report.text.timeline_text import calls_and_cost
 from orchestrator.report.words.columns import WIDTH, fit_lines, format_table, shorten, wrap_text
+from orchestrator.report.words.outcome_words import (
+    describe_regressions,
+    describe_undecided_metrics,
+    describe_unseen,
+)
 from orchestrator.report.words.quantities import arm_text, change_text, explain_spreads, plural
 from orchestrator.report.words.restored_words import describe_restored
 from orchestrator.report.words.sentence import verdict_sentence
-from orchestrator.report.words.trailer import find_worse, format_trailer
 from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import (
-    TITLES,
     Setup,
     describe_attempts,
     describe_left,
@@ -38,10 +42,13 @@ from orchestrator.report.words.wording import (
 from orchestrator.scenario.choices import Workload
 from orchestrator.scenario.machines import HostSpec
 from orchestrator.scenario.map_workload import Map
+from orchestrator.scenario.metrics import METRIC_WORDS
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.trials import Trace
 from orchestrator.scenario.vocabulary import ARMS, AT_POINTS, Point, is_emulated
 
+CUT = "--->8--- end of what to paste under a patch --->8---"
+"""The line below the mail."""
 _TAIL = 12
 """Lines of a console that are shown."""
 
@@ -49,8 +56,9 @@ _TAIL = 12
 def text_report(
     scenario: Scenario, comparison: Comparison, plan: Plan, tester: str | None = None
 ) -> str:
-    """Return the whole report, ASCII in lines of at most 76 columns. `plan` is plan.json; `tester`
-    is `Name <mail>` of whoever ran it, or None if that is not known."""
+    """Return the whole report: the mail, and below it everything else. It is ASCII in lines of at
+    most 76 columns, except for the tag. `plan` is plan.json; `tester` is `Name <mail>` of whoever
+    ran it, or None if that is not known."""
     emulated, exact = is_emulated(plan.accel), plan.accel == "exact"
     setup = describe_setup(scenario, plan)
     maps = scenario.map if scenario.workload == "map" else None
@@ -70,9 +78,9 @@ def text_report(
             scenario.host, scenario.trace, maps, comparison, emulated=emulated, exact=exact
         ),
         _problems(comparison.results),
-        format_trailer(setup, comparison, plan, tester),
     ]
-    return fit_lines("\n".join(part for part in parts if part))
+    mail = format_mail(scenario, comparison, plan, tester)
+    return f"{mail}\n{CUT}\n\n" + fit_lines("\n".join(part for part in parts if part))
 
 
 def _variable(comparison: Comparison) -> str:
@@ -82,13 +90,17 @@ def _variable(comparison: Comparison) -> str:
 
 def _verdicts(comparison: Comparison) -> str:
     """Report the verdict of the run, and the verdicts of the metrics that decide it."""
-    lines = [f"{comparison.scenario}: {comparison.verdict}"]
+    outcome = comparison.outcome
+    lines = [f"{comparison.scenario}: {outcome.title}"]
     for name in comparison.deciding:
         if (metric := comparison.metric(name)) is not None:
             lines.append(f"  * {name}: {metric.verdict}{describe_expected(comparison, metric)}")
-    if bad := find_worse(comparison):
-        also = ", ".join(f"{metric_title(m.name)} {change_text(m.effect)}" for m in bad)
-        lines.append(f"  also regressed: {also}")
+    for title, text in (
+        ("also regressed", describe_regressions(outcome.besides)),
+        ("undecided", describe_undecided_metrics(outcome)),
+        ("not looked at", describe_unseen(outcome)),
+    ):
+        lines += wrap_text(f"{title}: {text}", "  ", "    ") if text else []
     if len(comparison.results) < comparison.planned:
         lines.append(f"  NOT COMPLETE: {len(comparison.results)} of {comparison.planned} trials")
     if len(guest_accels(comparison.results)) > 1:
@@ -138,7 +150,8 @@ def _table(points: Sequence[Point], comparison: Comparison, *, emulated: bool, e
         return ""
     unit = "INSTRUCTIONS" if exact else "EMULATED seconds" if emulated else "metric"
     rows: list[Sequence[str] | str] = []
-    for base, name in TITLES.items():
+    for words in METRIC_WORDS:
+        base, name = words.name, words.title
         group = [m for m in comparison.metrics if m.name.partition("@")[0] == base]
         if not group:
             continue

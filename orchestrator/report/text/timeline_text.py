@@ -290,39 +290,27 @@ def cost_cells(cost: OperationCost, unit: str) -> list[str]:
 
 
 def explain_difference(difference: BootDifference, unit: str) -> str:
-    """Explain the difference between the arms' boots. All numbers have as many decimals as give
-    the longer boot four digits, so that a reader can add them up."""
+    """Explain the difference between the arms' boots: how much each part changes from the baseline
+    to the candidate. All numbers have as many decimals as give the longer boot four digits. Each
+    is rounded by itself, so the last digits need not add up."""
     longer = max(difference.baseline, difference.candidate)
     decimals = max(0, 3 - floor(log10(longer))) if longer else 0
-    sign = -1 if difference.whole < 0 else 1
     short = "Ginsn" if unit == "Ginsn" else "s"
 
-    def number(value: float) -> str:
-        return f"{round(value, decimals) + 0.0:.{decimals}f}"  # never -0.0
+    def number(value: float, sign: str = "") -> str:
+        return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"  # never -0.0
 
     boots = f"{number(difference.baseline)} -> {number(difference.candidate)}"
-    # from the boots as they are shown, so that all shown numbers add up
-    whole = round(difference.candidate, decimals) - round(difference.baseline, decimals)
-    if not round(whole, decimals):
+    if not round(difference.whole, decimals):
         return f"The boots of both arms are equally long ({boots} {unit})."
-    shown = {
-        name: round(sign * value, decimals)
-        for name, value in sorted(difference.operations.items(), key=lambda of: -abs(of[1]))
-        if round(value, decimals)
-    }
-    texts = [f"{name} {number(value)} {short}" for name, value in shown.items()]
-    rest = sign * whole - sum(shown.values())
-    phases = {
-        name: round(sign * value, decimals)
-        for name, value in list(difference.phases.items())[:_MOST_PHASES]
-        if round(value, decimals)
-    }
-    where = [f"{number(value)} in {name}" for name, value in phases.items()]
-    if round(left := rest - sum(phases.values()), decimals):
-        where.append(f"{number(left)} in others")
-    how = "shorter" if sign < 0 else "longer"
+    operations = sorted(difference.operations.items(), key=lambda of: -abs(of[1]))
+    parts = [f"{name} {number(v, '+')} {short}" for name, v in operations if round(v, decimals)]
+    largest = dict([*difference.phases.items()][:_MOST_PHASES])
+    largest["others"] = difference.rest - sum(largest.values())
+    phases = [f"{number(v, '+')} in {name}" for name, v in largest.items() if round(v, decimals)]
+    rest = f"all else {number(difference.rest, '+')} {short}"
+    how = "shorter" if difference.whole < 0 else "longer"
     return (
-        f"The candidate's boot is {number(abs(whole))} {unit} {how} ({boots}). Of that"
-        f" are {'; '.join([*texts, f'all else {number(rest)} {short}'])}"
-        f"{': ' if where else ''}{', '.join(where)}."
+        f"The candidate's boot is {number(abs(difference.whole))} {unit} {how} ({boots}):"
+        f" {'; '.join([*parts, rest])}{': ' if phases else ''}{', '.join(phases)}."
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from orchestrator.analysis.verdict.comparison import MetricComparison
 from orchestrator.analysis.verdict.effect import Effect
 from orchestrator.analysis.verdict.summary import LEAST_FOR_QUARTILES, summarize
+from orchestrator.scenario.vocabulary import ARMS
 
 _PREFIXES = {
     "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")),
@@ -25,6 +27,11 @@ def format_quantity(value: float, unit: str) -> str:
         return f"0 {prefixes[0][1]}"
     factor, name = next((p for p in prefixes if abs(value) >= 0.99995 * p[0]), prefixes[-1])
     return f"{format_digits(value / factor)} {name}"
+
+
+def signed_quantity(value: float, unit: str) -> str:
+    """Return a change with its sign: `-102.8 s`, `+2.083 s`."""
+    return f"{'+' * (value > 0)}{format_quantity(value, unit)}"
 
 
 def format_digits(value: float) -> str:
@@ -79,6 +86,13 @@ def change_text(effect: Effect) -> str:
         decimals = 2 if fine and (ends or abs(percents[0]) < 0.1) else 1
         sign, (text, *inner) = "%", [_percent(p, decimals) for p in percents]
     return f"{text}{sign}" + f" [{', '.join(inner)}]" * bool(inner)
+
+
+def change_arms(metric: MetricComparison) -> str:
+    """Return the medians of both arms and the change: `8.578 s -> 434.5 us, 1/19743`."""
+    arms = (summarize(metric.unit, getattr(metric, arm)).middle for arm in ARMS)
+    values = " -> ".join(format_quantity(middle, metric.unit) for middle in arms)
+    return f"{values}, {change_text(metric.effect)}"
 
 
 def ratio_text(ratio: float | None) -> str:

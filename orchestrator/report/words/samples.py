@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison
 from orchestrator.scenario.vocabulary import ARMS, CONTROL, Role
 
-MOST = 8000
+MOST = 2000
 """Most dots in one report, for all metrics together. Each metric has an equal share, but at least
 _LEAST for each role."""
 _LEAST = 4

@@ -20,24 +20,8 @@ from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size
 from orchestrator.report.words.quantities import change_text, format_quantity, plural
 from orchestrator.report.words.wording import cost_label
-from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric
-
-# Subject of the sentence, and the noun after the number: none for seconds, else what is counted.
-_SUBJECTS: dict[Metric, tuple[str, str]] = {
-    "host_boot_seconds": ("the host's boot to SSH", ""),
-    "guest_boot_cost": ("the boot of a guest with {bar} to userspace", ""),
-    "guest_ssh_cost": ("the boot of a guest with {bar} to SSH", ""),
-    "bar_maps_per_boot": ("one guest boot", " DMA maps of {bar}"),
-    "bar_unmaps_per_boot": ("one guest boot", " DMA unmaps of {bar}"),
-    "bar_map_cost": ("one DMA map of {bar}", ""),
-    "bar_unmap_cost": ("one DMA unmap of {bar}", ""),
-    "iommu_map_cost": ("iommu_map in one DMA map of {bar}", ""),
-    "bar_map_cost_per_boot": ("mapping {bar} in one guest boot", ""),
-    "bar_unmap_cost_per_boot": ("unmapping {bar} in one guest boot", ""),
-    "pfn_lookups_per_map": ("one DMA map of {bar}", " page lookups"),
-    "pfn_faults_per_map": ("one DMA map of {bar}", " page faults"),
-    "iova_lookups_per_unmap": ("one DMA unmap of {bar}", " IOMMU walks"),
-}
+from orchestrator.scenario.metrics import WORDS
+from orchestrator.scenario.vocabulary import ARMS, ArmName
 
 
 def verdict_sentence(bar: int, comparison: Comparison, plan: Plan) -> str:
@@ -57,6 +41,7 @@ def verdict_sentence(bar: int, comparison: Comparison, plan: Plan) -> str:
         "equivalent": f"{new} is equivalent to {old}",
         "inconclusive": f"{new} against {old} is inconclusive",
     }.get(verdict, f"{new} is {verdict}")
+    beginning += ", with regressions" * comparison.outcome.has_regressions
     if len(comparison.results) < comparison.planned:
         beginning += f" so far, with {len(comparison.results)} of {comparison.planned} trials"
     decided = [m for name in comparison.deciding if (m := comparison.metric(name)) is not None]
@@ -128,7 +113,8 @@ def _kernels(comparison: Comparison) -> tuple[str, str]:
 def _quoted(bar_bytes: int, comparison: Comparison, metric: MetricComparison, accel: str) -> str:
     base, _, point = metric.name.partition("@")
     bar = f"a {format_size(bar_bytes)} BAR" + f" ({point})" * bool(point)
-    subject, noun = (text.format(bar=bar) for text in _SUBJECTS[base])
+    words = WORDS[base]
+    subject, noun = (text.format(bar=bar) for text in (words.subject, words.noun))
     before, after = (
         format_quantity(summarize(metric.unit, getattr(metric, arm)).middle, metric.unit)
         for arm in ARMS

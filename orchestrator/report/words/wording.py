@@ -19,34 +19,9 @@ from orchestrator.formats.units import format_size
 from orchestrator.report.words.quantities import format_quantity, plural
 from orchestrator.scenario.choices import Workload
 from orchestrator.scenario.machines import Device, Guest, HostSpec
+from orchestrator.scenario.metrics import WORDS
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import Metric, is_emulated
-
-TITLES: dict[Metric, str] = {
-    "host_boot_seconds": "host boot to SSH",
-    "guest_boot_cost": "guest boot to userspace",
-    "guest_ssh_cost": "guest boot to SSH",
-    "bar_maps_per_boot": "BAR maps until exit",
-    "bar_unmaps_per_boot": "BAR unmaps until exit",
-    "bar_map_cost": "one DMA map",
-    "bar_unmap_cost": "one DMA unmap",
-    "iommu_map_cost": "iommu_map in a map",
-    "bar_map_cost_per_boot": "all maps until exit",
-    "bar_unmap_cost_per_boot": "all unmaps until exit",
-    "pfn_lookups_per_map": "page lookups in a map",
-    "pfn_faults_per_map": "page faults in a map",
-    "iova_lookups_per_unmap": "IOMMU walks in an unmap",
-}
-"""Title of every metric, in the order of a table."""
-SOURCES: dict[Metric, str] = {
-    "host_boot_seconds": "host",
-    "guest_boot_cost": "plain",
-    "guest_ssh_cost": "plain",
-    "pfn_lookups_per_map": "counts",
-    "pfn_faults_per_map": "counts",
-    "iova_lookups_per_unmap": "counts",
-}
-"""The pass that a metric comes from, if that is not `timing`."""
 
 _MOST_LEFT = 5
 """Trials whose changes of a shared host are listed."""
@@ -79,7 +54,7 @@ def describe_left(results: Sequence[TrialResult]) -> Iterator[str]:
 def metric_title(metric: Metric) -> str:
     """Return the title of a metric with its point: `one DMA map (4GiB/2MiB/cold)`."""
     base, _, point = metric.partition("@")
-    return TITLES[base] + f" ({point})" * bool(point)
+    return WORDS[base].title + f" ({point})" * bool(point)
 
 
 def describe_device(device: Device, host: HostSpec) -> str:

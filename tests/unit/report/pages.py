@@ -27,7 +27,7 @@ KERNELS: dict[ArmName, dict[str, str]] = {
     "candidate": {"release": "7.3.4+deb13", "source": "deb:new"},
 }
 PLAN = plan_of()
-VOID = {"meta", "link", "br", "circle", "path", "img", "input", "hr"}
+VOID = {"meta", "link", "br", "img", "input", "hr"}
 
 
 def judge_recorded(run: Path) -> tuple[Scenario, Comparison, Plan]:
