@@ -23,10 +23,9 @@ from orchestrator.analysis.verdict.comparison import (
     Comparison,
     boots_of,
     compare_trials,
-    unit_of,
-    values_by_pair,
 )
 from orchestrator.analysis.verdict.comparison_file import SCHEMA, comparison_json
+from orchestrator.analysis.verdict.metrics import unit_of, values_by_pair
 from orchestrator.analysis.verdict.stopping import is_enough
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.extras import MissingExtraError, missing_extra_explained

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import median
-from typing import NamedTuple
 
 from orchestrator.analysis.boot.timeline import Timeline
 from orchestrator.analysis.conditions.conditions import Conditions
@@ -17,19 +16,14 @@ from orchestrator.analysis.maps.scaling import Law, fit_scaling_law
 from orchestrator.analysis.maps.theory import count_pages
 from orchestrator.analysis.trial import Findings, TrialResult
 from orchestrator.analysis.verdict.effect import (
-    OF_BOOTS,
-    OF_MAPS,
-    OF_MAPS_IN_BOOTS,
-    OF_UNMAPS_IN_BOOTS,
     Effect,
-    Estimate,
-    Resolution,
     Rule,
     Verdict,
     adjust_holm,
-    estimate_ratio,
     judge_effect,
 )
+from orchestrator.analysis.verdict.metrics import EstimatedMetric, estimate_metrics
+from orchestrator.analysis.verdict.sequential import Levels, levels_at
 from orchestrator.analysis.verdict.shapes import Shape, find_shapes
 from orchestrator.evidence.faults import (
     Attempt,
@@ -37,14 +31,12 @@ from orchestrator.evidence.faults import (
     counts,
     failing_arm,
 )
-from orchestrator.scenario.choices import Workload
 from orchestrator.scenario.fields import Expectation
 from orchestrator.scenario.model import Scenario
-from orchestrator.scenario.trials import Judgement
+from orchestrator.scenario.trials import Judgement, Trials
 from orchestrator.scenario.vocabulary import (
     ARMS,
     CONTROL,
-    METRICS,
     ArmName,
     Metric,
     Role,
@@ -58,6 +50,17 @@ _HEADLINES: tuple[Metric, ...] = ("bar_map_cost", "pfn_lookups_per_map", "guest_
 
 
 @dataclass(frozen=True)
+class SlowTrial:
+    """A trial that costs far more than trials of both arms usually do."""
+
+    trial: str
+    arm: ArmName
+    value: float
+    level: Level | None
+    """Leaves by which its BAR was mapped, with the reasons; None if that is not known."""
+
+
+@dataclass(frozen=True)
 class MetricComparison:
     name: Metric
     unit: str
@@ -66,10 +69,11 @@ class MetricComparison:
     candidate: tuple[float, ...]
     effect: Effect
     control: Effect | None = None
-    """Effect between trials of one kernel. In a run: baseline against control. Across two runs:
-    the other arm of both."""
+    """Effect between trials of one kernel: baseline against control."""
     controls: tuple[float, ...] = ()
     """Values of the control, which take the place of the candidate's."""
+    slow: tuple[SlowTrial, ...] = ()
+    """The slow trials of both arms, in the order in which they ran."""
 
     @cached_property
     def shapes(self) -> dict[ArmName, tuple[Shape, ...]]:
@@ -92,6 +96,13 @@ class MetricComparison:
         """Candidate / baseline; below 1 the candidate is cheaper. None if the baseline is zero."""
         return self.effect.ratio
 
+    @property
+    def bench_resolution(self) -> float | None:
+        """Share by which the baseline's kernel may differ from itself here, from the interval of
+        its control: "this bench resolves 1.4 %". None if there is no such interval."""
+        interval = self.control and self.control.interval
+        return max(interval[1], 1 / interval[0]) - 1 if interval and interval[0] > 0 else None
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -109,12 +120,17 @@ class Comparison:
     """Conditions under which the arms were measured, and their differences."""
     paired: bool = True
     """False if the arms are of different runs."""
+    has_reference: bool = False
+    """True if each of these runs is judged by its ratios to the other arm, which is the same in
+    both."""
     variable: Variable | None = None
     """The variable: what the arms differ in."""
     expect: Mapping[Metric, Expectation] = field(default_factory=dict)
     """What the scenario expects of the metrics."""
     judgement: Judgement = field(default_factory=Judgement)
     """Settings by which the scenario is judged."""
+    levels: Levels = field(default_factory=Levels)
+    """What counts at the look at which the run is judged."""
 
     @cached_property
     def undecided(self) -> list[TrialResult]:
@@ -146,14 +162,20 @@ def compare_trials(
     conditions: Conditions | None = None,
     *,
     paired: bool = True,
+    references: Sequence[TrialResult] = (),
 ) -> Comparison:
     """Return effect and verdict of every metric that both arms have. `planned`: number of trials
     of the complete run. With the accelerator exact, metrics that are otherwise in seconds are in
-    Ginsn, 10^9 instructions. `paired`: False if the arms are of different runs."""
-    rule = Rule(scenario.judgement.margin, scenario.judgement.floor)
-    estimates = _estimate_metrics(scenario.workload, results, accel, paired=paired)
+    Ginsn, 10^9 instructions. `paired`: False if the arms are of different runs, whose same other
+    arm has the trials `references` (estimate_metrics)."""
+    levels = _choose_levels(scenario.trials, results) if paired else Levels()
+    rule = Rule(scenario.judgement.margin, scenario.judgement.floor, levels)
+    estimates = estimate_metrics(
+        results, scenario.workload, accel, rule, shares_boots=not scenario.host.fresh_boots,
+        paired=paired, references=references,
+    )  # fmt: skip
     deciding = _choose_deciding(scenario.expect, [*estimates])
-    metrics = _judge_metrics(estimates, rule, deciding)
+    metrics = _judge_metrics(estimates, rule, deciding, results)
     verdict = _verdict(results, metrics, deciding)
     if len(guest_accels(results)) > 1:
         verdict = "invalid"  # KVM against emulation is no evidence on kernels
@@ -163,90 +185,34 @@ def compare_trials(
         verdict = "inconclusive"
     return Comparison(
         scenario.name, verdict, tuple(results), tuple(metrics), kernels, planned, deciding,
-        conditions, paired, expect=scenario.expect, judgement=scenario.judgement,
+        conditions, paired, has_reference=bool(references), expect=scenario.expect,
+        judgement=scenario.judgement, levels=levels,
     )  # fmt: skip
 
 
-def add_control(comparison: Comparison, beside: Comparison) -> Comparison:
-    """Return the comparison with a control for each metric: the effect that `beside` has between
-    trials of one kernel."""
-    metrics = tuple(
-        replace(metric, control=control.effect, controls=control.candidate)
-        if (control := beside.metric(metric.name)) is not None
-        else metric
-        for metric in comparison.metrics
-    )
-    verdict = comparison.verdict
-    # as in a run: an arm that fails more often is worse, whatever its times are
-    if not has_more_failures(comparison) and any(
-        m.verdict == "invalid" for m in metrics if m.name in comparison.deciding
-    ):
-        verdict = "invalid"
-    return replace(comparison, metrics=metrics, verdict=verdict)
-
-
-class _Estimated(NamedTuple):
-    """A metric that both arms have, before its p is adjusted."""
-
-    unit: str
-    values: dict[Role, dict[int, float]]
-    """Values of each role, by pair."""
-    estimate: Estimate
-    resolution: Resolution
-
-
-def _estimate_metrics(
-    workload: Workload, results: Sequence[TrialResult], accel: str, *, paired: bool
-) -> dict[Metric, _Estimated]:
-    estimates: dict[Metric, _Estimated] = {}
-    for name in _names(results):
-        unit, resolution = unit_of(name, accel), resolution_of(workload, name)
-        values = {role: values_by_pair(results, role, name) for role in (*ARMS, CONTROL)}
-        before, after = values["baseline"], values["candidate"]
-        if before and after:
-            pairs = [(before[pair], after[pair]) for pair in before if pair in after]
-            estimate = estimate_ratio(
-                unit, [*before.values()], [*after.values()], pairs if paired else None, resolution
-            )
-            estimates[name] = _Estimated(unit, values, estimate, resolution)
-    return estimates
+def _choose_levels(trials: Trials, results: Sequence[TrialResult]) -> Levels:
+    """Return what counts after the pairs so far."""
+    if trials.until is None:
+        return Levels()
+    pairs = max((result.pair for result in results), default=0)
+    return levels_at(pairs, trials.until.max_pairs)
 
 
 def _judge_metrics(
-    estimates: Mapping[Metric, _Estimated], rule: Rule, deciding: Sequence[Metric]
+    estimates: Mapping[Metric, EstimatedMetric], rule: Rule, deciding: Sequence[Metric],
+    results: Sequence[TrialResult],
 ) -> list[MetricComparison]:
+    tails = {name: of.estimate.tail for name, of in estimates.items()}
     ps = _adjust_apart({name: of.estimate.p for name, of in estimates.items()}, deciding)
+    tail_ps = _adjust_apart(
+        {name: None if tail is None else tail.p for name, tail in tails.items()}, deciding
+    )
     return [
-        _judge_metric(name, of, judge_effect(of.estimate, rule, ps[name]), rule)
+        _judge_metric(
+            name, of, judge_effect(of.estimate, rule, ps[name], tail_ps[name]), results
+        )
         for name, of in estimates.items()
     ]
-
-
-def unit_of(name: Metric, accel: str) -> str:
-    """Return the metric's unit: count, s, or for a cost on an exact host Ginsn: 10^9
-    instructions. That host's clocks advance by 1 ns with each instruction, so a clock that reads
-    1 s has counted 1 Ginsn."""
-    kind = METRICS[name.partition("@")[0]]
-    if kind == "cost":
-        return "Ginsn" if accel == "exact" else "s"
-    return kind
-
-
-def resolution_of(workload: Workload, name: Metric) -> Resolution:
-    """Return how near two values of a metric in Ginsn must be to be the same number."""
-    if workload == "map":
-        return OF_MAPS
-    if name.startswith("guest_"):
-        return OF_BOOTS
-    return OF_UNMAPS_IN_BOOTS if name.startswith("bar_unmap") else OF_MAPS_IN_BOOTS
-
-
-def values_by_pair(results: Sequence[TrialResult], role: Role, name: Metric) -> dict[int, float]:
-    """Return the metric's value of each measured trial that has one, by pair."""
-    return {
-        r.pair: value for r in results
-        if r.arm == role and r.kind == "measured" and (value := r.value(name)) is not None
-    }  # fmt: skip
 
 
 def _adjust_apart(
@@ -259,19 +225,29 @@ def _adjust_apart(
     return out
 
 
-def _judge_metric(name: Metric, of: _Estimated, effect: Effect, rule: Rule) -> MetricComparison:
+def _judge_metric(
+    name: Metric, of: EstimatedMetric, effect: Effect, results: Sequence[TrialResult]
+) -> MetricComparison:
     baseline, candidate, control = (tuple(of.values[role].values()) for role in (*ARMS, CONTROL))
-    beside = None
-    if control:
-        against_itself = estimate_ratio(of.unit, baseline, control, None, of.resolution)
-        beside = judge_effect(against_itself, rule, against_itself.p)
-    return MetricComparison(name, of.unit, baseline, candidate, effect, beside, control)
+    beside = None if of.control is None else judge_effect(of.control, Rule(), of.control.p)
+    tail = effect.estimate.tail
+    slow = () if tail is None or of.is_ratio else _name_slow_trials(results, name, tail.limit)
+    return MetricComparison(name, of.unit, baseline, candidate, effect, beside, control, slow)
 
 
-def _names(results: Sequence[TrialResult]) -> list[Metric]:
-    """Return every metric that was measured: in the order of METRICS, then point by point."""
-    names = {name: None for result in results for name in result.samples}
-    return [name for name in METRICS if name in names] + [n for n in names if "@" in n]
+def _name_slow_trials(
+    results: Sequence[TrialResult], name: Metric, limit: float
+) -> tuple[SlowTrial, ...]:
+    place = name.partition("@")[2].rpartition("/")[0]
+    return tuple(
+        SlowTrial(
+            result.name, arm, value,
+            next((level for level in result.findings.levels if place in ("", level.place)), None),
+        )
+        for result in results for arm in ARMS
+        if result.arm == arm and result.kind == "measured"
+        and (value := result.value(name)) is not None and value > limit
+    )  # fmt: skip
 
 
 def _choose_deciding(
@@ -412,8 +388,8 @@ def undecided_trials(results: Sequence[TrialResult]) -> list[TrialResult]:
     charged = failing_arm(attempts_of(results))
     return [
         r for r in results
-        if r.arm in (*ARMS, CONTROL) and r.kind != "measured" and r.charge == "undecided"
-        and r.attempts[-1].arm != charged
+        if r.arm in (*ARMS, CONTROL) and r.kind != "measured"
+        and r.attempts[-1].charge == "undecided" and r.attempts[-1].arm != charged
     ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from orchestrator.analysis.maps.probe_overhead import compute_probe_costs
 from orchestrator.analysis.trial import Findings
 from orchestrator.analysis.verdict.comparison import (
     Comparison,
+    MetricComparison,
     attempts_of,
     boots_of,
     count_failures,
@@ -44,12 +45,13 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
             },
             **_shown(comparison, arm),
         }  # fmt: skip
-    return {
+    return tidy_floats({
         "schema": SCHEMA, "scenario": comparison.scenario, "verdict": comparison.verdict,
         "arms": arms,
         "metrics": {
             m.name: _effect_json(m.effect) | {
                 "verdict": m.verdict, "deciding": m.name in comparison.deciding,
+                "slow": _slow_json(m),
                 "control": m.control and _effect_json(m.control) | {"samples": list(m.controls)},
                 "shapes": {arm: [asdict(shape) for shape in found]
                            for arm, found in m.shapes.items()},
@@ -64,6 +66,42 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
             {"trial": r.name, "arm": r.arm, "kind": r.kind, "stage": r.stage, "reason": r.reason,
              "charge": r.attempts[-1].charge, "message": r.message}
             for r in comparison.results if r.kind != "measured"
+        ],
+    })  # fmt: skip
+
+
+def tidy_floats(document: dict[str, object]) -> dict[str, object]:
+    """Return a document whose numbers have twelve digits: sums and ratios of floats have dust
+    beyond them, 0.00043450000000000004."""
+    tidied = _tidy(document)
+    assert isinstance(tidied, dict)
+    return tidied
+
+
+def _tidy(value: object) -> object:
+    if isinstance(value, float):
+        return float(f"{value:.12g}")
+    if isinstance(value, dict):
+        return {key: _tidy(inner) for key, inner in value.items()}
+    return [_tidy(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _slow_json(metric: MetricComparison) -> dict[str, object] | None:
+    """Return the slow trials of both arms. `excluded_share`: the run excludes that more of the
+    candidate's boots are slow. None if there are too few trials."""
+    tail = metric.effect.estimate.tail
+    if tail is None:
+        return None
+    return {
+        "limit": tail.limit, "p": tail.p, "p_adjusted": metric.effect.tail_p_adjusted,
+        "excluded_share": tail.excluded_share,
+        "baseline": {"slow": tail.baseline_slow, "of": tail.baseline_trials},
+        "candidate": {"slow": tail.candidate_slow, "of": tail.candidate_trials},
+        "trials": [
+            {"trial": slow.trial, "value": slow.value,
+             "leaf": slow.level and slow.level.leaf,
+             "reasons": [reason.name for reason in slow.level.reasons] if slow.level else []}
+            for slow in metric.slow
         ],
     }  # fmt: skip
 
@@ -90,7 +128,7 @@ def _effect_json(effect: Effect) -> dict[str, object]:
     return {
         "ratio": estimate.ratio, "ci95": estimate.interval and list(estimate.interval),
         "p": estimate.p, "p_adjusted": effect.p_adjusted,
-        "basis": estimate.basis, "pairs": estimate.pairs,
+        "basis": estimate.basis, "pairs": estimate.pairs, "unconfirmed": estimate.unconfirmed,
         "verdict": effect.verdict,
     }  # fmt: skip
 

@@ -10,7 +10,7 @@ from orchestrator.analysis.verdict.comparison import (
     MetricComparison,
     has_more_failures,
 )
-from orchestrator.analysis.verdict.effect import FEW_FLOOR, Verdict
+from orchestrator.analysis.verdict.effect import Verdict
 from orchestrator.scenario.fields import Bound
 from orchestrator.scenario.vocabulary import ARMS, Metric
 
@@ -84,7 +84,7 @@ def _within(metric: MetricComparison, bound: Bound) -> Outcome:
         if not (estimate.apart or estimate.same):
             return "not known"
         if estimate.basis == "few":
-            low, high = ratio / FEW_FLOOR, ratio * FEW_FLOOR
+            low, high = ratio / estimate.floor, ratio * estimate.floor
     if bound.holds(low) and bound.holds(high):
         return "met"
     return "not known" if bound.holds(low) or bound.holds(high) else "not met"

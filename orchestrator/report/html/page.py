@@ -22,13 +22,8 @@ from orchestrator.analysis.verdict.comparison import (
     guest_accels,
     merge_findings,
 )
-from orchestrator.analysis.verdict.effect import (
-    ALPHA,
-    FEW_FLOOR,
-    LEAST_FOR_INTERVAL,
-    LEAST_FOR_P,
-    Effect,
-)
+from orchestrator.analysis.verdict.effect import LEAST_FOR_INTERVAL, Effect
+from orchestrator.analysis.verdict.sequential import LEAST_FOR_P
 from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.evidence.kernel import KernelRecord
 from orchestrator.evidence.plan import Plan
@@ -54,11 +49,11 @@ from orchestrator.report.words.wording import (
     describe_device,
     describe_host,
     describe_workload,
+    explain_few_pairs,
     explain_resolution,
 )
 from orchestrator.scenario.choices import Workload
 from orchestrator.scenario.model import Scenario
-from orchestrator.scenario.trials import Judgement
 from orchestrator.scenario.vocabulary import (
     ARMS,
     AT_POINTS,
@@ -297,7 +292,7 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         warnings=list(_warnings(comparison, exact=exact, emulated=emulated)),
         figures=figures,
         lines=lines,
-        rules=list(_rules(comparison.judgement, scenario.workload, lines)),
+        rules=list(_rules(comparison, scenario.workload, lines)),
         panels=panels,
         boots=boots,
         series=[series for series, _ in charted],
@@ -381,26 +376,27 @@ def _interval(effect: Effect) -> str:
     return "" if effect.interval is None else "{:.4g} to {:.4g}".format(*effect.interval)
 
 
-def _rules(judgement: Judgement, workload: Workload, lines: Sequence[Line]) -> Iterator[str]:
+def _rules(comparison: Comparison, workload: Workload, lines: Sequence[Line]) -> Iterator[str]:
     """Yield the rules for the kinds of metrics that the table has."""
+    judgement = comparison.judgement
     bases = {line.metric.effect.estimate.basis for line in lines}
     if "trials" in bases:
         yield (
-            f"A time is improved or regressed when p is {ALPHA:g} at most and the ratio is"
-            f" {judgement.floor:.3g} or more away from 1; equivalent when the 95 % interval is"
-            f" within 1 / {1 + judgement.margin:g} and {1 + judgement.margin:g}. p: Wilcoxon's"
-            " signed rank of the pairs' log ratios, adjusted for the metrics judged together"
-            " (Holm). Ratio and interval: Hodges and Lehmann."
+            f"A time is improved or regressed when p is {comparison.levels.difference:.2g} at"
+            f" most and the ratio is {judgement.floor:.3g} or more away from 1; equivalent when"
+            f" the 95 % interval is within 1 / {1 + judgement.margin:g} and"
+            f" {1 + judgement.margin:g}. p: Wilcoxon's signed rank of the pairs' log ratios,"
+            " adjusted for the metrics judged together (Holm). Ratio and interval: Hodges and"
+            " Lehmann."
         )
     if "few" in bases:
         yield (
             f"With fewer than {LEAST_FOR_P} pairs there is no p value, with fewer than"
-            f" {LEAST_FOR_INTERVAL} no interval: only a factor of {FEW_FLOOR:g} between arms that"
-            " do not overlap is called a difference."
+            f" {LEAST_FOR_INTERVAL} no interval: {explain_few_pairs()}"
         )
     if "count" in bases:
         yield "A count that is the same in every trial of an arm is compared as it is."
-    if "exact" in bases:
+    if any(line.metric.unit == "Ginsn" for line in lines):
         yield explain_resolution(workload)
     if any(line.metric.control for line in lines):
         yield (

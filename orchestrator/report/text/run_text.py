@@ -14,7 +14,8 @@ from orchestrator.analysis.verdict.comparison import (
     boots_of,
     guest_accels,
 )
-from orchestrator.analysis.verdict.effect import ALPHA, FEW_FLOOR, LEAST_FOR_P
+from orchestrator.analysis.verdict.effect import FEW_FLOOR
+from orchestrator.analysis.verdict.sequential import LEAST_FOR_P
 from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size
 from orchestrator.report.text.conditions_text import describe_conditions
@@ -31,6 +32,7 @@ from orchestrator.report.words.wording import (
     describe_device,
     describe_host,
     describe_workload,
+    explain_few_pairs,
     explain_resolution,
     metric_title,
 )
@@ -172,11 +174,11 @@ def _statistics(workload: Workload, comparison: Comparison) -> str:
     if any(effect.p_adjusted is not None for effect in effects):
         test = "Wilcoxon signed-rank" if paired else "Mann-Whitney U"
         lines.append(f"p: {test} test, adjusted for the number of metrics (Holm).")
-    if any(e.estimate.basis == "few" for e in effects):
+    if any(m.effect.estimate.basis == "few" and m.unit != "Ginsn" for m in metrics):
         few = f"fewer than {LEAST_FOR_P} pairs" if paired else "few trials"
-        lines.append(f"{few}: only a change by a factor of {FEW_FLOOR:g} or more counts.")
+        lines.append(f"{few}: {explain_few_pairs()}")
     lines += _too_few_together(comparison)
-    if any(effect.estimate.basis == "exact" for effect in effects):
+    if any(metric.unit == "Ginsn" for metric in metrics):
         lines.append(explain_resolution(workload))
     lines += _control(comparison)
     return "".join(f"{line}\n" for text in lines for line in wrap_text(text, then="  "))
@@ -190,7 +192,7 @@ def _too_few_together(comparison: Comparison) -> Iterator[str]:
         group = [m for m in tested if (m.name in comparison.deciding) == decide]
         if not comparison.paired or len(group) < 2:
             continue
-        needed = ceil(log2(2 * len(group) / ALPHA))
+        needed = ceil(log2(2 * len(group) / comparison.levels.difference))
         if (pairs := max(m.effect.estimate.pairs for m in group)) < needed:
             yield (
                 f"{len(group)} metrics {which} are tested together: a significant change of less"
