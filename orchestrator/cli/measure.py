@@ -51,19 +51,23 @@ def plan(
     """Show what a run would do. Prints the trials and the exact kernels; boots nothing."""
     set_logging(verbose)
     file, cells = load_cells(scenario, overrides, pairs, names)
+    from orchestrator.analysis.verdict.power import check_power
     from orchestrator.base.cache import Cache
     from orchestrator.base.progress import Progress
     from orchestrator.kernels import describe_kernel
     from orchestrator.report.preview import json_preview, text_preview
+    from orchestrator.run.noise import recall_noise
 
+    for cell in cells:
+        check_power(cell.scenario)
     describe_once = functools.cache(functools.partial(describe_kernel, cache=Cache()))
     if as_json:
         with Progress().task("plan"):
-            document = json_preview(file, cells, describe_once)
+            document = json_preview(file, cells, describe_once, recall_noise)
         print_json(document)
         return
     with Progress().task("plan"):
-        text = text_preview(file, cells, describe_once)
+        text = text_preview(file, cells, describe_once, recall_noise)
     print(text)
 
 

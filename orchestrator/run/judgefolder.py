@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.base.errors import BenchError
 from orchestrator.base.process import run as execute
 from orchestrator.evidence.layout import RunDir
 from orchestrator.run.diskspace import no_space_explained
-from orchestrator.run.judge import Judged, judge
+from orchestrator.run.judge import Judged, Run, judge
 from orchestrator.run.matrix import MatrixDir, judge_cells
 
 _GIT_SECONDS = 10.0
 """Deadline of git for the tester's name. A report can do without the name."""
 
 
-def judge_folder(folder: Path, tester: str | None = None) -> Judged:
-    """Judge and save a run or a matrix. `tester`: `Name <mail>`; git's user if it is None."""
+def judge_folder(
+    folder: Path, tester: str | None = None, *, judged_run: Callable[[Run], None] | None = None
+) -> Judged:
+    """Judge and save a run or a matrix. `tester`: `Name <mail>`; git's user if it is None.
+    `judged_run` is called with each run that was judged."""
     tester = tester or git_user()
     with no_space_explained(folder):
-        judged = (
+        whole = (
             judge_cells(MatrixDir(folder), tester)
             if MatrixDir.is_at(folder)
             else judge(RunDir.open(folder), tester)
-        ).save()
+        )
+        judged = whole.save()
+    if judged_run is not None:
+        for run in [whole] if isinstance(whole, Run) else whole.cells.values():
+            if run is not None:
+                judged_run(run)
     judged.document["run"] = str(folder)
     return with_exit_code(judged, judged.exit_code)
 

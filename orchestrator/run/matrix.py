@@ -23,7 +23,7 @@ from orchestrator.report.exports.ktap import format_ktap
 from orchestrator.report.text.brief import matrix_brief
 from orchestrator.report.text.matrix_text import matrix_report
 from orchestrator.run.judge import Judged, Run, judge, save
-from orchestrator.scenario.factors import Cell, ScenarioFile
+from orchestrator.scenario.factors import Cell, ScenarioFile, parse_scenarios
 
 _NOT_RUN = EvidenceError.exit_code
 
@@ -66,7 +66,7 @@ class MatrixDir:
             for cell in file.cells
             if cell.name in names
         ]
-        facts = {"schema": 1, "scenario": file.name, "cells": listed}
+        facts = {"schema": 1, "scenario": file.name, "of": len(file.cells), "cells": listed}
         write_json(path / "matrix.json", facts)
         return matrix
 
@@ -82,6 +82,14 @@ class MatrixDir:
                 reason=Reason.BAD_EVIDENCE,
             )
         return facts
+
+    def count_cells(self) -> int:
+        """Return the number of the scenario's cells, chosen or not. Raises ScenarioError if
+        scenario.toml is damaged."""
+        facts, path = self.facts(), self.path / "scenario.toml"
+        if (of := facts.get("of")) is None and path.exists():  # an older version's
+            return len(parse_scenarios(path.read_text("utf-8"), str(path), self.path).cells)
+        return of if isinstance(of, int) else len(facts["cells"])
 
     def runs(self) -> dict[str, RunDir | None]:
         """Return the run of each cell by the cell's name; None if it has not begun."""
@@ -108,6 +116,8 @@ class Matrix:
     """Name of the scenario."""
     cells: Mapping[str, Run | None]
     """None for a cell that has not begun."""
+    of: int
+    """Number of the scenario's cells; `cells` has those that were chosen."""
 
     def save(self) -> Judged:
         """Save each cell's result in the cell, and that of the whole in the run. The exit code is
@@ -124,11 +134,12 @@ class Matrix:
             "invalid" if c is None else c.verdict for c in comparisons.values()
         )
         emulated = any(run.plan.accel == "tcg" for run in begun)
-        report = matrix_report(self.scenario, verdict, comparisons, emulated=emulated)
+        report = matrix_report(self.scenario, verdict, comparisons, of=self.of, emulated=emulated)
         whole = {
             "schema": SCHEMA,
             "scenario": self.scenario,
             "verdict": verdict,
+            "cells_of": self.of,
             "cells": documents,
         }
         texts = {
@@ -136,7 +147,7 @@ class Matrix:
             "results.ktap": format_ktap(suites),
         }  # fmt: skip
         save(self.path, whole, texts)
-        brief = matrix_brief(self.scenario, verdict, comparisons, self.path)
+        brief = matrix_brief(self.scenario, verdict, comparisons, self.path, of=self.of)
         return Judged(report, combine_exit_codes(suites), whole, tuple(suites), brief)
 
 
@@ -145,4 +156,4 @@ def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Matrix:
     name = str(matrix.facts()["scenario"])
     runs = matrix.runs()
     cells = {cell: None if run is None else judge(run, tester) for cell, run in runs.items()}
-    return Matrix(matrix.path, name, cells)
+    return Matrix(matrix.path, name, cells, matrix.count_cells())

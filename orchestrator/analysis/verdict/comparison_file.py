@@ -71,7 +71,7 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
 
 
 def tidy_floats(document: dict[str, object]) -> dict[str, object]:
-    """Return a document whose numbers have twelve digits: sums and ratios of floats have dust
+    """Return a document whose numbers have fourteen digits: sums and ratios of floats have dust
     beyond them, 0.00043450000000000004."""
     tidied = _tidy(document)
     assert isinstance(tidied, dict)
@@ -80,7 +80,7 @@ def tidy_floats(document: dict[str, object]) -> dict[str, object]:
 
 def _tidy(value: object) -> object:
     if isinstance(value, float):
-        return float(f"{value:.12g}")
+        return float(f"{value:.14g}")
     if isinstance(value, dict):
         return {key: _tidy(inner) for key, inner in value.items()}
     return [_tidy(inner) for inner in value] if isinstance(value, list | tuple) else value

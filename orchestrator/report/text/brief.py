@@ -16,7 +16,7 @@ from orchestrator.report.text.bisect_text import describe_answer, describe_numbe
 from orchestrator.report.text.matrix_text import cell_verdict
 from orchestrator.report.text.run_text import describe_expected
 from orchestrator.report.words.columns import shorten, wrap_text
-from orchestrator.report.words.quantities import change_text, plural
+from orchestrator.report.words.quantities import change_text, count_cells, plural
 from orchestrator.report.words.sentence import verdict_sentence
 from orchestrator.report.words.trailer import find_worse
 from orchestrator.report.words.wording import metric_title
@@ -63,9 +63,11 @@ def _lost(comparison: Comparison) -> list[str]:
 
 
 def matrix_brief(
-    scenario: str, verdict: Verdict, cells: Mapping[str, Comparison | None], folder: Path
+    scenario: str, verdict: Verdict, cells: Mapping[str, Comparison | None], folder: Path, *,
+    of: int,
 ) -> str:
-    """Return the verdict, and the cells beginning with the worst."""
+    """Return the verdict, and the cells beginning with the worst. `of`: number of the scenario's
+    cells."""
     verdicts: dict[str, Verdict] = {
         name: "invalid" if found is None else found.verdict for name, found in cells.items()
     }
@@ -75,7 +77,7 @@ def matrix_brief(
         names += [name for name in left if verdicts[name] == first]
     found = [shorten(f"  {name}: {_cell(cells[name])}") for name in names]
     lines = [
-        shorten(f"{scenario}: {verdict}, {plural(len(cells), 'cell')}"),
+        shorten(f"{scenario}: {verdict}, {count_cells(len(cells), of)}"),
         *_first(found, _CELLS, "cells"),
         *_where(folder, folder / "report.txt"),
     ]

@@ -135,7 +135,7 @@ def test_it_is_twelve_lines_whatever_was_found(
 def test_matrix_begins_with_its_worst_cells(tmp_path: Path, number: int) -> None:
     same, worse = (cell({"bar_map_cost": (1.0, value)}) for value in (0.01, 50.0))
     cells = {f"cell-{n}-{'y' * 60}": same for n in range(number - 1)} | {"worst": worse}
-    lines = lines_of(matrix_brief("factors", "regressed", cells, tmp_path), tmp_path)
+    lines = lines_of(matrix_brief("factors", "regressed", cells, tmp_path, of=number), tmp_path)
     assert re.match(rf"factors: regressed, {number} cell", lines[0])
     assert lines[1].startswith("  worst: regressed")
     shown = sum(line.startswith("  ") and "more" not in line for line in lines)
@@ -144,7 +144,7 @@ def test_matrix_begins_with_its_worst_cells(tmp_path: Path, number: int) -> None
 
 
 def test_cell_that_has_not_run_is_said_to_be(tmp_path: Path) -> None:
-    text = matrix_brief("factors", "invalid", {"a": None}, tmp_path)
+    text = matrix_brief("factors", "invalid", {"a": None}, tmp_path, of=1)
     assert "  a: not run" in text
 
 

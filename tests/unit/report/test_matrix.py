@@ -31,7 +31,7 @@ def cell(values: Mapping[Metric, tuple[float, float]], accel: str = "tcg") -> Co
 
 
 def report(cells: Mapping[str, Comparison | None], *, emulated: bool = False) -> str:
-    text = matrix_report("factors", "improved", cells, emulated=emulated)
+    text = matrix_report("factors", "improved", cells, of=len(cells), emulated=emulated)
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 76
     assert not [line for line in text.splitlines() if line != line.rstrip()]
