@@ -151,9 +151,18 @@ def judge(run: RunDir, tester: str | None = None) -> Run:
             scenario, plan.named_kernels(), saved.results, saved.planned, plan.accel, found
         ),
         variable=find_variable(plan, found if is_recorded_in_all(sides) else None),
+        changed_functions=_changed_functions(plan),
     )
     report = text_report(scenario, comparison, plan, tester)
     return Run(run.path, scenario, comparison, plan, report, build_suite(comparison, plan))
+
+
+def _changed_functions(plan: Plan) -> frozenset[str] | None:
+    """Return the functions in the files that the run's kernels change; None if neither tells."""
+    known = [plan.kernels[arm].provenance.functions for arm in ARMS]
+    if not any(known):
+        return None
+    return frozenset(name for functions in known for name in functions or ())
 
 
 def open_run(folder: Path) -> RunDir:

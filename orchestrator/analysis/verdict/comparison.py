@@ -10,6 +10,7 @@ from statistics import median
 from orchestrator.analysis.boot.timeline import Timeline
 from orchestrator.analysis.conditions.conditions import Conditions
 from orchestrator.analysis.conditions.variable import Variable
+from orchestrator.analysis.maps.breakdown import ProfileDifference, subtract_breakdowns
 from orchestrator.analysis.maps.level import Level
 from orchestrator.analysis.maps.maps import MapPass, Place
 from orchestrator.analysis.maps.scaling import Law, fit_scaling_law
@@ -131,6 +132,8 @@ class Comparison:
     """Settings by which the scenario is judged."""
     levels: Levels = field(default_factory=Levels)
     """What counts at the look at which the run is judged."""
+    changed_functions: frozenset[str] | None = None
+    """Functions in the kernel's files that the arms' series touch. None if that is not known."""
 
     @cached_property
     def undecided(self) -> list[TrialResult]:
@@ -304,6 +307,17 @@ def merge_findings(comparison: Comparison, arm: ArmName) -> Findings:
         tuple(levels.values()),
         next((f.traced for f in of_trials if f.traced), ()),
         next((f.breakdowns for f in of_trials if f.breakdowns), ()),
+    )
+
+
+def subtract_profiles(comparison: Comparison) -> list[ProfileDifference]:
+    """Return how the arms' profiles differ, function by function."""
+    before, after = (merge_findings(comparison, arm) for arm in ARMS)
+    passes = before.passes.get("plain") or before.passes.get("counts")
+    if passes is None:
+        return []
+    return subtract_breakdowns(
+        before.breakdowns, after.breakdowns, passes.bar_bytes, comparison.changed_functions
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from orchestrator.analysis.boot.cost import cost_json
 from orchestrator.analysis.conditions.conditions import conditions_json
 from orchestrator.analysis.conditions.variable import variable_json
+from orchestrator.analysis.maps.breakdown import ProfileDifference
 from orchestrator.analysis.maps.probe_overhead import compute_probe_costs
 from orchestrator.analysis.trial import Findings
 from orchestrator.analysis.verdict.comparison import (
@@ -17,6 +18,7 @@ from orchestrator.analysis.verdict.comparison import (
     count_failures,
     find_laws,
     merge_findings,
+    subtract_profiles,
 )
 from orchestrator.analysis.verdict.effect import Effect
 from orchestrator.analysis.verdict.summary import summarize
@@ -61,6 +63,7 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
         "variable": comparison.variable and variable_json(comparison.variable),
         "conditions": comparison.conditions and conditions_json(comparison.conditions),
         "boots": cost_json(boots_of(comparison)),
+        "profiles": [_profile_json(profile) for profile in subtract_profiles(comparison)],
         **_attempts_json(comparison),
         "problems": [
             {"trial": r.name, "arm": r.arm, "kind": r.kind, "stage": r.stage, "reason": r.reason,
@@ -84,6 +87,21 @@ def _tidy(value: object) -> object:
     if isinstance(value, dict):
         return {key: _tidy(inner) for key, inner in value.items()}
     return [_tidy(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _profile_json(profile: ProfileDifference) -> dict[str, object]:
+    """Return the difference of two profiles. `per_page`: instructions for each page of 4 KiB."""
+    return {
+        "operation": profile.operation, "state": profile.state,
+        "baseline": profile.baseline, "candidate": profile.candidate,
+        "outside_series": profile.outside_series,
+        "functions": [
+            {"function": change.function, "baseline": change.baseline,
+             "candidate": change.candidate, "per_page": change.per_page,
+             "in_series": change.in_series}
+            for change in profile.functions
+        ],
+    }  # fmt: skip
 
 
 def _slow_json(metric: MetricComparison) -> dict[str, object] | None:
@@ -151,7 +169,9 @@ def _shown(comparison: Comparison, arm: ArmName) -> dict[str, object]:
         ],
         "scaling": {
             name: {"kind": law.kind, "unit": law.unit, "fixed": law.fixed,
-                   "per_unit": law.per_unit, "residual": law.residual}
+                   "per_unit": law.per_unit, "residual": law.residual,
+                   "sizes": [law.smallest, law.largest], "exponent": law.exponent,
+                   "exponent_ci95": list(law.exponent_interval)}
             for name, law in find_laws(comparison, arm).items()
         },
         "looking": [asdict(cost) for cost in compute_probe_costs(shown.passes)],

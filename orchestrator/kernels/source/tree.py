@@ -25,6 +25,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import write_json
 from orchestrator.kernels.debian.package import bundle_at, index_modules
 from orchestrator.kernels.image.bundle import KernelBundle, release_in
+from orchestrator.kernels.series.functions import find_functions
 from orchestrator.kernels.series.patch import Patch, series_digest, series_facts
 from orchestrator.kernels.series.series import read_series
 from orchestrator.kernels.source.buildlog import STEP, first_errors
@@ -145,13 +146,17 @@ class _Build:
         suffix = wanted.suffix(wanted.tag, wanted.patches)
         made = self._make(patched, suffix, "with the series" if wanted.patches else "kernel")
         self._take(folder, suffix)
-        proof = None
+        proof = functions = None
         if wanted.patches:
+            touched = sorted({name for patch in wanted.patches for name in patch.files})
+            paths = [tree.sources / name for name in touched]
+            functions = find_functions(path.read_bytes() for path in paths if path.is_file())
             proof = self._prove(base, base_suffix)
         write_json(folder / "build.json", {
             "config": {"sha256": sha256_file(folder / "config"),
                        "asked": sorted(f"CONFIG_{n}={v}" for n, v in wanted.config.asked.items()
                                        if wanted.config.origins[n] != "barometer's host.config")},
+            "functions": functions,
             "compiler": wanted.root.compiler, "build_root": wanted.root.digest,
             "image_sha256": sha256_file(folder / "vmlinuz"), "built": made, "base_built": proof,
             "seconds": self._seconds,

@@ -301,6 +301,7 @@ def law_chart(points: Points, laws: Mapping[ArmName, Law], unit: str) -> Figure:
             "hovertemplate": "%{x} GiB: %{y:.6~g}",
         })  # fmt: skip
         if (law := laws.get(arm)) is not None and sizes:
+            sizes = [size for size in sizes if law.covers(size)]
             data.append({
                 "type": "scatter", "mode": "lines", "name": f"law of {arm}",
                 "x": [size / GIB for size in sorted(sizes)],

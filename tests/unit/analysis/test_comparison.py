@@ -32,7 +32,7 @@ from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import CONTROL_FROM
 from orchestrator.scenario.vocabulary import ArmName, Metric, Role
 from tests.unit.answers import by_1gib, by_2mib, by_4kib, place_of
-from tests.unit.fabricated import scenario_of_it, sealed_map_trial
+from tests.unit.fabricated import SERIES_SIZES, scenario_of_it, sealed_map_trial
 from tests.unit.recorded import copied, unpatched
 from tests.unit.scenarios import map_scenario, scenario
 from tests.unit.timelines import booted
@@ -610,6 +610,18 @@ def map_results(tmp_path_factory: pytest.TempPathFactory) -> list[TrialResult]:
     ]
 
 
+@pytest.fixture(scope="module")
+def series_results(tmp_path_factory: pytest.TempPathFactory) -> list[TrialResult]:
+    """Four sizes over a factor of eight."""
+    folder = tmp_path_factory.mktemp("series")
+    return [
+        read_result(
+            sealed_map_trial(folder, "baseline", series=False, number=1, sizes=SERIES_SIZES)
+        ),
+        read_result(sealed_map_trial(folder, sizes=SERIES_SIZES)),
+    ]
+
+
 def of_maps(results: list[TrialResult], *overrides: str) -> tuple[Comparison, int]:
     chosen = scenario_of_it(*overrides)
     comparison = compare_trials(chosen, KERNELS, results, len(results), "exact")
@@ -639,29 +651,31 @@ def test_point_that_was_not_as_expected_is_exit_code_1(map_results: list[TrialRe
     assert of_maps(map_results, wanted)[1] == 1
 
 
-def test_laws_are_of_each_alignment_and_state(map_results: list[TrialResult]) -> None:
-    comparison, _ = of_maps(map_results)
+def test_laws_are_of_each_alignment_and_state(series_results: list[TrialResult]) -> None:
+    comparison, _ = of_maps(series_results)
     old, new = find_laws(comparison, "baseline"), find_laws(comparison, "candidate")
-    assert set(old) == set(new) == {
+    assert set(old) == {
         f"{what}/{alignment}/{state}"
         for what in ("map", "unmap") for alignment in ("1GiB", "2MiB", "4KiB")
         for state in ("cold", "warm")
     }  # fmt: skip
-    assert (new["map/1GiB/warm"].kind, new["map/1GiB/warm"].unit) == ("flat", "1GiB")
-    assert new["map/1GiB/warm"].per_unit == pytest.approx(1200e-9)
+    # the smallest size has no leaf of 1 GiB: the series of such leaves spans too little
+    assert set(old) - set(new) == {"map/1GiB/cold", "map/1GiB/warm"}
+    assert new["map/2MiB/warm"].per_unit == pytest.approx(1200e-9)
+    assert (new["map/2MiB/warm"].smallest, new["map/2MiB/warm"].largest) == (1 << 29, 1 << 32)
     assert (new["map/2MiB/cold"].unit, new["map/4KiB/warm"].unit) == ("2MiB", "4KiB")
     assert {old[f"map/{a}/warm"].unit for a in ("1GiB", "2MiB", "4KiB")} == {"4KiB"}
     assert new["unmap/1GiB/cold"].per_unit == pytest.approx(200e-9)
     assert old["unmap/1GiB/cold"].per_unit == pytest.approx(150e-9)
 
 
-def test_laws_need_three_sizes_and_the_full_bar_is_one(map_results: list[TrialResult]) -> None:
+def test_laws_need_four_sizes_and_the_full_bar_is_one(series_results: list[TrialResult]) -> None:
     few = [
         TrialResult(
             r.name, r.arm, r.kind, findings=r.findings,
             samples={n: v for n, v in r.samples.items() if "2GiB" not in n},
         )
-        for r in map_results
+        for r in series_results
     ]  # fmt: skip
     assert find_laws(of_maps(few)[0], "baseline") == {}
     without = [
@@ -669,16 +683,16 @@ def test_laws_need_three_sizes_and_the_full_bar_is_one(map_results: list[TrialRe
             r.name, r.arm, r.kind, findings=r.findings,
             samples={n: v for n, v in r.samples.items() if "@" in n},
         )
-        for r in map_results
+        for r in series_results
     ]  # fmt: skip
     assert "map/1GiB/warm" not in find_laws(of_maps(without)[0], "baseline")
     assert "map/1GiB/cold" in find_laws(of_maps(without)[0], "baseline")
 
 
-def test_maps_that_were_not_counted_have_no_laws(map_results: list[TrialResult]) -> None:
+def test_maps_that_were_not_counted_have_no_laws(series_results: list[TrialResult]) -> None:
     blind = [
         replace(r, findings=replace(r.findings, passes={"plain": r.findings.passes["plain"]}))
-        for r in map_results
+        for r in series_results
     ]
     assert find_laws(of_maps(blind)[0], "baseline") == {}
 
@@ -700,18 +714,18 @@ def test_map_goes_by_the_stride_of_its_lookups(one: dict[str, Any], unit: str) -
 
 
 def test_sizes_that_are_walked_by_other_steps_are_no_series(
-    map_results: list[TrialResult],
+    series_results: list[TrialResult],
 ) -> None:
     def one_by_pages(result: TrialResult) -> TrialResult:
         levels = tuple(
-            replace(level, stride="4KiB") if level.place == "1GiB/1GiB" else level
+            replace(level, stride="4KiB") if level.place == "1GiB/2MiB" else level
             for level in result.findings.levels
         )
         return replace(result, findings=replace(result.findings, levels=levels))
 
-    found = find_laws(of_maps([one_by_pages(r) for r in map_results])[0], "candidate")
-    assert "map/1GiB/warm" not in found
-    assert {"map/2MiB/warm", "unmap/1GiB/warm"} <= set(found)
+    found = find_laws(of_maps([one_by_pages(r) for r in series_results])[0], "candidate")
+    assert "map/2MiB/warm" not in found
+    assert {"map/4KiB/warm", "unmap/1GiB/warm"} <= set(found)
 
 
 def test_unmap_that_is_not_walked_by_pages_goes_by_the_largest_leaves() -> None:
@@ -748,11 +762,7 @@ def test_json_shows_what_maps_show(map_results: list[TrialResult]) -> None:
     }  # fmt: skip
     [reason] = old["levels"][full]["reasons"]
     assert reason["name"] == "no-series"
-    assert old["scaling"]["map/1GiB/warm"]["kind"] == "linear"
-    assert new["scaling"]["map/1GiB/warm"] == {
-        "kind": "flat", "unit": "1GiB", "fixed": pytest.approx(6000e-9),
-        "per_unit": pytest.approx(1200e-9), "residual": pytest.approx(0, abs=1e-9),
-    }  # fmt: skip
+    assert old["scaling"] == new["scaling"] == {}  # of three sizes
     assert [cost["point"] for cost in new["looking"]] == ["full/1GiB/cold", "full/1GiB/warm"]
     assert set(new["looking"][0]["passes"]) == {"timing", "counts"}
     assert [(b["operation"], b["state"]) for b in new["instructions"]] == [
@@ -760,6 +770,18 @@ def test_json_shows_what_maps_show(map_results: list[TrialResult]) -> None:
     ]  # fmt: skip
     assert new["instructions"][0]["functions"]["vaddr_get_pfns"] == 4800
     assert new["instructions"][0]["total"] == 17800
+
+
+def test_json_has_the_laws(series_results: list[TrialResult]) -> None:
+    arms: Any = comparison_json(of_maps(series_results)[0])["arms"]
+    law = arms["candidate"]["scaling"]["map/2MiB/warm"]
+    assert arms["baseline"]["scaling"]["map/1GiB/warm"]["kind"] == "linear"
+    assert law == {
+        "kind": "linear", "unit": "2MiB", "fixed": pytest.approx(6000e-9),
+        "per_unit": pytest.approx(1200e-9), "residual": pytest.approx(0, abs=1e-9),
+        "sizes": [1 << 29, 1 << 32], "exponent": pytest.approx(0.99, abs=0.01),
+        "exponent_ci95": pytest.approx([0.98, 1.0], abs=0.02),
+    }  # fmt: skip
 
 
 def test_json_of_an_arm_without_maps_has_nothing_of_them(map_results: list[TrialResult]) -> None:
