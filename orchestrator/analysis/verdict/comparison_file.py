@@ -53,13 +53,15 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
         "metrics": {
             m.name: _effect_json(m.effect) | {
                 "verdict": m.verdict, "deciding": m.name in comparison.deciding,
-                "slow": _slow_json(m),
+                "slow": _slow_json(m), "bench_resolution": m.bench_resolution,
                 "control": m.control and _effect_json(m.control) | {"samples": list(m.controls)},
                 "shapes": {arm: [asdict(shape) for shape in found]
                            for arm, found in m.shapes.items()},
             }
             for m in comparison.metrics
         },
+        "levels": {"p": comparison.levels.difference, "error": comparison.levels.error},
+        "by_reference": comparison.has_reference,
         "variable": comparison.variable and variable_json(comparison.variable),
         "conditions": comparison.conditions and conditions_json(comparison.conditions),
         "boots": cost_json(boots_of(comparison)),

@@ -277,6 +277,10 @@ def test_bench_that_agrees_with_itself_is_said() -> None:
     document: Any = comparison_json(comparison)
     found = document["metrics"][MAPS]["control"]
     assert (found["verdict"], len(found["samples"])) == ("equivalent", 12)
+    resolution = document["metrics"][MAPS]["bench_resolution"]
+    low, high = found["ci95"]
+    assert resolution == pytest.approx(max(high, 1 / low) - 1)
+    assert 0.001 < resolution < 0.02
 
 
 def test_p_is_for_all_metrics_that_decide_together() -> None:
@@ -404,7 +408,7 @@ def test_json_has_every_arm_metric_and_problem() -> None:
     assert found["metrics"][MAPS] == {
         "ratio": 0.025, "ci95": None, "p": None, "p_adjusted": None, "basis": "few", "pairs": 1,
         "unconfirmed": False, "verdict": "improved", "deciding": True, "slow": None,
-        "control": None, "shapes": {},
+        "bench_resolution": None, "control": None, "shapes": {},
     }  # fmt: skip
     assert found["problems"][0]["reason"] == "why"
     assert found["boots"] == []
