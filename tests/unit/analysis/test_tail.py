@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,9 @@ from orchestrator.analysis.maps.level import Level, LevelReason
 from orchestrator.analysis.trial import Findings, TrialResult
 from orchestrator.analysis.verdict.comparison import Comparison, compare_trials
 from orchestrator.analysis.verdict.comparison_file import comparison_json
+from orchestrator.analysis.verdict.expectations import choose_exit_code
 from orchestrator.analysis.verdict.tail import LEAST_FOR_TAIL, excluded_share, find_tail
+from orchestrator.scenario.fields import Bound
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 from tests.unit.scenarios import scenario
 
@@ -120,3 +123,14 @@ def test_slow_trials_are_named_with_their_level() -> None:
     assert slow["trials"][0]["reasons"] == ["misaligned"]
     assert (slow["candidate"], slow["baseline"]) == ({"slow": 2, "of": 30}, {"slow": 0, "of": 30})
     assert slow["excluded_share"] == pytest.approx(0.195, abs=0.001)
+
+
+def test_candidate_that_is_slow_at_times_is_not_known_not_to_regress() -> None:
+    bound = Bound("<=", 1.02)
+    for slow, code in ((0, 0), (1, 0), (3, 4), (12, 1)):
+        found = judge(quiet(30, 1), slowed(quiet(30, 2), slow))
+        expecting = replace(found, expect={BOOT: "not-regressed"}, deciding=(BOOT,))
+        assert choose_exit_code(expecting) == code
+        # the interval is that of the usual trials
+        bounded = replace(found, expect={BOOT: bound}, deciding=(BOOT,))
+        assert (choose_exit_code(bounded) == 0) == (slow < 2)
