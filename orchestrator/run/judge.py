@@ -225,8 +225,12 @@ def sampled(run: RunDir, arm: ArmName, metric: Metric) -> Sampled:
     )
 
 
-def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) -> Judged:
-    """Judge each run but the first against the first. Nothing is saved. The exit code is 1 if any
+def judge_across(
+    folders: Sequence[Path], arm: ArmName, allow: Sequence[str],
+    usual_change: Callable[[Scenario, Metric], float | None] | None = None,
+) -> Judged:  # fmt: skip
+    """Judge each run but the first against the first. Nothing is saved. `usual_change` is that of
+    `compare_runs`. The exit code is 1 if any
     comparison has 1, else the largest. Raises ScenarioError if the request is wrong, and the
     errors of `saved_run` and `compare_runs`."""
     if len(folders) < 2:
@@ -239,7 +243,7 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
     first, *others = map(saved_run, runs)
     reports, documents, suites = [], [], []
     for other in others:
-        scenario, comparison = compare_runs(first, other, arm, allow)
+        scenario, comparison = compare_runs(first, other, arm, allow, usual_change)
         plan = plan_across(first, other, arm)
         one = build_suite(comparison, plan)
         suites.append(replace(one, name=f"{other.name} against {first.name}, {arm}"))

@@ -31,6 +31,13 @@ def recall_noise(scenario: Scenario, metric: Metric) -> MetricNoise | None:
     return memory.find(machine_of(scenario.host), scenario.name, metric)
 
 
+def recall_usual_change(scenario: Scenario, metric: Metric) -> float | None:
+    """Return the largest usual change of a metric's ratio from one night to the next, or None if
+    too few nights are remembered."""
+    noise = recall_noise(scenario, metric)
+    return None if noise is None else noise.usual_change
+
+
 def remember_noise(run: Run) -> None:
     """Add a judged run to the memory. It never fails: a run is worth more than its memory."""
     scenario = run.scenario

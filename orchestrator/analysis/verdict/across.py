@@ -9,8 +9,9 @@ so that what differed between the nights cancels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from orchestrator.analysis.conditions.conditions import compare_conditions, is_recorded_in_all
 from orchestrator.analysis.conditions.variable import find_variable
@@ -84,11 +85,13 @@ def plan_across(first: SavedRun, second: SavedRun, arm: ArmName) -> Plan:
 
 
 def compare_runs(
-    first: SavedRun, second: SavedRun, arm: ArmName, allow: Sequence[str] = ()
+    first: SavedRun, second: SavedRun, arm: ArmName, allow: Sequence[str] = (),
+    usual_change: Callable[[Scenario, Metric], float | None] | None = None,
 ) -> tuple[Scenario, Comparison]:
     """Compare the second run's arm with the first's. Return the scenario that it is judged by, and
     the comparison. The scenario is the first run's; every metric that it has an expectation for is
-    expected not to regress.
+    expected not to regress. `usual_change` returns by how much a metric's ratio changes from night
+    to night, as far as earlier runs tell: no more than that is called a difference.
 
     Raises EvidenceError if the numbers of the two runs are not of one kind.
     """
@@ -129,6 +132,7 @@ def compare_runs(
         compare_trials(
             scenario, kernels, results, planned, accels[0], checked, paired=False,
             references=references,
+            floors=None if usual_change is None else partial(usual_change, first.scenario),
         ),
         variable=find_variable(plan, checked if is_recorded_in_all(sides) else None),
     )  # fmt: skip

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import median
 
@@ -176,11 +176,13 @@ def compare_trials(
     *,
     paired: bool = True,
     references: Sequence[TrialResult] = (),
+    floors: Callable[[Metric], float | None] | None = None,
 ) -> Comparison:
     """Return effect and verdict of every metric that both arms have. `planned`: number of trials
     of the complete run. With the accelerator exact, metrics that are otherwise in seconds are in
     Ginsn, 10^9 instructions. `paired`: False if the arms are of different runs, whose same other
-    arm has the trials `references` (estimate_metrics)."""
+    arm has the trials `references` (estimate_metrics). `floors` returns the smallest change of a
+    metric that is called one, if that may be larger than the scenario's."""
     levels = _choose_levels(scenario.trials, results) if paired else Levels()
     rule = Rule(scenario.judgement.margin, scenario.judgement.floor, levels)
     estimates = estimate_metrics(
@@ -188,7 +190,7 @@ def compare_trials(
         paired=paired, references=references,
     )  # fmt: skip
     deciding = _choose_deciding(scenario.expect, [*estimates])
-    metrics = _judge_metrics(estimates, rule, deciding, results)
+    metrics = _judge_metrics(estimates, rule, deciding, results, floors)
     verdict = _verdict(results, metrics, deciding)
     if len(guest_accels(results)) > 1:
         verdict = "invalid"  # KVM against emulation is no evidence on kernels
@@ -213,19 +215,19 @@ def _choose_levels(trials: Trials, results: Sequence[TrialResult]) -> Levels:
 
 def _judge_metrics(
     estimates: Mapping[Metric, EstimatedMetric], rule: Rule, deciding: Sequence[Metric],
-    results: Sequence[TrialResult],
+    results: Sequence[TrialResult], floors: Callable[[Metric], float | None] | None,
 ) -> list[MetricComparison]:
     tails = {name: of.estimate.tail for name, of in estimates.items()}
     ps = _adjust_apart({name: of.estimate.p for name, of in estimates.items()}, deciding)
     tail_ps = _adjust_apart(
         {name: None if tail is None else tail.p for name, tail in tails.items()}, deciding
     )
-    return [
-        _judge_metric(
-            name, of, judge_effect(of.estimate, rule, ps[name], tail_ps[name]), results
-        )
-        for name, of in estimates.items()
-    ]
+    metrics = []
+    for name, of in estimates.items():
+        floor = max(rule.floor, (floors(name) if floors is not None else None) or 0.0)
+        effect = judge_effect(of.estimate, replace(rule, floor=floor), ps[name], tail_ps[name])
+        metrics.append(_judge_metric(name, of, effect, results))
+    return metrics
 
 
 def _adjust_apart(

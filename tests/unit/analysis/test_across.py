@@ -129,6 +129,18 @@ def test_arm_beside_with_another_kernel_is_no_reference() -> None:
     assert found.verdict == "inconclusive"
 
 
+@pytest.mark.parametrize(
+    ("usual", "verdict"), [(None, "regressed"), (0.01, "regressed"), (0.2, "inconclusive")]
+)
+def test_change_that_nights_usually_have_is_no_difference(
+    usual: float | None, verdict: str
+) -> None:
+    _, found = compare_runs(
+        run("a"), run("b", 0.55, seed=1), "candidate", usual_change=lambda *_: usual
+    )
+    assert found.verdict == verdict
+
+
 def test_difference_of_conditions_is_invalid_unless_allowed_by_name() -> None:
     other = with_conditions(run("b", seed=1), runner__qemu="11.0")
     _, found = compare_runs(run("a"), other, "candidate")
