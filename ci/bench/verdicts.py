@@ -21,6 +21,9 @@ program's. Seeds are fixed. The noise has the recorded size and one of these kin
               trial
 - slow        normal; the candidate is five times as slow in one boot of ten, or of five
 - pairs       as slow, in a run of 30 pairs instead of `until`
+- nights      two runs of 10 pairs, each in a night that is slower or faster by as much as its
+              trials differ: the candidates are compared by their ratios to the same baseline, or
+              alone
 - recorded    runs of one kernel against itself, from fixtures/recorded/noise.json: stretches of
               eight consecutive trials, so that a drift in them is kept
 
@@ -43,13 +46,13 @@ from pathlib import Path
 from statistics import fmean, median, pstdev
 
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import compare_trials
+from orchestrator.analysis.verdict.comparison import Comparison, compare_trials
 from orchestrator.analysis.verdict.stopping import count_planned
 from orchestrator.evidence.faults import ATTEMPTS, Attempt, counts, next_turn
 from orchestrator.scenario.loading import parse_scenario
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import PlannedTrial, make_plan
-from orchestrator.scenario.vocabulary import WARM_UP, current_name
+from orchestrator.scenario.vocabulary import ARMS, WARM_UP, current_name
 
 RECORDED = Path(__file__).parents[2] / "fixtures/recorded/noise.json"
 METRIC = "bar_map_cost"
@@ -144,18 +147,6 @@ def recorded(
 
 
 @dataclass(frozen=True)
-class Kind:
-    noise: Noise
-    failing: float = 0.0
-    """Probability that an attempt at a trial fails."""
-    fresh_boots: bool = True
-    trials: str = "until = {}"
-    ratios: tuple[float, ...] = RATIOS
-    is_slow: bool = False
-    """True if the candidate is slow now and then, so that `regressed` is right at any ratio."""
-
-
-@dataclass(frozen=True)
 class Night:
     called: bool
     right: bool
@@ -168,6 +159,20 @@ class Night:
     pairs: int
 
 
+@dataclass(frozen=True)
+class Kind:
+    noise: Noise
+    failing: float = 0.0
+    """Probability that an attempt at a trial fails."""
+    fresh_boots: bool = True
+    trials: str = "until = {}"
+    ratios: tuple[float, ...] = RATIOS
+    night: Callable[[float, int], Night] | None = None
+    """Makes a night of another sort, from ratio and seed."""
+    is_slow: bool = False
+    """True if the candidate is slow now and then, so that `regressed` is right at any ratio."""
+
+
 @cache
 def scenario_of(fresh_boots: bool, trials: str) -> Scenario:
     text = SCENARIO.format(fresh_boots=str(fresh_boots).lower(), trials=trials, metric=METRIC)
@@ -175,6 +180,8 @@ def scenario_of(fresh_boots: bool, trials: str) -> Scenario:
 
 
 def one_night(kind: Kind, ratio: float, seed: int) -> Night:
+    if kind.night is not None:
+        return kind.night(ratio, seed)
     scenario = scenario_of(kind.fresh_boots, kind.trials)
     scenario = scenario.model_copy(
         update={"trials": scenario.trials.model_copy(update={"seed": seed})}
@@ -192,9 +199,15 @@ def one_night(kind: Kind, ratio: float, seed: int) -> Night:
     results = [*attempt_all(plan, measured, lambda: draw.random() < kind.failing)]
     results = results[: count_planned(scenario, results, "tcg")]
     comparison = compare_trials(scenario, {}, results, len(results), "tcg")
+    return _outcome(comparison, ratio, results, is_slow=kind.is_slow)
+
+
+def _outcome(
+    comparison: Comparison, ratio: float, results: Sequence[TrialResult], *, is_slow: bool = False
+) -> Night:
     [metric] = comparison.metrics
     low, high = metric.effect.interval or (0.0, math.inf)
-    right = {"improved": ratio < 1, "regressed": ratio > 1 or kind.is_slow}
+    right = {"improved": ratio < 1, "regressed": ratio > 1 or is_slow}
     return Night(
         called=comparison.verdict in right,
         right=right.get(comparison.verdict, False),
@@ -204,6 +217,31 @@ def one_night(kind: Kind, ratio: float, seed: int) -> Night:
         covered=low <= ratio <= high,
         pairs=max(result.pair for result in results),
     )
+
+
+def two_nights(cv: float, alone: bool, ratio: float, seed: int) -> Night:
+    """Compare the candidate of one night with that of another."""
+    draw = random.Random(seed)
+    scenario = scenario_of(fresh_boots=True, trials="pairs = 10")
+    sides: dict[str, list[TrialResult]] = {"baseline": [], "candidate": []}
+    for night, role in enumerate(ARMS):
+        of_night = draw.gauss(0, cv)
+        for planned in make_plan(scenario):
+            factor = ratio if planned.arm == "candidate" and night else 1.0
+            value = factor * math.exp(of_night + draw.gauss(0, cv))
+            if planned.arm in sides:
+                sides[planned.arm].append(
+                    TrialResult(
+                        f"{night}/{planned.name}", role, "measured", pair=planned.pair,
+                        samples={METRIC: (value,)},
+                    )
+                )  # fmt: skip
+    results = sides["candidate"]
+    comparison = compare_trials(
+        scenario, {}, results, len(results), "tcg", paired=False,
+        references=() if alone else sides["baseline"],
+    )  # fmt: skip
+    return _outcome(comparison, ratio, results)
 
 
 def attempt_all(
@@ -274,6 +312,9 @@ def make_kinds() -> dict[str, Kind]:
             kinds[f"{name} {share:.0%}"] = Kind(
                 partial(slow, cv, share), trials=trials, ratios=(1.0,), is_slow=True
             )
+    for alone in (False, True):
+        name = "nights, alone" if alone else "nights"
+        kinds[name] = Kind(partial(normal, cv), night=partial(two_nights, cv, alone))
     return kinds | {"recorded": Kind(partial(recorded, logs))}
 
 
