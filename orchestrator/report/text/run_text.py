@@ -265,8 +265,8 @@ def explain_values(
     if not scenario.host.fresh_boots:
         lines = [
             "Each value is of one trial; samples within a trial are reduced to their median."
-            " Consecutive trials of one arm share a host boot, although p and intervals treat them"
-            " as independent; with host.fresh_boots = true each trial has a boot of its own."
+            " Consecutive trials of one arm share a host boot: p and intervals take them as one"
+            " value; with host.fresh_boots = true each trial has a boot of its own."
         ]
     else:
         lines = [
