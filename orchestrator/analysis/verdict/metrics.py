@@ -85,7 +85,15 @@ def estimate_metrics(
         unit, resolution = unit_of(name, accel), resolution_of(workload, name)
         control = None
         if not paired:
-            estimate = _estimate_nights(unit, values, references, name, resolution, rule)
+            estimate = _estimate_nights(unit, values, resolution, rule)
+            if estimate.basis not in ("count", "exact") and references:
+                nights = [
+                    _night_ratios(results, references, arm, name, shares_boots=shares_boots)
+                    for arm in ARMS
+                ]
+                if all(nights):
+                    # a ratio has no unit: what is known of instructions does not apply to it
+                    estimate = estimate_ratio("s", nights[0], nights[1], None, rule=rule)
         elif shares_boots:
             estimate = _estimate_boots(unit, results, name, resolution, rule)
         else:
@@ -175,22 +183,30 @@ def _geometric_mean(values: Sequence[float]) -> float:
 
 
 def _estimate_nights(
-    unit: str, values: Mapping[Role, Mapping[int, float]], references: Sequence[TrialResult],
-    name: Metric, resolution: Resolution, rule: Rule,
-) -> Estimate:  # fmt: skip
-    sides = [values[arm] for arm in ARMS]
-    before, after = ([*side.values()] for side in sides)
-    plain = estimate_ratio(unit, before, after, None, resolution, rule, confirmed=False)
-    if plain.basis in ("count", "exact"):
-        return plain
-    beside = [values_by_pair(references, arm, name) for arm in ARMS]
-    first, second = (
-        [value / other[pair] for pair, value in side.items() if other.get(pair, 0) > 0]
-        for side, other in zip(sides, beside, strict=True)
-    )
-    if first and second:
-        return estimate_ratio(unit, first, second, None, resolution, rule)
-    return replace(plain, basis="few", pairs=1, interval=None, p=None, within=None, tail=None)
+    unit: str, values: Mapping[Role, Mapping[int, float]], resolution: Resolution, rule: Rule
+) -> Estimate:
+    """Estimate the effect between two nights: each is one value."""
+    before, after = ([*values[arm].values()] for arm in ARMS)
+    estimate = estimate_ratio(unit, before, after, None, resolution, rule, confirmed=False)
+    if estimate.basis in ("count", "exact"):
+        return estimate
+    return replace(estimate, basis="few", pairs=1, interval=None, p=None, within=None, tail=None)
+
+
+def _night_ratios(
+    results: Sequence[TrialResult], references: Sequence[TrialResult], night: ArmName,
+    name: Metric, *, shares_boots: bool,
+) -> list[float]:  # fmt: skip
+    """Return the ratios of a night's trials to the reference's beside them; of boots, if trials
+    share these."""
+    if not shares_boots:
+        of_night, beside = (values_by_pair(r, night, name) for r in (results, references))
+        return [v / beside[pair] for pair, v in of_night.items() if beside.get(pair, 0) > 0]
+    trials = [replace(r, arm="candidate") for r in results if r.arm == night]
+    trials += [replace(r, arm="baseline") for r in references if r.arm == night]
+    trials.sort(key=lambda result: result.name)  # names begin with the place in the order
+    pairs = pair_boots(average_boots(trials, name))
+    return [after / before for before, after in pairs if before > 0]
 
 
 def unit_of(name: Metric, accel: str) -> str:

@@ -22,7 +22,13 @@ from orchestrator.report.text.conditions_text import describe_conditions
 from orchestrator.report.text.maps_text import map_sections
 from orchestrator.report.text.timeline_text import calls_and_cost
 from orchestrator.report.words.columns import WIDTH, fit_lines, format_table, shorten, wrap_text
-from orchestrator.report.words.quantities import arm_text, change_text, explain_spreads, plural
+from orchestrator.report.words.quantities import (
+    arm_text,
+    change_text,
+    explain_spreads,
+    format_quantity,
+    plural,
+)
 from orchestrator.report.words.sentence import verdict_sentence
 from orchestrator.report.words.trailer import find_worse, format_trailer
 from orchestrator.report.words.variable_words import describe_variable
@@ -253,7 +259,31 @@ def _noted(comparison: Comparison) -> str:
                 lines.setdefault(
                     f"  {arm:<10} {shape.kind}: {metric_title(metric.name)} {shape.text}"
                 )
+    for text in _slow_trials(comparison):
+        lines.setdefault(text)
     return "\n".join(["Notes:", *lines]) + "\n" if lines else ""
+
+
+def _slow_trials(comparison: Comparison) -> Iterator[str]:
+    """Yield the slow trials of the metrics that decide, and which share of slow boots the run
+    excludes; also a single pair that another one has to confirm."""
+    for metric in comparison.metrics:
+        estimate, title = metric.effect.estimate, metric_title(metric.name)
+        if metric.name not in comparison.deciding:
+            continue
+        if estimate.unconfirmed:
+            yield f"  unconfirmed: {title}: a single pair differs; another one has to confirm it"
+        if estimate.tail is None:
+            continue
+        for slow in metric.slow:
+            leaf = "" if slow.level is None else f", leaves of {slow.level.leaf}"
+            reasons = slow.level.reasons if slow.level is not None else ()
+            causes = "".join(f" ({reason.name})" for reason in reasons)
+            value = format_quantity(slow.value, metric.unit)
+            yield f"  {slow.arm:<10} slow: {title} {value} in {slow.trial}{leaf}{causes}"
+        if metric.slow or metric.verdict == "equivalent":
+            share = f"{100 * estimate.tail.excluded_share:.2g}"
+            yield f"  {'candidate':<10} excluded: {title} slow in more than {share} % of boots"
 
 
 def explain_values(

@@ -102,6 +102,20 @@ def test_nights_with_an_effect_of_their_own_are_not_called_different() -> None:
     assert calls <= 1
 
 
+def test_nights_whose_trials_share_boots_are_compared_by_boots() -> None:
+    """12 pairs in the order A B, with a boot for each trial, are 8 independent pairs."""
+    chosen = map_scenario("host.accel=tcg", "host.fresh_boots=false", f"expect.{MAPS}=improved")
+    first, second = (
+        replace(run(name, cost, slow, seed=seed), scenario=chosen)
+        for name, cost, slow, seed in (("a", 0.5, 1.0, 0), ("b", 0.6, 1.1, 1))
+    )
+    _, found = compare_runs(first, second, "candidate")
+    [metric] = found.metrics
+    assert metric.effect.estimate.pairs == 8
+    assert metric.ratio == pytest.approx(0.6 / 0.55, rel=0.01)
+    assert found.verdict == "regressed"
+
+
 @pytest.mark.parametrize(
     ("candidate", "verdict"), [(0.5, "inconclusive"), (1.2, "inconclusive"), (5.5, "regressed")]
 )

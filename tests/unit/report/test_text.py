@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from orchestrator.analysis.boot.timeline import Note, Timeline
 from orchestrator.analysis.conditions.variable import Differing, Variable
+from orchestrator.analysis.maps.level import Level, LevelReason
 from orchestrator.analysis.trial import Findings, TrialResult, read_result
 from orchestrator.analysis.verdict.comparison import boots_of, compare_trials
 from orchestrator.evidence.faults import Attempt
@@ -525,3 +526,22 @@ def test_report_is_plain_text_for_mail(plan: Plan, recorded: list[TrialResult]) 
     assert max(map(len, text.splitlines())) <= 76
     assert not [line for line in text.splitlines() if line != line.rstrip()]
     assert "\n\n\n" not in text
+
+
+def test_slow_trials_are_named_with_what_mapped_their_bar(plan: Plan) -> None:
+    level = Level("guest-0", "4KiB", "4KiB", None, (LevelReason("misaligned", "off by 4 KiB"),))
+    trials = [replace(r, findings=Findings(levels=(level,))) for r in noisy(12, 1.0)]
+    slow = next(r for r in trials if r.arm == "candidate")
+    index = trials.index(slow)
+    [value] = slow.samples["guest_boot_cost"]
+    trials[index] = replace(slow, samples={"guest_boot_cost": (5 * value,)})
+    text = report(plan, *trials)
+    assert sorted(noted(text)) == ["excluded:", "slow:"]
+    words = " ".join(text.split())
+    assert re.search(rf"slow: \S.* in {slow.name}, leaves of 4KiB \(misaligned\)", words)
+    assert re.search(r"excluded: .* slow in more than \d\d % of boots", words)
+
+
+def test_single_pair_that_has_to_be_confirmed_is_said_to(plan: Plan) -> None:
+    assert "unconfirmed:" in report(plan, *of_pairs((10.0, 30.0)))
+    assert "unconfirmed:" not in report(plan, *of_pairs((10.0, 300.0)))
