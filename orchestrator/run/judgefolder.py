@@ -21,7 +21,7 @@ def judge_folder(
 ) -> Judged:
     """Judge and save a run or a matrix. `tester`: `Name <mail>`; git's user if it is None.
     `judged_run` is called with each run that was judged."""
-    tester = tester or git_user()
+    tester = tester or read_git_user()
     with no_space_explained(folder):
         whole = (
             judge_cells(MatrixDir(folder), tester)
@@ -34,14 +34,14 @@ def judge_folder(
             if run is not None:
                 judged_run(run)
     judged.document["run"] = str(folder)
-    return with_exit_code(judged, judged.exit_code)
+    return replace_exit_code(judged, judged.exit_code)
 
 
-def with_exit_code(judged: Judged, code: int) -> Judged:
+def replace_exit_code(judged: Judged, code: int) -> Judged:
     return judged._replace(exit_code=code, document=judged.document | {"exit_code": code})
 
 
-def git_user() -> str | None:
+def read_git_user() -> str | None:
     """Return `Name <mail>` as git would sign here, or None if git knows no name or no mail."""
     values = []
     for key in ("user.name", "user.email"):

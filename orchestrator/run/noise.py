@@ -11,7 +11,7 @@ from orchestrator.base.folderlock import only_writer
 from orchestrator.evidence.noise import MetricNoise, load_noise, save_noise
 from orchestrator.machine.runner.state import default_state_folder
 from orchestrator.run.judge import Run
-from orchestrator.scenario.machines import Host
+from orchestrator.scenario.machines import HostSpec
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import Metric
 
@@ -19,7 +19,7 @@ log = logging.getLogger("barometer.noise")
 _FOLDER = "noise"
 
 
-def machine_of(host: Host) -> str:
+def machine_of(host: HostSpec) -> str:
     """Return the name of the machine whose noise it is: a metal host, or for nested hosts this
     machine."""
     return host.name if host.kind == "metal" else os.uname().nodename

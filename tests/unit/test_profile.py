@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +23,8 @@ from orchestrator.evidence.profile_facts import (
     QemuProcess,
     load_profile,
 )
-from orchestrator.machine.tracing import profiler
-from orchestrator.machine.tracing.profiler import ProbeSpec
+from orchestrator.machine.tracing import armer, profiler
+from orchestrator.machine.tracing.armer import ProbeSpec
 from orchestrator.machine.transport import remote
 from orchestrator.machine.transport.local import LocalShell
 from orchestrator.machine.transport.shell import Completed
@@ -130,11 +131,11 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     made = Host()
 
     @contextlib.contextmanager
-    def reached(_uri: object, _config: object) -> Iterator[tuple[Host, Host]]:
-        yield made, made
+    def reached(_uri: object, _config: object) -> Iterator[tuple[Any, Host]]:
+        yield SimpleNamespace(shell=made), made
 
     monkeypatch.setattr(profile, "connected_host", reached)
-    monkeypatch.setattr(profiler, "armed_profiler", made.armed)
+    monkeypatch.setattr(armer, "armed_probes", made.armed)
     monkeypatch.setattr(profile, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(
         profile, "until", lambda check, **how: until(check, **how | {"every": 0.01})
@@ -337,18 +338,18 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> Ways:
 
 
 def test_this_machines_libvirt_has_this_machines_shell(ways: Ways) -> None:
-    with profile.connected_host(None) as (shell, connection):
-        assert isinstance(shell, LocalShell)
+    with profile.connected_host(None) as (machine, connection):
+        assert isinstance(machine.shell, LocalShell)
         assert connection.uri == "qemu:///system"
-    with profile.connected_host("qemu:///system") as (shell, _):
-        assert isinstance(shell, LocalShell)
+    with profile.connected_host("qemu:///system") as (machine, _):
+        assert isinstance(machine.shell, LocalShell)
     assert ways.opened == [None, "qemu:///system"]
 
 
 def test_a_remote_libvirt_has_a_shell_by_the_same_address(ways: Ways) -> None:
     uri = "qemu+ssh://operator@localhost:2222/system?keyfile=/keys/one&no_verify=1"
-    with profile.connected_host(uri) as (shell, _):
-        assert isinstance(shell, Remote)
+    with profile.connected_host(uri) as (machine, _):
+        assert isinstance(machine.shell, Remote)
     assert ways.endpoint is not None
     assert (ways.endpoint.user, ways.endpoint.port) == ("operator", 2222)
     assert ways.endpoint.identities[0] == Path("/keys/one")

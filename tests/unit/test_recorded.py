@@ -19,6 +19,7 @@ from orchestrator.analysis.verdict.expectations import choose_exit_code
 from orchestrator.evidence.layout import RunDir
 from orchestrator.formats.abi import LEAVES
 from orchestrator.formats.units import format_size
+from orchestrator.report.text.timeline_text import calls_and_cost
 from orchestrator.run.matrix import MatrixDir, judge_cells
 from orchestrator.scenario.model import Scenario
 from tests.unit.recorded import judge_and_save as judge
@@ -76,9 +77,9 @@ def test_one_code_built_twice_is_equivalent_and_a_few_percent_are_found(
     _, _, comparison, report = judged(recorded)
     assert report == (recorded / "report.txt").read_text()
     assert (comparison.verdict, choose_exit_code(comparison)) == (unmap, 0)
-    found = comparison.metric("bar_unmap_cost")
-    assert found is not None
-    assert found.ratio == pytest.approx(1.034 if unmap == "regressed" else 1, rel=5e-4)
+    metric = comparison.metric("bar_unmap_cost")
+    assert metric is not None
+    assert metric.ratio == pytest.approx(1.034 if unmap == "regressed" else 1, rel=5e-4)
     assert {m.control.verdict for m in comparison.metrics if m.control} == {"equivalent"}
 
 
@@ -135,10 +136,10 @@ def test_recorded_cells_have_the_maps_of_their_factors(recorded: Path, judged: J
     assert guest is not None
     kernel = RunDir.open(run).plan().guest_kernel
     assert kernel is not None
-    wanted = MAPS[kernel.release, guest.firmware] * scenario.device.count
+    expected = MAPS[kernel.release, guest.firmware] * scenario.device.count
     for [boot] in boots_of(comparison).values():
         maps = [s for s in boot.steps if s.size == scenario.device.bar and s.kind == "map"]
-        assert len(maps) == wanted
+        assert len(maps) == expected
         assert not [s for s in maps if s.cause == UNKNOWN]
         assert min(s.attributed_share for s in boot.steps if s.seconds > 0.001) > 0.95
         assert boot.attributed_share > 0.98
@@ -154,7 +155,7 @@ def test_recorded_boots_differ_by_their_maps(recorded: Path, judged: Judging) ->
         return
     maps = difference.operations[f"maps of {format_size(scenario.device.bar)} BARs"]
     assert difference.whole < maps / 2 < 0
-    assert "The candidate's boot is " in report
+    assert calls_and_cost(boots_of(comparison)).splitlines()[-1] in report
 
 
 @of_every_run
@@ -181,12 +182,12 @@ def test_recorded_levels_have_a_reason_or_are_best(recorded: Path, judged: Judgi
             names = {reason.name for reason in level.reasons}
             assert "unexplained" not in names
             by_host = level.stride is not None
-            wanted = {"no-series"} if result.arm == "baseline" and by_host else set()
+            expected = {"no-series"} if result.arm == "baseline" and by_host else set()
             if level.leaf == "4KiB":  # pages are looked up one by one anyway
-                wanted = set()
+                expected = set()
             if level.place.endswith(("/2MiB", "/4KiB")):
-                wanted |= {"misaligned"}
-            assert names == wanted, level.place
+                expected |= {"misaligned"}
+            assert names == expected, level.place
 
 
 @of_every_run

@@ -141,8 +141,8 @@ def _guest_memory(boot: ProfiledBoot) -> Iterator[Advice]:
             f"{format_size(boot.facts.memory)} of the guest's memory are allocated and pinned"
             " by 4 KiB pages: transparent huge pages are off (never)",
             "on the host: always or madvise in /sys/kernel/mm/transparent_hugepage/enabled, or"
-            " huge pages set aside: <memoryBacking><hugepages/> in the domain's XML; the memory is"
-            " cleared all the same",
+            " huge pages set aside: <memoryBacking><hugepages/> in the domain's XML; to clear the"
+            " memory takes as long either way",
             sum(step.seconds for step in steps),
         )
 
@@ -167,8 +167,8 @@ def _not_mapped(boot: ProfiledBoot) -> Iterator[Advice]:
         yield Advice(
             "not-mapped",
             f"no BAR was mapped for DMA in this boot (of {names})",
-            "nothing is wrong where the guest did not switch the device on; else: is x-no-mmap"
-            " set, has the guest an IOMMU of its own, does QEMU use iommufd?",
+            "nothing is wrong if the guest did not switch the device on. Otherwise: is x-no-mmap"
+            " set? Does the guest have an IOMMU of its own? Does QEMU use iommufd?",
             0.0,
         )
 

@@ -85,7 +85,10 @@ def plan_across(first: SavedRun, second: SavedRun, arm: ArmName) -> Plan:
 
 
 def compare_runs(
-    first: SavedRun, second: SavedRun, arm: ArmName, allow: Sequence[str] = (),
+    first: SavedRun,
+    second: SavedRun,
+    arm: ArmName,
+    allow: Sequence[str] = (),
     usual_change: Callable[[Scenario, Metric], float | None] | None = None,
 ) -> tuple[Scenario, Comparison]:
     """Compare the second run's arm with the first's. Return the scenario that it is judged by, and

@@ -240,5 +240,3 @@ def _name_metrics(results: Sequence[TrialResult]) -> list[Metric]:
     """Return every metric that was measured: in the order of METRICS, then point by point."""
     names = {name: None for result in results for name in result.samples}
     return [name for name in METRICS if name in names] + [n for n in names if "@" in n]
-
-

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-Kind = Literal["bimodal", "drifting", "edge"]
+ShapeKind = Literal["bimodal", "drifting", "edge"]
 
 LEAST = 12
 """Least number of trials in which a shape is looked for: fewer show none."""
@@ -30,7 +30,7 @@ that median is on the edge of two modes."""
 
 @dataclass(frozen=True)
 class Shape:
-    kind: Kind
+    kind: ShapeKind
     text: str
     """Observation, for people."""
 
@@ -53,9 +53,7 @@ def find_edge(trials: Iterable[Sequence[float]]) -> Shape | None:
             continue
         # one sample more or less moves the median by half a place
         if ordered[middle + 1] > _EDGE * ordered[middle - 2 + len(ordered) % 2]:
-            cut = max(
-                range(middle - 1, middle + 2), key=lambda i: ordered[i] / ordered[i - 1]
-            )
+            cut = max(range(middle - 1, middle + 2), key=lambda i: ordered[i] / ordered[i - 1])
             return Shape(
                 "edge",
                 f"the median is at the edge of two modes of a trial's samples: {cut} up to"

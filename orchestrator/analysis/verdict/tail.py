@@ -72,9 +72,7 @@ class Tail:
         return min(self.baseline_trials, self.candidate_trials)
 
 
-def find_tail(
-    baseline: Sequence[float], candidate: Sequence[float], margin: float
-) -> Tail | None:
+def find_tail(baseline: Sequence[float], candidate: Sequence[float], margin: float) -> Tail | None:
     """Return the slow trials of both arms, in numbers. None if there are too few trials, or if
     values have no logarithm."""
     if min(len(baseline), len(candidate)) < LEAST_FOR_TAIL or min(*baseline, *candidate) <= 0:
@@ -105,9 +103,7 @@ def excluded_share(slow: int, trials: int) -> float:
     low, high = 0.0, 1.0
     while high - low > 1e-9:
         middle = (low + high) / 2
-        low, high = (
-            (middle, high) if _at_most(slow, trials, middle) > _EXCLUDED else (low, middle)
-        )
+        low, high = (middle, high) if _at_most(slow, trials, middle) > _EXCLUDED else (low, middle)
     return high
 
 

@@ -28,8 +28,12 @@ _MAPS: dict[Metric, str] = {
 
 
 def matrix_report(
-    scenario: str, verdict: Verdict, cells: Mapping[str, Comparison | None], *,
-    of: int, emulated: bool,
+    scenario: str,
+    verdict: Verdict,
+    cells: Mapping[str, Comparison | None],
+    *,
+    of: int,
+    emulated: bool,
 ) -> str:
     """Return the table of all cells, each with its comparison; None for a cell that has not been
     run. `of`: number of the scenario's cells."""

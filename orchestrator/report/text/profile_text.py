@@ -70,11 +70,11 @@ def _wrap(text: str, first: str = "", then: str = "") -> list[str]:
 
 def _head(profile: Profile) -> list[str]:
     facts, boot = profile.facts, profile.timeline
-    what = "QEMU's exec" if facts.boot == "start" else "the reset of its machine"
+    beginning = "QEMU's exec" if facts.boot == "start" else "the reset of its machine"
     bars = ", ".join(f"{bar.name} {format_size(bar.size)}" for bar in facts.bars)
     return [
         *_wrap(
-            f"{facts.domain}: {format_digits(boot.boot_seconds)} s from {what}"
+            f"{facts.domain}: {format_digits(boot.boot_seconds)} s from {beginning}"
             f" {_ENDS[profile.ended_by]}"
         ),
         *_wrap(

@@ -17,13 +17,15 @@ SIZES = st.lists(
 
 
 def law(points: list[tuple[int, float]], unit: str = "1GiB") -> Law:
-    found = fit_scaling_law(points, unit)
-    assert found is not None
-    return found
+    fitted = fit_scaling_law(points, unit)
+    assert fitted is not None
+    return fitted
 
 
 def line(
-    fixed: float, each: float, unit: str,
+    fixed: float,
+    each: float,
+    unit: str,
     sizes: tuple[int, ...] = (GIB, 2 * GIB, 8 * GIB, 32 * GIB),
 ) -> list[tuple[int, float]]:
     return [(size, fixed + each * size / LEAVES[unit]) for size in sizes]
@@ -40,11 +42,11 @@ def line(
     ],
 )
 def test_cost_is_of_the_unit_that_is_walked(each: float, unit: str, kind: str) -> None:
-    found = law(line(2e-6, each, unit), unit)
-    assert (found.kind, found.unit) == (kind, unit)
-    assert found.per_unit == pytest.approx(each, abs=1e-15)
-    assert found.fixed == pytest.approx(2e-6, abs=1e-10)
-    assert found.residual < 1e-6
+    fitted = law(line(2e-6, each, unit), unit)
+    assert (fitted.kind, fitted.unit) == (kind, unit)
+    assert fitted.per_unit == pytest.approx(each, abs=1e-15)
+    assert fitted.fixed == pytest.approx(2e-6, abs=1e-10)
+    assert fitted.residual < 1e-6
 
 
 def test_lab_numbers_have_their_laws() -> None:
@@ -78,10 +80,10 @@ def test_few_sizes_have_no_law(points: list[tuple[int, float]]) -> None:
 
 def test_residual_is_the_largest_deviation_as_a_share_of_the_cost() -> None:
     points = [(GIB, 1.0), (2 * GIB, 2.0), (3 * GIB, 3.3), (8 * GIB, 8.0)]
-    found = law(points)
-    off = {size: abs(found.at(size) - cost) / cost for size, cost in points}
-    assert found.residual == max(off.values())
-    assert found.residual == pytest.approx(0.05, abs=0.03)
+    fitted = law(points)
+    off = {size: abs(fitted.at(size) - cost) / cost for size, cost in points}
+    assert fitted.residual == max(off.values())
+    assert fitted.residual == pytest.approx(0.05, abs=0.03)
 
 
 @pytest.mark.parametrize("costs", [(4.0, 3.0, 2.0, 1.0), (1.0, 1.0, 1.0, 1.0)])
@@ -90,11 +92,11 @@ def test_cost_that_does_not_grow_with_the_size_has_no_law(costs: tuple[float, ..
     assert fit_scaling_law(points, "1GiB") is None
 
 
-@pytest.mark.parametrize(("middle", "found"), [(4.0, True), (4.7, True), (6.0, False)])
-def test_line_that_misses_a_cost_by_a_fifth_is_no_law(middle: float, found: bool) -> None:
+@pytest.mark.parametrize(("middle", "is_law"), [(4.0, True), (4.7, True), (6.0, False)])
+def test_line_that_misses_a_cost_by_a_fifth_is_no_law(middle: float, is_law: bool) -> None:
     points = [(GIB, 2.0), (2 * GIB, middle), (4 * GIB, 8.0), (8 * GIB, 16.0)]
     line_of_it = fit_scaling_law(points, "1GiB")
-    assert (line_of_it is not None) == found
+    assert (line_of_it is not None) == is_law
     assert line_of_it is None or line_of_it.residual <= 0.2
 
 
@@ -103,11 +105,11 @@ def test_law_of_a_line_says_what_it_was_made_of(
     sizes: list[int], fixed: float, each: float, unit: str
 ) -> None:
     points = [(size, fixed + each * size / (2 * MIB)) for size in sizes]
-    found = law(points, unit)
-    assert found.unit == unit
-    assert found.kind == ("flat" if unit == "1GiB" else "linear")
+    fitted = law(points, unit)
+    assert fitted.unit == unit
+    assert fitted.kind == ("flat" if unit == "1GiB" else "linear")
     for size, cost in points:
-        assert found.at(size) == pytest.approx(cost, rel=1e-6)
+        assert fitted.at(size) == pytest.approx(cost, rel=1e-6)
 
 
 @given(SIZES, st.floats(0.3, 1.5), st.floats(1e-6, 1e-3))

@@ -47,9 +47,7 @@ def test_no_boot_is_in_two_pairs_and_each_pair_has_both_arms(
 
 
 @given(st.integers(3, 30), st.floats(-0.1, 0.1), st.sampled_from(ARMS))
-def test_steady_drift_cancels_in_pairs_of_boots(
-    number: int, drift: float, first: ArmName
-) -> None:
+def test_steady_drift_cancels_in_pairs_of_boots(number: int, drift: float, first: ArmName) -> None:
     boots = alternate([math.exp(drift * i) for i in range(number)], first)
     assert [after / before for before, after in pair_boots(boots)] == pytest.approx(
         [1.0] * (number // 3)

@@ -106,9 +106,7 @@ def test_exact_maps_need_no_pairs() -> None:
 
 
 @given(st.floats(0.001, 0.2), st.integers(12, 40))
-def test_noise_is_measured_in_the_pairs_whatever_the_night_does(
-    spread: float, pairs: int
-) -> None:
+def test_noise_is_measured_in_the_pairs_whatever_the_night_does(spread: float, pairs: int) -> None:
     draw = np.random.default_rng(pairs)
     noise = np.exp(draw.normal(0, spread, (2, pairs)))
     results = [
