@@ -37,7 +37,7 @@ from orchestrator.analysis.verdict.effect import (
 from orchestrator.scenario.choices import Workload
 from orchestrator.scenario.vocabulary import ARMS, CONTROL, METRICS, ArmName, Metric, Role
 
-Pair = tuple[float, float]
+ArmValues = tuple[float, float]
 """Values of the baseline and of the candidate."""
 _PROOFS: Mapping[Metric, tuple[Metric, ...]] = {
     "bar_map_cost": ("pfn_lookups_per_map",),
@@ -162,7 +162,7 @@ def average_boots(results: Sequence[TrialResult], name: Metric) -> list[tuple[Ar
     ]
 
 
-def pair_boots(boots: Sequence[tuple[ArmName, float]]) -> list[Pair]:
+def pair_boots(boots: Sequence[tuple[ArmName, float]]) -> list[ArmValues]:
     """Return the independent pairs of boots whose arms alternate: three in a row are one, or two
     if there are no more."""
     if len(boots) == 2:

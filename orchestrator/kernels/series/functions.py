@@ -14,7 +14,7 @@ _DEFINITION = re.compile(
 alone begins the line of its body."""
 
 
-def find_functions(files: Iterable[bytes | None]) -> list[str]:
+def find_definitions(files: Iterable[bytes | None]) -> list[str]:
     """Return the names of the functions that C files define. None stands for a file that is
     gone."""
     names = {match[1].decode() for text in files for match in _DEFINITION.finditer(text or b"")}

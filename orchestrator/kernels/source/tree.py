@@ -25,7 +25,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import write_json
 from orchestrator.kernels.debian.package import bundle_at, index_modules
 from orchestrator.kernels.image.bundle import KernelBundle, release_in
-from orchestrator.kernels.series.functions import find_functions
+from orchestrator.kernels.series.functions import find_definitions
 from orchestrator.kernels.series.patch import Patch, series_digest, series_facts
 from orchestrator.kernels.series.series import read_series
 from orchestrator.kernels.source.buildlog import STEP, first_errors
@@ -150,7 +150,7 @@ class _Build:
         if spec.patches:
             touched = sorted({name for patch in spec.patches for name in patch.files})
             paths = [tree.sources / name for name in touched]
-            functions = find_functions(path.read_bytes() for path in paths if path.is_file())
+            functions = find_definitions(path.read_bytes() for path in paths if path.is_file())
             proof = self._prove(base, base_suffix)
         write_json(folder / "build.json", {
             "config": {"sha256": sha256_file(folder / "config"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from orchestrator.kernels.series.functions import find_functions
+from orchestrator.kernels.series.functions import find_definitions
 
 SOURCE = b"""
 #define SPEND(n) \\
@@ -42,10 +42,10 @@ static inline void one_line(void) { }
 
 
 def test_definitions_are_found_and_nothing_else() -> None:
-    assert find_functions([SOURCE, None]) == [
+    assert find_definitions([SOURCE, None]) == [
         "follow_fault_pfn", "pointer_of", "vaddr_get_pfns", "vfio_init",
     ]  # fmt: skip
 
 
 def test_long_files_take_no_time() -> None:
-    assert find_functions([b"static int word " * 20_000, b"a(" * 20_000, b"*" * 200_000]) == []
+    assert find_definitions([b"static int word " * 20_000, b"a(" * 20_000, b"*" * 200_000]) == []
