@@ -75,8 +75,8 @@ class TrialResult:
     by_bench: bool = False
     """True if the trial is invalid because the bench failed, not because of its evidence."""
     charge: Charge | None = None
-    """Party that the failure is charged to. None means the arm if the trial failed, else the
-    bench."""
+    """Party that the failure is charged to. None, as of older runs, means nobody if the trial
+    failed, else the bench."""
     samples: dict[Metric, tuple[float, ...]] = field(default_factory=dict)
     exact: bool = False
     """True if its seconds are instruction counts."""
@@ -106,7 +106,7 @@ class TrialResult:
     @property
     def attempts(self) -> tuple[Attempt, ...]:
         reason = "" if self.kind == "measured" else self.reason or self.kind
-        charge = self.charge or ("arm" if self.kind == "failed" else "bench")
+        charge = self.charge or ("undecided" if self.kind == "failed" else "bench")
         arm: ArmName = "candidate" if self.arm == "candidate" else "baseline"
         return (*self.repeated, Attempt(arm, reason, charge, self.stage))
 

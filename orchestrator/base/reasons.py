@@ -83,6 +83,7 @@ class Reason(StrEnum):
     NO_SUCH_METRIC = "no-such-metric", _INPUT, "the workload does not measure this metric", _LISTED
     NOTHING_DIFFERS = "nothing-differs", _INPUT, "both arms are the same", (
         "name a candidate, a series or a setting")
+    POWERLESS = "powerless", _INPUT, "so few pairs can call nothing", "take more, or trials.until"
     SSH_CONFIG = "ssh-config", _INPUT | _TRIAL, (
         "the SSH configuration or the address cannot be used"), "mend it until `ssh HOST` works"
     BAD_URI = "bad-uri", _INPUT, "--connect names a libvirt that cannot be profiled", (

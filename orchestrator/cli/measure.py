@@ -51,19 +51,23 @@ def plan(
     """Show what a run would do. Prints the trials and the exact kernels; boots nothing."""
     set_logging(verbose)
     file, cells = load_cells(scenario, overrides, pairs, names)
+    from orchestrator.analysis.verdict.power import check_power
     from orchestrator.base.cache import Cache
     from orchestrator.base.progress import Progress
     from orchestrator.report.preview import json_preview, text_preview
     from orchestrator.run.kernels import RunKernels
+    from orchestrator.run.noise import recall_noise
 
+    for cell in cells:
+        check_power(cell.scenario)
     describe = RunKernels(Cache()).describe
     if as_json:
         with Progress().task("plan"):
-            document = json_preview(file, cells, describe)
+            document = json_preview(file, cells, describe, recall_noise)
         print_json(document)
         return
     with Progress().task("plan"):
-        text = text_preview(file, cells, describe)
+        text = text_preview(file, cells, describe, recall_noise)
     print(text)
 
 

@@ -66,9 +66,11 @@ def compare_saved_runs(
     summary = find_step_summary(github)
     from orchestrator.base.progress import Progress
     from orchestrator.run.judge import judge_across
+    from orchestrator.run.noise import recall_usual_change
 
     with Progress().task("compare"):
-        judged = judge_across([run.absolute() for run in runs], arm, allow or [])
+        folders = [run.absolute() for run in runs]
+        judged = judge_across(folders, arm, allow or [], recall_usual_change)
     end_with(judged, as_json, summary)
 
 

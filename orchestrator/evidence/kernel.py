@@ -93,6 +93,9 @@ class Provenance(Evidence):
     """Package whose modules were rebuilt."""
     source: SourceRecord | None = None
     series: tuple[PatchRecord, ...] = ()
+    functions: tuple[str, ...] | None = None
+    """Functions in the files that the series or the changed module touches; null if there are
+    none. Older runs lack it."""
     config: ConfigRecord | None = None
     compiler: str | None = None
     """First line of `gcc --version`."""

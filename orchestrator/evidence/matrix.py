@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue
 
-from orchestrator.evidence.model import Evidence, FileName
+from orchestrator.evidence.model import Count, Evidence, FileName
 
 
 class CellRecord(Evidence):
@@ -25,5 +25,7 @@ class MatrixRecord(Evidence):
     schema_: Literal[1] = Field(alias="schema")
     scenario: str
     """Name of the scenario."""
+    of: Count | None = None
+    """Number of the scenario's cells; older runs lack it."""
     cells: tuple[CellRecord, ...] = Field(min_length=1)
     """Cells that were requested so far, in the order of the scenario file."""

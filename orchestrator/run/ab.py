@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from orchestrator.analysis.verdict.power import check_power
 from orchestrator.base import interrupts
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ScenarioError, key_named
@@ -20,6 +21,7 @@ from orchestrator.run.diskspace import no_space_explained
 from orchestrator.run.judge import Judged, stop_rule
 from orchestrator.run.judgefolder import judge_folder, replace_exit_code
 from orchestrator.run.kernels import RunKernels
+from orchestrator.run.noise import remember_noise
 from orchestrator.run.trials import Runner, Schedule, ready_runner, run_plan
 from orchestrator.scenario.builder import ArmSettings, Setting, build_ab_file, build_arms
 from orchestrator.scenario.choices import GUEST_KERNEL, AccelChoice, Workload
@@ -144,6 +146,8 @@ def measure(
     """Measure what is not measured yet, and judge everything. A run that is interrupted after its
     last trial is judged, too. The exit code reports the interrupt if something may be left undone:
     a metal host may not be as it was."""
+    for cell in cells:
+        check_power(cell.scenario)
     with progress.task("run"):
         try:
             with (
@@ -152,7 +156,7 @@ def measure(
             ):
                 _run(file, cells, folder, here)
             with progress.stage("judging"):
-                return judge_folder(folder)
+                return judge_folder(folder, judged_run=remember_noise)
         except KeyboardInterrupt as exc:
             if not _is_made(file, cells, folder):
                 raise

@@ -35,7 +35,7 @@ from orchestrator.analysis.verdict.bisection import (
     build_step,
     step_json,
 )
-from orchestrator.analysis.verdict.comparison import resolution_of
+from orchestrator.analysis.verdict.metrics import resolution_of
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BenchError, EvidenceError, ScenarioError, key_named
 from orchestrator.base.folderlock import LOCK, only_writer

@@ -24,10 +24,9 @@ from orchestrator.analysis.verdict.comparison import (
     Comparison,
     boots_of,
     compare_trials,
-    unit_of,
-    values_by_pair,
 )
 from orchestrator.analysis.verdict.comparison_file import COMPARISON_SCHEMA, comparison_json
+from orchestrator.analysis.verdict.metrics import unit_of, values_by_pair
 from orchestrator.analysis.verdict.stopping import is_enough
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.extras import MissingExtraError, missing_extra_explained
@@ -178,11 +177,20 @@ def judge(run: RunDir, tester: str | None = None) -> Run:
             scenario, plan.named_kernels(), saved.results, saved.planned, plan.accel, conditions
         ),
         variable=find_variable(plan, conditions if is_recorded_in_all(sides) else None),
+        changed_functions=_changed_functions(plan),
     )
     report = text_report(scenario, comparison, plan, tester)
     mail = format_mail(scenario, comparison, plan, tester)
     suite = build_suite(comparison, plan)
     return Run(run.path, scenario, comparison, plan, report, mail, suite)
+
+
+def _changed_functions(plan: Plan) -> frozenset[str] | None:
+    """Return the functions in the files that the run's kernels change; None if neither tells."""
+    known = [plan.kernels[arm].provenance.functions for arm in ARMS]
+    if not any(known):
+        return None
+    return frozenset(name for functions in known for name in functions or ())
 
 
 def open_run(folder: Path) -> RunDir:
@@ -245,8 +253,12 @@ def read_samples(run: RunDir, arm: ArmName, metric: Metric) -> ArmSamples:
     )
 
 
-def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) -> Judged:
-    """Judge each run but the first against the first. Nothing is saved. The exit code is 1 if any
+def judge_across(
+    folders: Sequence[Path], arm: ArmName, allow: Sequence[str],
+    usual_change: Callable[[Scenario, Metric], float | None] | None = None,
+) -> Judged:  # fmt: skip
+    """Judge each run but the first against the first. Nothing is saved. `usual_change` is that of
+    `compare_runs`. The exit code is 1 if any
     comparison has 1, else the largest. Raises ScenarioError if the request is wrong, and the
     errors of `read_saved_run` and `compare_runs`."""
     if len(folders) < 2:
@@ -259,7 +271,7 @@ def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) ->
     first, *others = map(read_saved_run, runs)
     reports, documents, suites = [], [], []
     for other in others:
-        scenario, comparison = compare_runs(first, other, arm, allow)
+        scenario, comparison = compare_runs(first, other, arm, allow, usual_change)
         plan = plan_across(first, other, arm)
         suite = build_suite(comparison, plan)
         suites.append(replace(suite, name=f"{other.name} against {first.name}, {arm}"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from orchestrator.base.errors import BenchError, ScenarioError
@@ -10,16 +11,19 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import RunDir
 from orchestrator.report.text.mail_text import is_tester
 from orchestrator.run.diskspace import no_space_explained
-from orchestrator.run.judge import Judged, judge
+from orchestrator.run.judge import Judged, Run, judge
 from orchestrator.run.matrix import MatrixDir, judge_cells
 
 _GIT_SECONDS = 10.0
 """Deadline of git for the tester's name. A report can do without the name."""
 
 
-def judge_folder(folder: Path, tester: str | None = None) -> Judged:
-    """Judge and save a run or a matrix. `tester`: `Name <mail>`; git's user if it is None. Raises
-    ScenarioError if it has another form: a tag of several lines would add tags of others."""
+def judge_folder(
+    folder: Path, tester: str | None = None, *, judged_run: Callable[[Run], None] | None = None
+) -> Judged:
+    """Judge and save a run or a matrix. `tester`: `Name <mail>`; git's user if it is None.
+    `judged_run` is called with each run that was judged. Raises ScenarioError if `tester` has
+    another form: a tag of several lines would add tags of others."""
     if tester is not None and not is_tester(tester):
         raise ScenarioError(
             f"--tester {tester!r} is not NAME <MAIL> in one line",
@@ -28,11 +32,16 @@ def judge_folder(folder: Path, tester: str | None = None) -> Judged:
         )
     tester = tester or read_git_user()
     with no_space_explained(folder):
-        judged = (
+        whole = (
             judge_cells(MatrixDir(folder), tester)
             if MatrixDir.is_at(folder)
             else judge(RunDir.open(folder), tester)
-        ).save()
+        )
+        judged = whole.save()
+    if judged_run is not None:
+        for run in [whole] if isinstance(whole, Run) else whole.cells.values():
+            if run is not None:
+                judged_run(run)
     judged.document["run"] = str(folder)
     return replace_exit_code(judged, judged.exit_code)
 

@@ -27,7 +27,7 @@ from orchestrator.report.exports.ktap import format_ktap
 from orchestrator.report.text.brief import matrix_brief
 from orchestrator.report.text.matrix_text import matrix_report
 from orchestrator.run.judge import Judged, Run, judge, save_reports, warning_if_refused
-from orchestrator.scenario.factors import Cell, ScenarioFile
+from orchestrator.scenario.factors import Cell, ScenarioFile, parse_scenarios
 
 _NOT_RUN = EvidenceError.exit_code
 
@@ -70,7 +70,7 @@ class MatrixDir:
             for cell in file.cells
             if cell.name in names
         ]
-        facts = {"schema": 1, "scenario": file.name, "cells": listed}
+        facts = {"schema": 1, "scenario": file.name, "of": len(file.cells), "cells": listed}
         record = MatrixRecord.model_validate_json(json.dumps(facts))
         write_json(path / "matrix.json", record.to_json())
         return matrix
@@ -78,6 +78,14 @@ class MatrixDir:
     def record(self) -> MatrixRecord:
         """Read matrix.json. Raises EvidenceError if it does not have its form."""
         return read_evidence(MatrixRecord, self.path / "matrix.json")
+
+    def count_cells(self) -> int:
+        """Return the number of the scenario's cells, chosen or not. Raises ScenarioError if
+        scenario.toml is damaged."""
+        record, path = self.record(), self.path / "scenario.toml"
+        if record.of is None and path.exists():  # an older version's
+            return len(parse_scenarios(path.read_text("utf-8"), str(path), self.path).cells)
+        return len(record.cells) if record.of is None else record.of
 
     def runs(self) -> dict[str, RunDir | None]:
         """Return the run of each cell by the cell's name; None if it has not begun."""
@@ -97,6 +105,8 @@ class Matrix:
     """Name of the scenario."""
     cells: Mapping[str, Run | None]
     """None for a cell that has not begun."""
+    of: int
+    """Number of the scenario's cells; `cells` has those that were chosen."""
 
     def save(self) -> Judged:
         """Save each cell's result in the cell, and that of the whole in the run. The exit code is
@@ -114,12 +124,13 @@ class Matrix:
         )
         outcomes = [None if c is None else c.outcome for c in comparisons.values()]
         emulated = any(run.plan.accel == "tcg" for run in begun)
-        report = matrix_report(self.scenario, verdict, comparisons, emulated=emulated)
+        report = matrix_report(self.scenario, verdict, comparisons, of=self.of, emulated=emulated)
         whole = {
             "schema": COMPARISON_SCHEMA,
             "scenario": self.scenario,
             "verdict": verdict,
             "outcome": {"title": join_titles(outcomes, verdict)},
+            "cells_of": self.of,
             "cells": documents,
         }
         texts = {
@@ -128,7 +139,7 @@ class Matrix:
         }  # fmt: skip
         save_reports(self.path, whole, texts)
         self._save_page(verdict, comparisons, emulated=emulated)
-        brief = matrix_brief(self.scenario, verdict, comparisons, self.path)
+        brief = matrix_brief(self.scenario, verdict, comparisons, self.path, of=self.of)
         mail = "\n".join(
             f"{name}:\n{'not run' if run is None else run.mail}"
             for name, run in self.cells.items()
@@ -147,7 +158,9 @@ class Matrix:
             from orchestrator.report.html.html import html_matrix  # noqa: PLC0415
             from orchestrator.report.html.matrix_page import build_matrix_page  # noqa: PLC0415
 
-            page = build_matrix_page(self.scenario, verdict, comparisons, links, emulated=emulated)
+            page = build_matrix_page(
+                self.scenario, verdict, comparisons, links, of=self.of, emulated=emulated
+            )
             (self.path / "report.html").write_text(html_matrix(page), "utf-8")
 
 
@@ -155,4 +168,4 @@ def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Matrix:
     """Judge all cells together, each as a suite. `tester` is that of `judge`."""
     runs = matrix.runs()
     cells = {cell: None if run is None else judge(run, tester) for cell, run in runs.items()}
-    return Matrix(matrix.path, matrix.record().scenario, cells)
+    return Matrix(matrix.path, matrix.record().scenario, cells, matrix.count_cells())

@@ -89,6 +89,11 @@ class Bound:
         compare = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
         return bool(compare[self.sign](ratio, self.limit))
 
+    @property
+    def limits_above(self) -> bool:
+        """True if the bound keeps the candidate from being dearer."""
+        return self.sign in ("<=", "<")
+
     def __str__(self) -> str:
         return f"{self.sign} {self.limit:g}"
 

@@ -80,7 +80,7 @@ class NestedHost(HostRules):
     no real time. Other hosts do not wait."""
     fresh_boots: bool = True
     """true: the host boots anew for each trial. false: consecutive trials of one arm share a boot,
-    as on a metal host; this is faster, but the reported p is too low. Guest boots with accel exact
+    as on a metal host; this is faster, and such trials count as one. Guest boots with accel exact
     need true."""
     restore: Literal["auto", "never"] = "auto"
     """auto: if maps are counted on exact hosts, the host of an arm's first trial is restored from
@@ -183,8 +183,8 @@ class MetalHost(HostRules):
     """Command on this machine that turns the host off and on, as the last resort."""
     fresh_boots: bool = False
     """true: the host boots anew for each trial. false: consecutive trials of one arm share a boot.
-    This is faster, but what differs from boot to boot then affects several pairs at once, and the
-    reported p is too low."""
+    This is faster, but what differs from boot to boot is then in all of them, so they count as
+    one."""
     cmdline: CommandLine = ""
     """Words appended, in both arms, to the kernel command line with which the host runs its own
     kernel."""

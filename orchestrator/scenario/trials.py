@@ -95,8 +95,8 @@ class Until(ScenarioModel):
 
     precision: Percent = 0.02
     """Half the width of the 95 % interval of every metric that decides, as a share of the baseline
-    (or of the candidate if that costs more). The run goes on, block by block, until every interval
-    is that narrow and every verdict is clear."""
+    (or of the candidate if that costs more). The run is looked at after 10, 14, 18, ... pairs, and
+    goes on until every interval is that narrow and every verdict is clear."""
     max_pairs: Annotated[int, Field(ge=2, le=1000, multiple_of=2)] = 30
     """Most pairs of trials. A block is two pairs, so the number is even."""
 
@@ -105,7 +105,8 @@ class Trials(ScenarioModel):
     pairs: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Number of pairs. A pair is two trials, one host boot of each arm. Two pairs are a block, and
     the second has the arms in the opposite order. A verdict on a time that changes by less than a
-    factor of two needs 10 pairs; with two expected metrics it needs 11, with four 12."""
+    factor of two needs 10 pairs; with two expected metrics it needs 11, with four 12. In a single
+    pair a factor of ten is needed, unless a count proves less."""
     until: Until | None = None
     """Rule that ends the run, in place of `pairs`: as many pairs as needed, an even number."""
     seed: Annotated[int, Field(ge=0)] = 0
@@ -121,7 +122,7 @@ class Trials(ScenarioModel):
 
     @model_validator(mode="after")
     def _check_one_of(self) -> Trials:
-        if self.until is not None and self.pairs != Trials.model_fields["pairs"].default:
+        if self.until is not None and "pairs" in self.model_fields_set:
             raise ValueError("pairs and until exclude one another: take one of them out")
         return self
 

@@ -4,6 +4,7 @@ alignments. All numbers of its evidence agree."""
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ BAR = 4 * GIB
 PAGES = BAR // PAGE
 PASSES = ("plain", "timing", "counts", "profile")
 SIZES = {"1GiB": GIB, "2GiB": 2 * GIB, "full": BAR}
+SERIES_SIZES = {"512MiB": GIB // 2, **SIZES}
+"""Sizes that a scaling law can be fitted to."""
 IOCTL = "vfio_iommu_type1_ioctl"
 WALK = "iommu_iova_to_phys"
 EMPTY_NS = 1000
@@ -42,7 +45,7 @@ def place(name: str, *, series: bool, probes: int = 0) -> dict[str, Any]:
     """Make the place SIZE/ALIGNMENT, with costs of the size measured in a lab. `probes` is what
     probes add."""
     spelled, _, alignment = name.partition("/")
-    size, skew = SIZES[spelled], 0 if alignment == "1GiB" else LEAVES[alignment]
+    size, skew = SERIES_SIZES[spelled], 0 if alignment == "1GiB" else LEAVES[alignment]
     mapping = Mapping(ADDRESS + skew, BAR_ADDRESS, size)
     leaves = mapping.leaves()
     made = point(name, size, leaves, skew=skew, tables=mapping.table_bytes(), series=series)
@@ -61,6 +64,7 @@ def map_trial(
     *,
     series: bool = True,
     passes: tuple[str, ...] = PASSES,
+    sizes: Iterable[str] = tuple(SIZES),
     number: int = 2,
     **facts: Any,
 ) -> Path:
@@ -68,7 +72,7 @@ def map_trial(
     trial = folder / f"{number:04d}-{arm}"
     host = trial / "host"
     host.mkdir(parents=True)
-    names = [f"{size}/{alignment}" for alignment in reversed(LEAVES) for size in SIZES]
+    names = [f"{size}/{alignment}" for alignment in reversed(LEAVES) for size in sizes]
     answers = {}
     if "plain" in passes:
         places = [place(name, series=series) for name in names]

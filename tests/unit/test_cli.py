@@ -8,6 +8,7 @@ import errno
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -134,7 +135,8 @@ def test_plan_shows_trials_and_exact_kernels(
     assert f"baseline   dir:{scenario.parent}/old (7.0-old)" in out
     assert f"guest      dir:{scenario.parent}/guest (7.0-guest)" in out
     assert [line.split()[0] for line in out.splitlines()[4:]] == [
-        "0001-warm-up", "0002-baseline", "0003-candidate", "0004-candidate", "0005-baseline",
+        "power", "0001-warm-up", "0002-baseline", "0003-candidate", "0004-candidate",
+        "0005-baseline",
     ]  # fmt: skip
 
 
@@ -172,7 +174,7 @@ def test_plan_of_an_exact_guest_boot_shows_a_pass_for_each_trial(
     barometer: Command, capsys: Said, scenario: Path
 ) -> None:
     assert barometer("plan", scenario, "--set", "host.accel=exact") == 0
-    lines = capsys.readouterr().out.splitlines()[4:]
+    lines = capsys.readouterr().out.splitlines()[5:]
     assert lines[0] == "  0001-baseline  pair 1, plain"
     assert lines[3] == "  0004-candidate  pair 1, timing"
     assert len(lines) == 6
@@ -223,7 +225,9 @@ def test_plan_of_a_matrix_shows_every_cell_with_its_trials(
     out = capsys.readouterr().out
     assert out.startswith("small: 4 cells of 4\n\n")
     cells = out.split("\n\n")[1:]
-    assert cells[3].splitlines() == [
+    lines = cells[3].splitlines()
+    assert lines.pop(5).startswith("  power ")
+    assert lines == [
         'cell ovmf-4: guest.firmware = "ovmf", device.count = 4',
         "small-ovmf-4: guest-boot, 4 x ivshmem with a BAR of 1GiB, passes plain, timing, counts",
         f"  baseline   dir:{scenario.parent}/old (7.0-old)",
@@ -879,6 +883,24 @@ def test_compare_says_what_is_wrong_with_its_runs(
     assert "each of its cells is a run" in capsys.readouterr().err
 
 
+def test_plan_says_what_its_pairs_find_and_refuses_too_few(
+    barometer: Command, capsys: Said, scenario: Path
+) -> None:
+    expect = ("--set", "expect={guest_boot_cost='improved', bar_map_cost='improved'}")
+    words = ("plan", scenario, "--set", "host.accel=tcg", *expect)
+    assert barometer(*words, "--pairs", 12) == 0
+    assert len(re.findall(r"  power +\w+: 12 pairs find", capsys.readouterr().out)) == 2
+    assert barometer(*words, "--pairs", 12, "--json") == 0
+    [cell] = json.loads(capsys.readouterr().out)["cells"]
+    assert cell["power"] == {
+        "independent_pairs": 12,
+        "metrics": {"guest_boot_cost": None, "bar_map_cost": None},
+    }
+    for verb in ("plan", "run"):
+        assert barometer(verb, *words[1:], "--pairs", 10) == 2
+        assert capsys.readouterr().err.endswith("reason: powerless\n")
+
+
 def test_plan_says_when_a_run_without_a_number_of_pairs_ends(
     barometer: Command, capsys: Said, scenario: Path
 ) -> None:
@@ -1066,7 +1088,7 @@ def test_run_of_a_matrix_ends_with_the_table_of_its_cells(
 ) -> None:
     scenario.write_text(MINIMAL + FACTORS)
     assert barometer("run", scenario, "--out", tmp_path / "out", "--cell", "ovmf-4") == 0
-    assert capsys.readouterr().out.startswith("small: improved, 1 cell\n")
+    assert capsys.readouterr().out.startswith("small: improved, 1 of 4 cells\n")
     assert barometer("run", scenario, "--out", tmp_path / "out") == 0
     assert machine == [f"small-{name}" for name in (
         "ovmf-4", "seabios-1", "seabios-4", "ovmf-1", "ovmf-4",

@@ -112,7 +112,7 @@ def test_every_cell_is_a_run_in_a_folder_of_its_own(fixture: Fixture) -> None:
     found = fixture.run(measured)
     assert fixture.begun == CELLS
     assert found.record().to_json() == {
-        "schema": 1, "scenario": "debian-6.12-vs-7",
+        "schema": 1, "scenario": "debian-6.12-vs-7", "of": 4,
         "cells": [
             {"name": f"{firmware}-{count}", "folder": f"cells/{firmware}-{count}",
              "settings": {"guest.firmware": firmware, "device.count": count}}

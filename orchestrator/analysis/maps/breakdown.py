@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass
 from statistics import median_low
 
@@ -50,6 +50,72 @@ class Breakdown:
     def within(self, function: str) -> float:
         """Instructions of a function with everything that it calls."""
         return sum(count for stack, count in self.stacks.items() if function in stack)
+
+
+@dataclass(frozen=True)
+class FunctionChange:
+    """Instructions of one function itself, in both arms."""
+
+    function: str
+    baseline: float
+    candidate: float
+    per_page: float
+    """Difference for each page of 4 KiB of the BAR."""
+    in_series: bool | None
+    """True if the function is in a file that the series touches. None if that is not known."""
+
+    @property
+    def difference(self) -> float:
+        return self.candidate - self.baseline
+
+
+@dataclass(frozen=True)
+class ProfileDifference:
+    """The candidate's breakdown minus the baseline's: which functions a change of the total is
+    in."""
+
+    operation: str
+    state: str
+    baseline: float
+    """Instructions in all."""
+    candidate: float
+    functions: tuple[FunctionChange, ...]
+    """Functions that differ, the largest difference first. They add up to the whole one."""
+
+    @property
+    def outside_series(self) -> float | None:
+        """Instructions of the difference that are outside of the files that the series touches.
+        None if that is not known."""
+        if any(change.in_series is None for change in self.functions):
+            return None
+        return sum(change.difference for change in self.functions if not change.in_series)
+
+
+def subtract_breakdowns(
+    baseline: Sequence[Breakdown], candidate: Sequence[Breakdown], bar: int,
+    changed: Set[str] | None,
+) -> list[ProfileDifference]:  # fmt: skip
+    """Subtract the profiles of one operation and state from one another. `bar`: bytes of the BAR.
+    `changed`: functions in the files that the series touches; None if that is not known."""
+    after = {(b.operation, b.state): b for b in candidate}
+    differences = []
+    for old in baseline:
+        if (new := after.get((old.operation, old.state))) is None:
+            continue
+        before, now = dict(old.by_function()), dict(new.by_function())
+        changes = [
+            FunctionChange(
+                name, before.get(name, 0), now.get(name, 0),
+                (now.get(name, 0) - before.get(name, 0)) / count_pages(bar),
+                None if changed is None else name.partition(".")[0] in changed,
+            )
+            for name in {**before, **now} if before.get(name, 0) != now.get(name, 0)
+        ]  # fmt: skip
+        changes.sort(key=lambda change: (-abs(change.difference), change.function))
+        differences.append(
+            ProfileDifference(old.operation, old.state, old.total, new.total, tuple(changes))
+        )
+    return differences
 
 
 def read_breakdowns(trial: TrialDir) -> list[Breakdown]:

@@ -3,19 +3,20 @@
 The comparison is made like that of any run, from other trials: the first run's trials of the arm
 are the baseline, the second's the candidate. They ran days apart and so are not pairs. The
 variable is the arm, as in a run: its kernel and its settings. If the other arm has the same kernel
-and settings in both runs, it is the control: a difference there comes from the bench, not from the
-kernel.
+and settings in both runs, each trial is judged by its ratio to the trial of that arm beside it,
+so that what differed between the nights cancels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from orchestrator.analysis.conditions.conditions import compare_conditions, is_recorded_in_all
 from orchestrator.analysis.conditions.variable import find_variable
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import Comparison, add_control, compare_trials
+from orchestrator.analysis.verdict.comparison import Comparison, compare_trials
 from orchestrator.analysis.verdict.stopping import count_planned
 from orchestrator.base.errors import EvidenceError
 from orchestrator.base.reasons import Reason
@@ -84,11 +85,16 @@ def plan_across(first: SavedRun, second: SavedRun, arm: ArmName) -> Plan:
 
 
 def compare_runs(
-    first: SavedRun, second: SavedRun, arm: ArmName, allow: Sequence[str] = ()
+    first: SavedRun,
+    second: SavedRun,
+    arm: ArmName,
+    allow: Sequence[str] = (),
+    usual_change: Callable[[Scenario, Metric], float | None] | None = None,
 ) -> tuple[Scenario, Comparison]:
     """Compare the second run's arm with the first's. Return the scenario that it is judged by, and
     the comparison. The scenario is the first run's; every metric that it has an expectation for is
-    expected not to regress.
+    expected not to regress. `usual_change` returns by how much a metric's ratio changes from night
+    to night, as far as earlier runs tell: no more than that is called a difference.
 
     Raises EvidenceError if the numbers of the two runs are not of one kind.
     """
@@ -121,13 +127,16 @@ def compare_runs(
     kernels = plan.named_kernels()
     results = [*before, *after]
     planned = len(results) + first.lacks + second.lacks
-    comparison = replace(
-        compare_trials(scenario, kernels, results, planned, accels[0], checked, paired=False),
-        variable=find_variable(plan, checked if is_recorded_in_all(sides) else None),
-    )
     other = next(name for name in ARMS if name != arm)
-    if first.set_up(other) != second.set_up(other):
-        return scenario, comparison
-    controls = [*first.of_arm(other, "baseline"), *second.of_arm(other, "candidate")]
-    beside = compare_trials(scenario, kernels, controls, len(controls), accels[0], paired=False)
-    return scenario, add_control(comparison, beside)
+    references: list[TrialResult] = []
+    if first.set_up(other) == second.set_up(other):
+        references = [*first.of_arm(other, "baseline"), *second.of_arm(other, "candidate")]
+    comparison = replace(
+        compare_trials(
+            scenario, kernels, results, planned, accels[0], checked, paired=False,
+            references=references,
+            floors=None if usual_change is None else partial(usual_change, first.scenario),
+        ),
+        variable=find_variable(plan, checked if is_recorded_in_all(sides) else None),
+    )  # fmt: skip
+    return scenario, comparison

@@ -2,50 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import median
-from typing import NamedTuple
 
 from orchestrator.analysis.boot.timeline import Timeline
 from orchestrator.analysis.conditions.conditions import Conditions
 from orchestrator.analysis.conditions.variable import Variable
+from orchestrator.analysis.maps.breakdown import ProfileDifference, subtract_breakdowns
 from orchestrator.analysis.maps.level import Level
 from orchestrator.analysis.maps.maps import MapPass, Place
 from orchestrator.analysis.maps.scaling import Law, fit_scaling_law
 from orchestrator.analysis.maps.theory import count_pages
 from orchestrator.analysis.trial import Findings, TrialResult
 from orchestrator.analysis.verdict.effect import (
-    OF_BOOTS,
-    OF_MAPS,
-    OF_MAPS_IN_BOOTS,
-    OF_UNMAPS_IN_BOOTS,
     Effect,
-    Estimate,
-    Resolution,
     Rule,
     Verdict,
     adjust_holm,
-    estimate_ratio,
     judge_effect,
 )
+from orchestrator.analysis.verdict.metrics import EstimatedMetric, estimate_metrics
 from orchestrator.analysis.verdict.outcome import Outcome, find_outcome
-from orchestrator.analysis.verdict.shapes import Shape, find_shapes
+from orchestrator.analysis.verdict.sequential import Levels, levels_at
+from orchestrator.analysis.verdict.shapes import Shape, find_edge, find_shapes
 from orchestrator.evidence.faults import (
     Attempt,
     arm_the_bench_fails,
     counts,
     failing_arm,
 )
-from orchestrator.scenario.choices import Workload
 from orchestrator.scenario.fields import Expectation
 from orchestrator.scenario.model import Scenario
-from orchestrator.scenario.trials import Judgement
+from orchestrator.scenario.trials import Judgement, Trials
 from orchestrator.scenario.vocabulary import (
     ARMS,
     CONTROL,
-    METRICS,
     ArmName,
     Metric,
     Role,
@@ -55,7 +48,22 @@ from orchestrator.scenario.vocabulary import (
 _WORST_FIRST: tuple[Verdict, ...] = (
     "regressed", "invalid", "inconclusive", "improved", "equivalent",
 )  # fmt: skip
-_HEADLINES: tuple[Metric, ...] = ("bar_map_cost", "pfn_lookups_per_map", "guest_boot_cost")
+_HEADLINES: tuple[Metric, ...] = (
+    "bar_map_cost_per_boot", "bar_map_cost", "pfn_lookups_per_map", "guest_boot_cost",
+)  # fmt: skip
+"""What decides without an expectation: the first of these that was measured. Of a guest boot it is
+the sum of its maps: a median of maps that are cold and warm may be at the edge of either."""
+
+
+@dataclass(frozen=True)
+class SlowTrial:
+    """A trial that costs far more than trials of both arms usually do."""
+
+    trial: str
+    arm: ArmName
+    value: float
+    level: Level | None
+    """Leaves by which its BAR was mapped, with the reasons; None if that is not known."""
 
 
 @dataclass(frozen=True)
@@ -67,18 +75,25 @@ class MetricComparison:
     candidate: tuple[float, ...]
     effect: Effect
     control: Effect | None = None
-    """Effect between trials of one kernel. In a run: baseline against control. Across two runs:
-    the other arm of both."""
+    """Effect between trials of one kernel: baseline against control."""
     controls: tuple[float, ...] = ()
     """Values of the control, which take the place of the candidate's."""
+    slow: tuple[SlowTrial, ...] = ()
+    """The slow trials of both arms, in the order in which they ran."""
+    edges: Mapping[ArmName, Shape] = field(default_factory=dict)
+    """The arms whose trials have their median at the edge of two modes."""
 
     @cached_property
     def shapes(self) -> dict[ArmName, tuple[Shape, ...]]:
-        """Shapes of the arms whose times are not one cloud around one value. Times only."""
-        if self.unit != "s":
-            return {}
-        by_arm = {arm: find_shapes(getattr(self, arm)) for arm in ARMS}
-        return {arm: seen for arm, seen in by_arm.items() if seen}
+        """Shapes of the arms whose times are not one cloud around one value; instructions have
+        edges only."""
+        by_arm: dict[ArmName, tuple[Shape, ...]] = {}
+        for arm in ARMS:
+            shapes = find_shapes(getattr(self, arm)) if self.unit == "s" else ()
+            shapes += (self.edges[arm],) if arm in self.edges else ()
+            if shapes:
+                by_arm[arm] = shapes
+        return by_arm
 
     @property
     def verdict(self) -> Verdict:
@@ -92,6 +107,13 @@ class MetricComparison:
     def ratio(self) -> float | None:
         """Candidate / baseline; below 1 the candidate is cheaper. None if the baseline is zero."""
         return self.effect.ratio
+
+    @property
+    def bench_resolution(self) -> float | None:
+        """Share by which the baseline's kernel may differ from itself here, from the interval of
+        its control: "this bench resolves 1.4 %". None if there is no such interval."""
+        interval = self.control and self.control.interval
+        return max(interval[1], 1 / interval[0]) - 1 if interval and interval[0] > 0 else None
 
 
 @dataclass(frozen=True)
@@ -110,6 +132,9 @@ class Comparison:
     """Conditions under which the arms were measured, and their differences."""
     paired: bool = True
     """False if the arms are of different runs."""
+    has_reference: bool = False
+    """True if each of these runs is judged by its ratios to the other arm, which is the same in
+    both."""
     variable: Variable | None = None
     """The variable: what the arms differ in."""
     expect: Mapping[Metric, Expectation] = field(default_factory=dict)
@@ -118,6 +143,10 @@ class Comparison:
     """Settings by which the scenario is judged."""
     accel: str = "none"
     """How the host ran: kvm, tcg, exact, or none for a real machine."""
+    levels: Levels = field(default_factory=Levels)
+    """What counts at the look at which the run is judged."""
+    changed_functions: frozenset[str] | None = None
+    """Functions in the kernel's files that the arms' series touch. None if that is not known."""
 
     @cached_property
     def outcome(self) -> Outcome:
@@ -154,14 +183,22 @@ def compare_trials(
     conditions: Conditions | None = None,
     *,
     paired: bool = True,
+    references: Sequence[TrialResult] = (),
+    floors: Callable[[Metric], float | None] | None = None,
 ) -> Comparison:
     """Return effect and verdict of every metric that both arms have. `planned`: number of trials
     of the complete run. With the accelerator exact, metrics that are otherwise in seconds are in
-    Ginsn, 10^9 instructions. `paired`: False if the arms are of different runs."""
-    rule = Rule(scenario.judgement.margin, scenario.judgement.floor)
-    estimates = _estimate_metrics(scenario.workload, results, accel, paired=paired)
+    Ginsn, 10^9 instructions. `paired`: False if the arms are of different runs, whose same other
+    arm has the trials `references` (estimate_metrics). `floors` returns the smallest change of a
+    metric that is called one, if that may be larger than the scenario's."""
+    levels = _choose_levels(scenario.trials, results) if paired else Levels()
+    rule = Rule(scenario.judgement.margin, scenario.judgement.floor, levels)
+    estimates = estimate_metrics(
+        results, scenario.workload, accel, rule, shares_boots=not scenario.host.fresh_boots,
+        paired=paired, references=references,
+    )  # fmt: skip
     deciding = _choose_deciding(scenario.expect, [*estimates])
-    metrics = _judge_metrics(estimates, rule, deciding)
+    metrics = _judge_metrics(estimates, rule, deciding, results, floors)
     verdict = _verdict(results, metrics, deciding)
     if len(guest_accels(results)) > 1:
         verdict = "invalid"  # KVM against emulation is no evidence on kernels
@@ -171,90 +208,37 @@ def compare_trials(
         verdict = "inconclusive"
     return Comparison(
         scenario.name, verdict, tuple(results), tuple(metrics), kernels, planned, deciding,
-        conditions, paired, expect=scenario.expect, judgement=scenario.judgement, accel=accel,
+        conditions, paired, has_reference=bool(references), expect=scenario.expect,
+        judgement=scenario.judgement, accel=accel, levels=levels,
     )  # fmt: skip
 
 
-def add_control(comparison: Comparison, beside: Comparison) -> Comparison:
-    """Return the comparison with a control for each metric: the effect that `beside` has between
-    trials of one kernel."""
-    metrics = tuple(
-        replace(metric, control=control.effect, controls=control.candidate)
-        if (control := beside.metric(metric.name)) is not None
-        else metric
-        for metric in comparison.metrics
-    )
-    verdict = comparison.verdict
-    # as in a run: an arm that fails more often is worse, whatever its times are
-    if not has_more_failures(comparison) and any(
-        m.verdict == "invalid" for m in metrics if m.name in comparison.deciding
-    ):
-        verdict = "invalid"
-    return replace(comparison, metrics=metrics, verdict=verdict)
-
-
-class _Estimated(NamedTuple):
-    """A metric that both arms have, before its p is adjusted."""
-
-    unit: str
-    values: dict[Role, dict[int, float]]
-    """Values of each role, by pair."""
-    estimate: Estimate
-    resolution: Resolution
-
-
-def _estimate_metrics(
-    workload: Workload, results: Sequence[TrialResult], accel: str, *, paired: bool
-) -> dict[Metric, _Estimated]:
-    estimates: dict[Metric, _Estimated] = {}
-    for name in _names(results):
-        unit, resolution = unit_of(name, accel), resolution_of(workload, name)
-        values = {role: values_by_pair(results, role, name) for role in (*ARMS, CONTROL)}
-        before, after = values["baseline"], values["candidate"]
-        if before and after:
-            pairs = [(before[pair], after[pair]) for pair in before if pair in after]
-            estimate = estimate_ratio(
-                unit, [*before.values()], [*after.values()], pairs if paired else None, resolution
-            )
-            estimates[name] = _Estimated(unit, values, estimate, resolution)
-    return estimates
+def _choose_levels(trials: Trials, results: Sequence[TrialResult]) -> Levels:
+    """Return what counts after the pairs so far."""
+    if trials.until is None:
+        return Levels()
+    pairs = max((result.pair for result in results), default=0)
+    return levels_at(pairs, trials.until.max_pairs)
 
 
 def _judge_metrics(
-    estimates: Mapping[Metric, _Estimated], rule: Rule, deciding: Sequence[Metric]
+    estimates: Mapping[Metric, EstimatedMetric],
+    rule: Rule,
+    deciding: Sequence[Metric],
+    results: Sequence[TrialResult],
+    floors: Callable[[Metric], float | None] | None,
 ) -> list[MetricComparison]:
+    tails = {name: of.estimate.tail for name, of in estimates.items()}
     ps = _adjust_apart({name: of.estimate.p for name, of in estimates.items()}, deciding)
-    return [
-        _judge_metric(name, of, judge_effect(of.estimate, rule, ps[name]), rule)
-        for name, of in estimates.items()
-    ]
-
-
-def unit_of(name: Metric, accel: str) -> str:
-    """Return the metric's unit: count, s, or for a cost on an exact host Ginsn: 10^9
-    instructions. That host's clocks advance by 1 ns with each instruction, so a clock that reads
-    1 s has counted 1 Ginsn."""
-    kind = METRICS[name.partition("@")[0]]
-    if kind == "cost":
-        return "Ginsn" if accel == "exact" else "s"
-    return kind
-
-
-def resolution_of(workload: Workload, name: Metric) -> Resolution:
-    """Return how near two values of a metric in Ginsn must be to be the same number."""
-    if workload == "map":
-        return OF_MAPS
-    if name.startswith("guest_"):
-        return OF_BOOTS
-    return OF_UNMAPS_IN_BOOTS if name.startswith("bar_unmap") else OF_MAPS_IN_BOOTS
-
-
-def values_by_pair(results: Sequence[TrialResult], role: Role, name: Metric) -> dict[int, float]:
-    """Return the metric's value of each measured trial that has one, by pair."""
-    return {
-        r.pair: value for r in results
-        if r.arm == role and r.kind == "measured" and (value := r.value(name)) is not None
-    }  # fmt: skip
+    tail_ps = _adjust_apart(
+        {name: None if tail is None else tail.p for name, tail in tails.items()}, deciding
+    )
+    metrics = []
+    for name, of in estimates.items():
+        floor = max(rule.floor, (floors(name) if floors is not None else None) or 0.0)
+        effect = judge_effect(of.estimate, replace(rule, floor=floor), ps[name], tail_ps[name])
+        metrics.append(_judge_metric(name, of, effect, results))
+    return metrics
 
 
 def _adjust_apart(
@@ -267,19 +251,43 @@ def _adjust_apart(
     return out
 
 
-def _judge_metric(name: Metric, of: _Estimated, effect: Effect, rule: Rule) -> MetricComparison:
+def _judge_metric(
+    name: Metric, of: EstimatedMetric, effect: Effect, results: Sequence[TrialResult]
+) -> MetricComparison:
     baseline, candidate, control = (tuple(of.values[role].values()) for role in (*ARMS, CONTROL))
-    beside = None
-    if control:
-        against_itself = estimate_ratio(of.unit, baseline, control, None, of.resolution)
-        beside = judge_effect(against_itself, rule, against_itself.p)
-    return MetricComparison(name, of.unit, baseline, candidate, effect, beside, control)
+    beside = None if of.control is None else judge_effect(of.control, Rule(), of.control.p)
+    tail = effect.estimate.tail
+    slow = () if tail is None or of.is_ratio else _name_slow_trials(results, name, tail.limit)
+    return MetricComparison(
+        name, of.unit, baseline, candidate, effect, beside, control, slow,
+        _find_edges(results, name) if of.unit != "count" else {},
+    )  # fmt: skip
 
 
-def _names(results: Sequence[TrialResult]) -> list[Metric]:
-    """Return every metric that was measured: in the order of METRICS, then point by point."""
-    names = {name: None for result in results for name in result.samples}
-    return [name for name in METRICS if name in names] + [n for n in names if "@" in n]
+def _find_edges(results: Sequence[TrialResult], name: Metric) -> dict[ArmName, Shape]:
+    edges = {
+        arm: find_edge(
+            result.samples.get(name, ())
+            for result in results if result.arm == arm and result.kind == "measured"
+        )
+        for arm in ARMS
+    }  # fmt: skip
+    return {arm: edge for arm, edge in edges.items() if edge is not None}
+
+
+def _name_slow_trials(
+    results: Sequence[TrialResult], name: Metric, limit: float
+) -> tuple[SlowTrial, ...]:
+    place = name.partition("@")[2].rpartition("/")[0]
+    return tuple(
+        SlowTrial(
+            result.name, arm, value,
+            next((level for level in result.findings.levels if place in ("", level.place)), None),
+        )
+        for result in results for arm in ARMS
+        if result.arm == arm and result.kind == "measured"
+        and (value := result.value(name)) is not None and value > limit
+    )  # fmt: skip
 
 
 def _choose_deciding(
@@ -336,6 +344,17 @@ def merge_findings(comparison: Comparison, arm: ArmName) -> Findings:
         tuple(levels.values()),
         next((f.traced for f in of_trials if f.traced), ()),
         next((f.breakdowns for f in of_trials if f.breakdowns), ()),
+    )
+
+
+def subtract_profiles(comparison: Comparison) -> list[ProfileDifference]:
+    """Return how the arms' profiles differ, function by function."""
+    before, after = (merge_findings(comparison, arm) for arm in ARMS)
+    passes = before.passes.get("plain") or before.passes.get("counts")
+    if passes is None:
+        return []
+    return subtract_breakdowns(
+        before.breakdowns, after.breakdowns, passes.bar_bytes, comparison.changed_functions
     )
 
 
@@ -420,8 +439,8 @@ def undecided_trials(results: Sequence[TrialResult]) -> list[TrialResult]:
     charged = failing_arm(attempts_of(results))
     return [
         r for r in results
-        if r.arm in (*ARMS, CONTROL) and r.kind != "measured" and r.charge == "undecided"
-        and r.attempts[-1].arm != charged
+        if r.arm in (*ARMS, CONTROL) and r.kind != "measured"
+        and r.attempts[-1].charge == "undecided" and r.attempts[-1].arm != charged
     ]  # fmt: skip
 
 

@@ -7,15 +7,18 @@ from dataclasses import asdict
 from orchestrator.analysis.boot.cost import cost_json
 from orchestrator.analysis.conditions.conditions import conditions_json
 from orchestrator.analysis.conditions.variable import variable_json
+from orchestrator.analysis.maps.breakdown import ProfileDifference
 from orchestrator.analysis.maps.probe_overhead import compute_probe_costs
 from orchestrator.analysis.trial import Findings
 from orchestrator.analysis.verdict.comparison import (
     Comparison,
+    MetricComparison,
     attempts_of,
     boots_of,
     count_failures,
     find_laws,
     merge_findings,
+    subtract_profiles,
 )
 from orchestrator.analysis.verdict.effect import Effect
 from orchestrator.analysis.verdict.outcome import outcome_json
@@ -45,7 +48,7 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
             },
             **_shown(comparison, arm),
         }  # fmt: skip
-    return {
+    return tidy_floats({
         "schema": COMPARISON_SCHEMA,
         "scenario": comparison.scenario, "verdict": comparison.verdict,
         "outcome": outcome_json(comparison.outcome),
@@ -53,20 +56,75 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
         "metrics": {
             m.name: _effect_json(m.effect) | {
                 "verdict": m.verdict, "deciding": m.name in comparison.deciding,
+                "slow": _slow_json(m), "bench_resolution": m.bench_resolution,
                 "control": m.control and _effect_json(m.control) | {"samples": list(m.controls)},
                 "shapes": {arm: [asdict(shape) for shape in shapes]
                            for arm, shapes in m.shapes.items()},
             }
             for m in comparison.metrics
         },
+        "levels": {"p": comparison.levels.difference, "error": comparison.levels.error},
+        "by_reference": comparison.has_reference,
         "variable": comparison.variable and variable_json(comparison.variable),
         "conditions": comparison.conditions and conditions_json(comparison.conditions),
         "boots": cost_json(boots_of(comparison)),
+        "profiles": [_profile_json(profile) for profile in subtract_profiles(comparison)],
         **_attempts_json(comparison),
         "problems": [
             {"trial": r.name, "arm": r.arm, "kind": r.kind, "stage": r.stage, "reason": r.reason,
              "charge": r.attempts[-1].charge, "message": r.message}
             for r in comparison.results if r.kind != "measured"
+        ],
+    })  # fmt: skip
+
+
+def tidy_floats(document: dict[str, object]) -> dict[str, object]:
+    """Return a document whose numbers have fourteen digits: sums and ratios of floats have dust
+    beyond them, 0.00043450000000000004."""
+    tidied = _tidy(document)
+    assert isinstance(tidied, dict)
+    return tidied
+
+
+def _tidy(value: object) -> object:
+    if isinstance(value, float):
+        return float(f"{value:.14g}")
+    if isinstance(value, dict):
+        return {key: _tidy(inner) for key, inner in value.items()}
+    return [_tidy(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _profile_json(profile: ProfileDifference) -> dict[str, object]:
+    """Return the difference of two profiles. `per_page`: instructions for each page of 4 KiB."""
+    return {
+        "operation": profile.operation, "state": profile.state,
+        "baseline": profile.baseline, "candidate": profile.candidate,
+        "outside_series": profile.outside_series,
+        "functions": [
+            {"function": change.function, "baseline": change.baseline,
+             "candidate": change.candidate, "per_page": change.per_page,
+             "in_series": change.in_series}
+            for change in profile.functions
+        ],
+    }  # fmt: skip
+
+
+def _slow_json(metric: MetricComparison) -> dict[str, object] | None:
+    """Return the slow trials of both arms. `excluded_share`: the run excludes that more of the
+    candidate's boots are slow. None if there are too few trials."""
+    tail = metric.effect.estimate.tail
+    if tail is None:
+        return None
+    return {
+        "limit": tail.limit, "p": tail.p, "p_adjusted": metric.effect.tail_p_adjusted,
+        "excluded_share": tail.excluded_share,
+        "baseline": {"slow": tail.baseline_slow, "of": tail.baseline_trials},
+        "candidate": {"slow": tail.candidate_slow, "of": tail.candidate_trials},
+        "trials": [
+            {"trial": slow.trial, "value": slow.value,
+             "leaf": slow.level and slow.level.leaf,
+             "reasons": [reason.name for reason in slow.level.reasons] if slow.level else []}
+            for slow in metric.slow
         ],
     }  # fmt: skip
 
@@ -93,7 +151,7 @@ def _effect_json(effect: Effect) -> dict[str, object]:
     return {
         "ratio": estimate.ratio, "ci95": estimate.interval and list(estimate.interval),
         "p": estimate.p, "p_adjusted": effect.p_adjusted,
-        "basis": estimate.basis, "pairs": estimate.pairs,
+        "basis": estimate.basis, "pairs": estimate.pairs, "unconfirmed": estimate.unconfirmed,
         "verdict": effect.verdict,
     }  # fmt: skip
 
@@ -116,7 +174,9 @@ def _shown(comparison: Comparison, arm: ArmName) -> dict[str, object]:
         ],
         "scaling": {
             name: {"kind": law.kind, "unit": law.unit, "fixed": law.fixed,
-                   "per_unit": law.per_unit, "residual": law.residual}
+                   "per_unit": law.per_unit, "residual": law.residual,
+                   "sizes": [law.smallest, law.largest], "exponent": law.exponent,
+                   "exponent_ci95": list(law.exponent_interval)}
             for name, law in find_laws(comparison, arm).items()
         },
         "looking": [asdict(cost) for cost in compute_probe_costs(shown.passes)],

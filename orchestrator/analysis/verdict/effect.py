@@ -1,82 +1,93 @@
 """Effect between two arms' values of one metric: its ratio, interval, p and verdict. Pure.
 
 Times of host boots are noisy, and not normal: heavy tails, two modes, a machine that slows down.
-So nothing here assumes a distribution. Trials come in pairs, one of each arm, one after the other.
-The log ratios d = log(candidate / baseline) of the pairs are judged. They are symmetric around the
-effect if the noise of both arms is alike, whatever its distribution, and slow drift cancels in
-them, being the same on both sides:
+So nothing here assumes a distribution. Trials come in pairs, one of each arm, in turns. The log
+ratios d = log(candidate / baseline) of the pairs are judged. They are symmetric around the effect
+if the noise of both arms is alike, whatever its distribution, and slow drift cancels in them,
+being the same on both sides:
 
 - estimate: the Hodges-Lehmann estimator, the median of all (d_i + d_j) / 2, i <= j (Hodges and
   Lehmann 1963);
 - interval: two order statistics of the same averages. Their coverage is known exactly from the
-  null distribution of Wilcoxon's signed rank; it is the nearest to 95 % (for six pairs 93.75 %);
+  null distribution of Wilcoxon's signed rank, and is at least 95 %. A run that is looked at
+  several times has the repeated interval, which is wider (sequential.py);
 - p: Wilcoxon's signed-rank test, which is the permutation test that swaps the arms within pairs.
 
 Arms without pairs (a control, two runs of different days) are judged by the two-sample forms: the
-differences of all logs, Mann and Whitney's U. `ci/bench/verdicts.py` measures the false alarms,
-power and coverage of these verdicts.
+differences of all logs, Mann and Whitney's U. Trials that are slow now and then are judged besides
+(tail.py). `ci/bench/verdicts.py` measures the false alarms, power and coverage of these verdicts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from statistics import median, median_low
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.analysis.verdict.ranks import (
+    rank_sum_index,
+    signed_rank_index,
+    signed_rank_p,
+)
+from orchestrator.analysis.verdict.sequential import ALPHA, LEAST_FOR_P, Levels
+from orchestrator.analysis.verdict.tail import Tail, find_tail
+
 Verdict = Literal["improved", "regressed", "equivalent", "inconclusive", "invalid"]
 Basis = Literal["count", "exact", "trials", "few"]
 """Basis of a verdict. count: numbers that are the same in every trial of an arm. exact:
-instruction counts, to their resolution. trials: the statistics above. few: too few trials for
-them."""
+instruction counts of maps, to their resolution. trials: the statistics above. few: too few trials
+for them."""
 
-ALPHA = 0.002
-"""Largest adjusted p of a change that is called a difference. A run with trials.until is judged up
-to a dozen times; with this limit, at most 1 % of such runs call a difference if there is none."""
-CONFIDENCE = 0.95
 LEAST_FOR_INTERVAL = 6
 """Least number of pairs, or of trials of each arm, for an interval."""
-LEAST_FOR_P = 10
-"""Least number of pairs for a p: with nine the smallest possible p is 2/2^9, above ALPHA."""
+LEAST_FOR_EQUIVALENCE = 10
+"""Least number of pairs with which noisy arms are called equivalent: fewer say nothing about boots
+that are slow now and then."""
 FEW_FLOOR = 2.0
 """Least factor between the arms' medians that is a difference if there are too few trials for
-statistics. The arms must not overlap, either. No noise that was recorded comes near it."""
+statistics. The arms must not overlap, either."""
+ONE_PAIR_FLOOR = 10.0
+"""The same of a single pair. Of the recorded times of one kernel, single pairs differed by a
+factor of two in 3.3 % of cases, on a machine with other work to do; another pair has to confirm
+that."""
+_CLOCK = 1e-9
+"""Finest step of any clock here: a nanosecond, or one instruction in Ginsn."""
 
 
 @dataclass(frozen=True)
 class Resolution:
-    """Instruction counts of two host boots are the same number if they are this near."""
+    """How far apart instruction counts of two host boots may be, if they have one kernel."""
 
     ratio: float
     ginsn: float
     """Counts no further apart than this, in 10^9 instructions, are the same whatever their
     ratio."""
+    exact: bool = False
+    """True: the counts are the same every time, to this resolution, and one trial is enough.
+    False: they are as noisy as times, and this is the widest noise that was seen."""
+
+    def covers(self, low: float, high: float) -> bool:
+        """True if two counts are no further apart than this."""
+        return high <= low * self.ratio or high - low <= self.ginsn
 
 
-OF_MAPS = Resolution(1.0005, 400e-9)
+OF_MAPS = Resolution(1.0005, 400e-9, exact=True)
 """Maps without a guest: they differ by the timer's phase, or by an allocation that took another
 path. ci/bench/exact.py measures it."""
-OF_MAPS_IN_BOOTS = Resolution(1.15, 5e-6)
+OF_MAPS_IN_BOOTS = Resolution(1.26, 5e-6)
 """Maps of a guest boot: an unpatched kernel's work for a page depends on the shape of QEMU's maple
-tree, which differs from boot to boot (1065 to 1197 instructions seen)."""
+tree, which differs from boot to boot. The recorded pages cost 997.6 to 1249.3 instructions."""
 OF_UNMAPS_IN_BOOTS = Resolution(1.02, 5e-6)
 """Unmaps of a guest boot: timers and preemption come between. Boots of one kernel were 0.2 %
 apart, unmaps that are not preempted 1.2 %."""
 OF_BOOTS = Resolution(1.15, 3.0)
 """A guest boot from QEMU's start, its maps included; firmware and kernel wait for timers of their
 own: ten boots of one kernel were up to 2.3 Ginsn apart."""
-
-_EXACT_UP_TO = 60
-"""Largest number of pairs for which the null distribution of the signed rank is computed. Beyond
-it, the normal approximation is good enough."""
-_EXACT_P_UP_TO, _EXACT_P_UP_TO_TIED = 50, 13
-"""Largest numbers of pairs, without and with ties, for which scipy's p is exact. Beyond them scipy
-uses the normal approximation."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +98,8 @@ class Rule:
     """Equivalent: the interval lies within 1 / (1 + margin) .. 1 + margin."""
     floor: float = 0.01
     """A ratio nearer to 1 than this is never called a difference."""
+    levels: Levels = field(default_factory=Levels)
+    """What counts at the look at which the run is judged."""
 
 
 @dataclass(frozen=True)
@@ -97,15 +110,26 @@ class Estimate:
     ratio: float | None
     """Candidate / baseline: below 1 the candidate is cheaper. None if the baseline is 0."""
     interval: tuple[float, float] | None = None
-    """95 % interval of the ratio. None if there are too few trials, or if there is no noise."""
+    """95 % interval of the ratio; of a run with `until` the repeated one. None if there are too
+    few trials, or if there is no noise."""
     p: float | None = None
     """Two-sided. None if there are too few trials, or if there is no noise."""
     apart: bool = False
     """True if the trials of the two arms do not overlap."""
+    floor: float = FEW_FLOOR
+    """Factor between the arms' medians from which a few trials are enough: FEW_FLOOR,
+    ONE_PAIR_FLOOR for a single pair, or the resolution of an exact guest boot."""
     far: bool = False
-    """True if the arms' medians differ by FEW_FLOOR."""
+    """True if the arms' medians differ by this factor."""
+    unconfirmed: bool = False
+    """True if a single pair differs by FEW_FLOOR, which another pair has to confirm."""
     same: bool = False
     """True if the arms' numbers are the same; only for numbers without noise."""
+    within: float | None = None
+    """Factor that the arms are at most apart, to the bench's resolution. It takes the place of an
+    interval: for exact counts, and for few guest boots that are within the resolution."""
+    tail: Tail | None = None
+    """Slow trials of both arms; None if there are too few trials, or no noise."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +140,8 @@ class Effect:
     verdict: Verdict
     p_adjusted: float | None = None
     """p, adjusted for the metrics that are judged together (Holm 1979)."""
+    tail_p_adjusted: float | None = None
+    """p of the slow trials, adjusted in the same way."""
 
     @property
     def ratio(self) -> float | None:
@@ -124,6 +150,11 @@ class Effect:
     @property
     def interval(self) -> tuple[float, float] | None:
         return self.estimate.interval
+
+    @property
+    def is_noisy(self) -> bool:
+        """True if trials of one arm differ by chance."""
+        return self.estimate.basis not in ("count", "exact")
 
     @property
     def half_width(self) -> float | None:
@@ -140,13 +171,35 @@ def estimate_ratio(
     candidate: Sequence[float],
     pairs: Sequence[tuple[float, float]] | None,
     resolution: Resolution = OF_MAPS,
+    rule: Rule | None = None,
+    *,
+    confirmed: bool | None = None,
 ) -> Estimate:
     """Estimate the effect between two arms with at least one value each. `unit`: s, count or
-    Ginsn; `resolution` applies to Ginsn only. `pairs`: the values of the complete pairs, baseline
-    first; None if the arms have no pairs."""
+    Ginsn; `resolution` applies to Ginsn only. `pairs`: the values of the independent pairs,
+    baseline first; None if the arms have no pairs. `confirmed`: whether a difference by FEW_FLOOR
+    needs no other pair, because there are several, or because a count proves it; by default, if
+    there are several trials of each arm."""
+    rule = rule or Rule()
+    if unit == "Ginsn" and resolution.exact:
+        return _exact(baseline, candidate, resolution)
+    estimate = _estimate(unit, baseline, candidate, pairs, rule.levels.error)
+    if estimate.basis == "count":
+        return estimate
+    estimate = replace(estimate, tail=find_tail(baseline, candidate, rule.margin))
     low, high = sorted((median(baseline), median(candidate)))
-    estimate = _estimate(unit, baseline, candidate, pairs, resolution)
-    return replace(estimate, far=high >= FEW_FLOOR * low)
+    if unit == "Ginsn":
+        low, high = sorted((median_low(baseline), median_low(candidate)))
+        within, floor = None, _share(resolution, low)
+        if estimate.basis == "few" and high <= floor * low:
+            within = _reach(baseline, candidate) * floor
+        return replace(estimate, floor=floor, far=high > floor * low, within=within)
+    if confirmed is None:
+        confirmed = min(len(baseline), len(candidate)) > 1
+    floor = FEW_FLOOR if confirmed else ONE_PAIR_FLOOR
+    far = high >= floor * low
+    unconfirmed = estimate.apart and not far and high >= FEW_FLOOR * low
+    return replace(estimate, floor=floor, far=far, unconfirmed=unconfirmed)
 
 
 def _estimate(
@@ -154,10 +207,8 @@ def _estimate(
     baseline: Sequence[float],
     candidate: Sequence[float],
     pairs: Sequence[tuple[float, float]] | None,
-    resolution: Resolution,
+    error: float,
 ) -> Estimate:
-    if unit == "Ginsn":
-        return _exact(baseline, candidate, resolution)
     constant = len({*baseline}) == 1 == len({*candidate})
     nothing = not any(baseline) and not any(candidate)  # 0 s: it never happened
     if constant and (unit == "count" or nothing):
@@ -172,8 +223,12 @@ def _estimate(
         ratio = _ratio(median(baseline), median(candidate))
         return Estimate("few", _number(baseline, candidate, pairs), ratio, apart=apart)
     if pairs is None:
-        return _unpaired(baseline, candidate, apart=apart)
-    return _paired(baseline, candidate, pairs, apart=apart)
+        estimate = _unpaired(baseline, candidate, error, apart=apart)
+    else:
+        estimate = _paired(baseline, candidate, pairs, error, apart=apart)
+    if estimate.interval is None or unit == "count":
+        return estimate
+    return replace(estimate, interval=_widen(estimate.interval, baseline, candidate))
 
 
 def _number(baseline: Sequence[float], candidate: Sequence[float],
@@ -193,15 +248,34 @@ def _exact(
     # chance only adds to an instruction count, so the lower of two is taken
     before, after = median_low(baseline), median_low(candidate)
     low, high = sorted((before, after))
-    same = high <= low * resolution.ratio or high - low <= resolution.ginsn
+    same = resolution.covers(low, high)
     overlap = min(candidate) <= max(baseline) and min(baseline) <= max(candidate)
     pairs = min(len(baseline), len(candidate))
-    return Estimate("exact", pairs, _ratio(before, after), apart=not (same or overlap), same=same)
+    within = high / low if low > 0 else 1.0 if not high else math.inf
+    if same and within > resolution.ratio:
+        within = max(within, _share(resolution, low))
+    if overlap and not same:
+        within = _reach(baseline, candidate)
+    return Estimate(
+        "exact", pairs, _ratio(before, after), apart=not (same or overlap), same=same,
+        within=within,
+    )  # fmt: skip
+
+
+def _reach(baseline: Sequence[float], candidate: Sequence[float]) -> float:
+    """Return the factor between the arms' extremes that are the furthest apart."""
+    factors = (max(candidate), min(baseline)), (max(baseline), min(candidate))
+    return max(high / low if low > 0 else math.inf for high, low in factors)
+
+
+def _share(resolution: Resolution, count: float) -> float:
+    """Return the factor that the resolution is of a count."""
+    return max(resolution.ratio, 1 + resolution.ginsn / count if count > 0 else math.inf)
 
 
 def _paired(
     baseline: Sequence[float], candidate: Sequence[float], pairs: Sequence[tuple[float, float]],
-    *, apart: bool,
+    error: float, *, apart: bool,
 ) -> Estimate:  # fmt: skip
     n = len(pairs)
     if n == 0:
@@ -212,13 +286,16 @@ def _paired(
     for i in range(n):
         averages[at : at + n - i] = (d[i:] + d[i]) / 2
         at += n - i
-    ratio, interval = _middle(averages, signed_rank_index(n) if n >= LEAST_FOR_INTERVAL else None)
+    index = signed_rank_index(n, error) if n >= LEAST_FOR_INTERVAL else None
+    ratio, interval = _middle(averages, index)
     if n < LEAST_FOR_P:
         return Estimate("few", n, ratio, interval, apart=apart)
     return Estimate("trials", n, ratio, interval, signed_rank_p(d), apart)
 
 
-def _unpaired(baseline: Sequence[float], candidate: Sequence[float], *, apart: bool) -> Estimate:
+def _unpaired(
+    baseline: Sequence[float], candidate: Sequence[float], error: float, *, apart: bool
+) -> Estimate:
     from scipy import stats  # noqa: PLC0415  # a second to import, which few verdicts need
 
     n = min(len(baseline), len(candidate))
@@ -226,12 +303,28 @@ def _unpaired(baseline: Sequence[float], candidate: Sequence[float], *, apart: b
     differences = (after[:, None] - before[None, :]).ravel()
     index = None
     if n >= LEAST_FOR_INTERVAL:
-        index = rank_sum_index(len(baseline), len(candidate))
+        index = rank_sum_index(len(baseline), len(candidate), error)
     ratio, interval = _middle(differences, index)
     if 2 / math.comb(len(baseline) + len(candidate), n) > ALPHA:
         return Estimate("few", n, ratio, interval, apart=apart)
     p = stats.mannwhitneyu(before, after).pvalue
     return Estimate("trials", n, ratio, interval, float(p), apart)
+
+
+def _widen(
+    interval: tuple[float, float], baseline: Sequence[float], candidate: Sequence[float]
+) -> tuple[float, float]:
+    """Widen an interval by what the clock leaves open: each value is known to half a step."""
+    step = clock_step([*baseline, *candidate])
+    open_share = step / 2 * (1 / median(baseline) + 1 / median(candidate))
+    low, high = interval
+    return low * max(0.0, 1 - open_share), high * (1 + open_share)
+
+
+def clock_step(values: Sequence[float]) -> float:
+    """Return the largest step of which all values are multiples: 0.004 s of a clock that ticks 250
+    times a second, and hardly a nanosecond of a fine one."""
+    return math.gcd(*(round(value / _CLOCK) for value in values)) * _CLOCK
 
 
 def _middle(
@@ -249,96 +342,59 @@ def _middle(
     return float(np.exp(centre)), (low, high)
 
 
-def signed_rank_p(d: NDArray[np.float64]) -> float:
-    """Return the p of scipy's `wilcoxon(d, zero_method="zsplit")`. With ties scipy enumerates the
-    signs, which takes a hundred times as long."""
-    if not np.any(d):
-        return 1.0
-    sizes = np.abs(d)
-    tied = len(np.unique(sizes)) < len(d) or not np.all(d)
-    if len(d) > (_EXACT_P_UP_TO_TIED if tied else _EXACT_P_UP_TO):
-        from scipy import stats  # noqa: PLC0415  # a second to import
-
-        return float(stats.wilcoxon(d, zero_method="zsplit").pvalue)
-    ordered = np.sort(sizes)
-    # twice the rank, since ties have ranks of halves
-    first, last = (np.searchsorted(ordered, sizes, side) for side in ("left", "right"))
-    ranks = first + last + 1
-    below = np.cumsum(_rank_sums(ranks[d != 0]))
-    rank_sum = int(ranks[d > 0].sum())
-    return min(1.0, 2 * float(min(below[rank_sum], below[-1 - rank_sum])))
+def judge_effect(
+    estimate: Estimate, rule: Rule, p: float | None, tail_p: float | None = None
+) -> Effect:
+    """Judge an estimate. `p`, `tail_p`: its p values, adjusted for the metrics that are judged
+    together with it."""
+    verdict = _locate(estimate, rule, p)
+    tail = estimate.tail
+    if tail is not None:
+        if tail_p is not None and tail_p <= rule.levels.difference:
+            verdict = _add_tail(verdict, worse=tail.is_worse)
+        elif verdict == "equivalent" and not tail.permits_equivalence:
+            verdict = "inconclusive"
+    return Effect(estimate, verdict, p, tail_p)
 
 
-def _rank_sums(ranks: Iterable[int]) -> NDArray[np.float64]:
-    """Return the probability of each sum of the ranks whose sign is +, if both signs are equally
-    likely."""
-    ways = np.array([1.0])
-    for rank in ranks:
-        more = np.zeros(len(ways) + rank)
-        more[: len(ways)] += ways / 2
-        more[rank:] += ways / 2
-        ways = more
-    return ways
+def _add_tail(verdict: Verdict, *, worse: bool) -> Verdict:
+    """Return the verdict of an arm that is slow more often (`worse`), or less often. A faster arm
+    that is slow more often is neither better nor worse."""
+    if worse:
+        return "inconclusive" if verdict == "improved" else "regressed"
+    return "regressed" if verdict == "regressed" else "improved"
 
 
-@lru_cache
-def signed_rank_index(n: int) -> int:
-    """Return the index, counted from 0 at either end, of those order statistics of the (d_i + d_j)
-    / 2 of n pairs that bound the interval: the two whose coverage is nearest to 95 %."""
-    total = n * (n + 1) // 2
-    if n > _EXACT_UP_TO:
-        return _normal_index(total / 2, math.sqrt(n * (n + 1) * (2 * n + 1) / 24))
-    return _nearest_index(np.cumsum(_rank_sums(range(1, n + 1)))[: total // 2])
-
-
-@lru_cache
-def rank_sum_index(n: int, m: int) -> int:
-    """Return the same index for the n x m differences of two arms without pairs."""
-    if n * m > 2500:
-        return _normal_index(n * m / 2, math.sqrt(n * m * (n + m + 1) / 12))
-    # ways[k][u]: in how many ways k of the first i ranks have U = u (Mann and Whitney 1947)
-    ways = np.zeros((n + 1, n * m + 1))
-    ways[0, 0] = 1.0
-    for i in range(1, n + m + 1):
-        for k in range(min(i, n), 0, -1):
-            if 0 <= (step := i - k) <= m:
-                ways[k, step:] += ways[k - 1, : n * m + 1 - step]
-    return _nearest_index(np.cumsum(ways[n] / ways[n].sum())[: n * m // 2])
-
-
-def _nearest_index(below: NDArray[np.float64]) -> int:
-    """Return the index with the coverage nearest to CONFIDENCE. `below[i]`: the probability that
-    the truth is beyond order statistic i of one end."""
-    return int(np.argmin(np.abs(1 - 2 * below - CONFIDENCE)))
-
-
-def _normal_index(mean: float, deviation: float) -> int:
-    return max(0, round(mean - 1.959964 * deviation) - 1)
-
-
-def judge_effect(estimate: Estimate, rule: Rule, p: float | None) -> Effect:
-    """Judge an estimate. `p`: its p value, adjusted for the metrics that are judged together with
-    it."""
-    return Effect(estimate, _verdict(estimate, rule, p), p)
-
-
-def _verdict(estimate: Estimate, rule: Rule, p: float | None) -> Verdict:
+def _locate(estimate: Estimate, rule: Rule, p: float | None) -> Verdict:
+    """Judge where the arms' numbers are, whatever single trials do."""
     ratio = math.inf if estimate.ratio is None else estimate.ratio
     direction: Verdict = "improved" if ratio < 1 else "regressed"
-    if estimate.basis in ("count", "exact"):
-        if estimate.same:
-            return "equivalent"
-        return direction if estimate.apart else "inconclusive"
-    size = max(ratio, 1 / ratio) if ratio else math.inf
-    if estimate.apart and estimate.far:
+    if _differs(estimate, rule, p):
         return direction
-    if p is not None and p <= ALPHA and size >= 1 + rule.floor:
-        return direction
-    if estimate.interval is not None:
-        low, high = estimate.interval
-        if 1 / (1 + rule.margin) < low and high < 1 + rule.margin:
-            return "equivalent"
-    return "inconclusive"
+    same = estimate.same if estimate.basis == "count" else _is_within(estimate, rule)
+    return "equivalent" if same else "inconclusive"
+
+
+def _differs(estimate: Estimate, rule: Rule, p: float | None) -> bool:
+    """True if the arms' numbers differ, and by no less than is worth a word."""
+    ratio = estimate.ratio
+    if estimate.basis == "count":
+        return estimate.apart
+    if ratio and max(ratio, 1 / ratio) < 1 + rule.floor:
+        return False
+    if p is not None and p <= rule.levels.difference:
+        return True
+    return estimate.apart and (estimate.far or estimate.basis == "exact")
+
+
+def _is_within(estimate: Estimate, rule: Rule) -> bool:
+    """True if all that the effect may be lies within the margin."""
+    if estimate.within is not None:
+        return estimate.within <= 1 + rule.margin
+    if estimate.interval is None or estimate.pairs < LEAST_FOR_EQUIVALENCE:
+        return False
+    low, high = estimate.interval
+    return 1 / (1 + rule.margin) < low and high < 1 + rule.margin
 
 
 def adjust_holm(ps: Sequence[float | None]) -> list[float | None]:
@@ -354,9 +410,10 @@ def adjust_holm(ps: Sequence[float | None]) -> list[float | None]:
 
 
 def is_precise(effect: Effect, precision: float) -> bool:
-    """True if more trials are of no use: the effect is known to `precision` of the baseline, and
-    its verdict is clear. Numbers without noise need one trial."""
-    if effect.estimate.basis in ("count", "exact"):
+    """True if more trials are of no use: the effect is known to `precision` of the baseline, its
+    verdict is clear, and if that is that nothing changed, slow boots would have shown. Numbers
+    without noise need one trial."""
+    if not effect.is_noisy:
         return True
     if effect.interval is None:
         return False
@@ -365,4 +422,6 @@ def is_precise(effect: Effect, precision: float) -> bool:
         return False  # perhaps a difference, which so few trials cannot call
     width = effect.half_width
     clear = effect.verdict in ("improved", "regressed", "equivalent")
+    if effect.verdict == "equivalent" and (tail := effect.estimate.tail) is not None:
+        clear = tail.is_settled
     return clear and width is not None and width <= precision

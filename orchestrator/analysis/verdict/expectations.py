@@ -10,7 +10,7 @@ from orchestrator.analysis.verdict.comparison import (
     MetricComparison,
     has_more_failures,
 )
-from orchestrator.analysis.verdict.effect import FEW_FLOOR, Verdict
+from orchestrator.analysis.verdict.effect import LEAST_FOR_EQUIVALENCE, Verdict
 from orchestrator.scenario.fields import Bound
 from orchestrator.scenario.vocabulary import ARMS, Metric
 
@@ -68,9 +68,24 @@ def _met(metric: MetricComparison, expectation: str | Bound, margin: float) -> E
         return "met"
     if metric.verdict != "inconclusive":
         return "not met"
-    interval = metric.effect.interval
-    below = expectation == "not-regressed" and interval is not None and interval[1] < 1 + margin
-    return "met" if below else "not known"
+    is_below = expectation == "not-regressed" and _is_clearly_not_worse(metric, margin)
+    return "met" if is_below else "not known"
+
+
+def _is_clearly_not_worse(metric: MetricComparison, margin: float) -> bool:
+    """True if the interval ends below the margin, in enough pairs, and no slow trials of the
+    candidate speak against that."""
+    estimate = metric.effect.estimate
+    if estimate.interval is None or estimate.pairs < LEAST_FOR_EQUIVALENCE:
+        return False
+    return not _is_slow_at_times(metric) and estimate.interval[1] < 1 + margin
+
+
+def _is_slow_at_times(metric: MetricComparison) -> bool:
+    """True if the candidate has so many slow trials more that no interval of the ratio, which is
+    that of its usual trials, can speak for it."""
+    tail = metric.effect.estimate.tail
+    return tail is not None and tail.is_worse and not tail.permits_equivalence
 
 
 def _within(metric: MetricComparison, bound: Bound) -> ExpectationOutcome:
@@ -83,7 +98,7 @@ def _within(metric: MetricComparison, bound: Bound) -> ExpectationOutcome:
         if not (estimate.apart or estimate.same):
             return "not known"
         if estimate.basis == "few":
-            low, high = ratio / FEW_FLOOR, ratio * FEW_FLOOR
+            low, high = ratio / estimate.floor, ratio * estimate.floor
     if bound.holds(low) and bound.holds(high):
-        return "met"
+        return "not known" if bound.limits_above and _is_slow_at_times(metric) else "met"
     return "not known" if bound.holds(low) or bound.holds(high) else "not met"

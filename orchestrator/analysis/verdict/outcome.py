@@ -9,27 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator.analysis.verdict.effect import (
-    ALPHA,
-    LEAST_FOR_INTERVAL,
-    LEAST_FOR_P,
-    Effect,
-    Verdict,
-)
+from orchestrator.analysis.verdict.effect import Effect, Rule, Verdict
+from orchestrator.analysis.verdict.sequential import LEAST_FOR_P
 from orchestrator.scenario.metrics import METRIC_WORDS
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric, is_emulated
 
 if TYPE_CHECKING:
     from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison
 
-SURE_FACTOR = 10.0
-"""A time that differs by this factor needs no second pair. Two recorded times of one kernel, one
-after the other, were up to 2.6 times apart (fixtures/recorded/noise.json)."""
-_QUANTILE_OF_ALPHA = 3.0902
-"""Quantile of the normal distribution for a two-sided p of ALPHA, 0.002."""
-_QUANTILE_OF_INTERVAL = 1.959964
 _MOST_PAIRS = 1000
 """Estimates beyond this are told as more than it: no run makes so many."""
 
@@ -83,9 +73,6 @@ class Outcome:
     trials: dict[ArmName, int]
     """Number of measured trials in each arm."""
     emulation: Emulation
-    pairs_lacking: int
-    """Number of pairs by which the deciding metrics fall short of what the method of their
-    verdict needs before somebody should vouch for it; 0 if they do not."""
 
     @property
     def has_regressions(self) -> bool:
@@ -104,10 +91,11 @@ def find_outcome(comparison: Comparison) -> Outcome:
     besides = [m for m in regressed if m.name not in comparison.deciding]
     undecided = [m for m in comparison.metrics if m.verdict == "inconclusive"]
     bases = {metric.name.partition("@")[0] for metric in comparison.metrics}
-    margin, number = comparison.judgement.margin, max(1, len(deciding))
+    rule = Rule(comparison.judgement.margin, comparison.judgement.floor, comparison.levels)
+    number = max(1, len(deciding))
     # of two nights, more trials of each decide nothing: they share the night
     paired = undecided if comparison.paired else []
-    needed = [pairs_to_decide(metric.effect, margin, number) for metric in paired]
+    needed = [pairs_to_decide(metric.effect, rule, number) for metric in paired]
     return Outcome(
         verdict=comparison.verdict,
         deciding=tuple(deciding),
@@ -123,7 +111,6 @@ def find_outcome(comparison: Comparison) -> Outcome:
         ),
         trials={arm: comparison.count(arm, "measured") for arm in ARMS},
         emulation=_emulation(comparison),
-        pairs_lacking=max((_pairs_lacking(metric) for metric in deciding), default=0),
     )
 
 
@@ -148,7 +135,6 @@ def outcome_json(outcome: Outcome) -> dict[str, object]:
         "not_looked_at": list(outcome.not_looked_at),
         "trials": outcome.trials,
         "emulation": outcome.emulation or None,
-        "pairs_lacking": outcome.pairs_lacking,
     }
 
 
@@ -171,7 +157,7 @@ def group_metrics(
     )
 
 
-def pairs_to_decide(effect: Effect, margin: float, deciding: int) -> int | None:
+def pairs_to_decide(effect: Effect, rule: Rule, deciding: int) -> int | None:
     """Return the number of pairs, in all, that would probably give the effect a clear verdict, or
     None if pairs would not. `deciding`: number of metrics that are tested together.
 
@@ -179,39 +165,27 @@ def pairs_to_decide(effect: Effect, margin: float, deciding: int) -> int | None:
     the number with which, the interval narrowing as the root of the number of pairs, either the
     change becomes significant or the interval fits within the margin.
     """
-    estimate = effect.estimate
+    estimate, levels = effect.estimate, rule.levels
     if estimate.basis in ("count", "exact") or estimate.ratio is None or not estimate.ratio:
         return None
-    least = max(LEAST_FOR_P, math.ceil(math.log2(2 * deciding / ALPHA)))
+    least = max(LEAST_FOR_P, math.ceil(math.log2(2 * deciding / levels.difference)))
     if estimate.interval is None or min(estimate.interval) <= 0:
         return least
     low, high = (math.log(end) for end in estimate.interval)
-    half, change, within = (high - low) / 2, abs(math.log(estimate.ratio)), math.log(1 + margin)
+    half, change = (high - low) / 2, abs(math.log(estimate.ratio))
+    within = math.log(1 + rule.margin)
     growth = [math.inf]
     if change:
-        growth.append(half / change * _QUANTILE_OF_ALPHA / _QUANTILE_OF_INTERVAL)
+        growth.append(half / change * _quantile(levels.difference / 2) / _quantile(levels.error))
     if change < within:
         growth.append(half / (within - change))
     pairs = estimate.pairs * min(growth) ** 2
     return max(least, min(_MOST_PAIRS, math.ceil(pairs)))
 
 
-def least_pairs(effect: Effect) -> int:
-    """Return the number of pairs that the method of the effect's verdict needs before somebody
-    should vouch for it. Counts and instruction counts need one."""
-    estimate = effect.estimate
-    if estimate.basis in ("count", "exact"):
-        return 1
-    if effect.verdict == "equivalent":
-        return LEAST_FOR_INTERVAL
-    if estimate.basis == "few":
-        ratio = math.inf if estimate.ratio is None else estimate.ratio
-        return 1 if ratio >= SURE_FACTOR or ratio <= 1 / SURE_FACTOR else 2
-    return LEAST_FOR_P
-
-
-def _pairs_lacking(metric: MetricComparison) -> int:
-    return max(0, least_pairs(metric.effect) - metric.effect.estimate.pairs)
+def _quantile(tail: float) -> float:
+    """Return the deviations beyond which the normal distribution has this much on one side."""
+    return -NormalDist().inv_cdf(tail)
 
 
 def _emulation(comparison: Comparison) -> Emulation:

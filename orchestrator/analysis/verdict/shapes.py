@@ -7,14 +7,14 @@ knowing: a CPU that throttles, a cache that fills, a boot that takes one of two 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Literal
 
 import numpy as np
 
-ShapeKind = Literal["bimodal", "drifting"]
+ShapeKind = Literal["bimodal", "drifting", "edge"]
 
 LEAST = 12
 """Least number of trials in which a shape is looked for: fewer show none."""
@@ -23,6 +23,9 @@ _SEPARATION = 7.0
 has 2.7; by simulation one in a hundred clouds of a dozen trials has 7, with a gap."""
 _LEAST_SHARE = 0.2
 _P_OF_DRIFT, _LEAST_DRIFT = 0.001, 0.02
+_LEAST_SAMPLES, _EDGE = 6, 1.2
+"""Least number of samples of a trial, and factor between those beside their median, with which
+that median is on the edge of two modes."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,26 @@ def find_shapes(values: Sequence[float]) -> tuple[Shape, ...]:
         return ()
     logs = [math.log(value) for value in values]
     return tuple(shape for shape in (_bimodal(values, logs), _drifting(logs)) if shape)
+
+
+def find_edge(trials: Iterable[Sequence[float]]) -> Shape | None:
+    """Return the shape of trials whose samples have two modes, with the median at the edge of one:
+    a sample more or less in either mode would move it to the other. Maps in a guest boot are such:
+    some find page tables that others have filled. Each of `trials`: the samples of one trial."""
+    for samples in trials:
+        ordered, middle = sorted(samples), len(samples) // 2
+        if len(ordered) < _LEAST_SAMPLES or ordered[0] <= 0:
+            continue
+        # one sample more or less moves the median by half a place
+        if ordered[middle + 1] > _EDGE * ordered[middle - 2 + len(ordered) % 2]:
+            cut = max(range(middle - 1, middle + 2), key=lambda i: ordered[i] / ordered[i - 1])
+            return Shape(
+                "edge",
+                f"the median is at the edge of two modes of a trial's samples: {cut} up to"
+                f" {ordered[cut - 1]:.4g}, {len(ordered) - cut} from {ordered[cut]:.4g}; their sum"
+                " is not",
+            )
+    return None
 
 
 def _bimodal(values: Sequence[float], logs: Sequence[float]) -> Shape | None:

@@ -2,7 +2,8 @@
 
 The rule is applied after each block, to the trials so far. They are enough if every metric that
 decides has an interval as narrow as required and a clear verdict. Looking often and stopping at
-will finds differences where there are none; therefore effect.ALPHA is so small.
+will finds differences where there are none; therefore noisy metrics are looked at after some
+blocks only, and more strictly than once (sequential.py).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import compare_trials, count_more_failures
 from orchestrator.analysis.verdict.effect import is_precise
+from orchestrator.analysis.verdict.sequential import choose_looks
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
 from orchestrator.scenario.vocabulary import ARMS, ArmName
@@ -51,4 +53,9 @@ def is_enough(scenario: Scenario, results: Sequence[TrialResult], accel: str) ->
     precision = scenario.trials.until.precision
     comparison = compare_trials(scenario, {}, results, len(results), accel)
     metrics = [comparison.metric(name) for name in comparison.deciding]
+    pairs = max(result.pair for result in results)
+    if pairs not in choose_looks(scenario.trials.most_pairs) and any(
+        metric is None or metric.effect.is_noisy for metric in metrics
+    ):
+        return False
     return all(metric is not None and is_precise(metric.effect, precision) for metric in metrics)

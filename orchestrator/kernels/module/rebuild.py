@@ -40,6 +40,7 @@ from orchestrator.kernels.module.change import (
 from orchestrator.kernels.module.kbuild import room_of
 from orchestrator.kernels.module.moduletree import STRIPPED, ModuleTree, write_files
 from orchestrator.kernels.series.applying import apply_patches
+from orchestrator.kernels.series.functions import find_definitions
 from orchestrator.kernels.series.git import Git, find_commit, find_repository, own_repository
 from orchestrator.kernels.series.patch import Patch, series_digest, series_facts
 from orchestrator.kernels.series.series import read_series
@@ -307,6 +308,7 @@ def _build(shop: _Workshop, folder: Path) -> None:
         "index": shop.stock.digest if has_same_index else "",
         "source": shop.source.facts(),
         "files": _hashes(shop.change.after),
+        "functions": find_definitions(shop.change.after.values()),
         "passed_over": list(shop.change.passed_over),
         "modules": {
             module: {

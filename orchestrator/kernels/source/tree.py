@@ -26,6 +26,7 @@ from orchestrator.evidence.layout import write_json
 from orchestrator.kernels.debian.index import index_modules
 from orchestrator.kernels.debian.package import bundle_at
 from orchestrator.kernels.image.bundle import KernelBundle, release_in
+from orchestrator.kernels.series.functions import find_definitions
 from orchestrator.kernels.series.patch import Patch, series_digest, series_facts
 from orchestrator.kernels.series.series import read_series
 from orchestrator.kernels.source.buildlog import STEP, first_errors
@@ -146,13 +147,17 @@ class _Build:
         suffix = spec.suffix(spec.tag, spec.patches)
         made = self._make(patched, suffix, "with the series" if spec.patches else "kernel")
         self._take(folder, suffix)
-        proof = None
+        proof = functions = None
         if spec.patches:
+            touched = sorted({name for patch in spec.patches for name in patch.files})
+            paths = [tree.sources / name for name in touched]
+            functions = find_definitions(path.read_bytes() for path in paths if path.is_file())
             proof = self._prove(base, base_suffix)
         write_json(folder / "build.json", {
             "config": {"sha256": sha256_file(folder / "config"),
                        "asked": sorted(f"CONFIG_{n}={v}" for n, v in spec.config.requested.items()
                                        if spec.config.origins[n] != "barometer's host.config")},
+            "functions": functions,
             "compiler": spec.root.compiler, "build_root": spec.root.digest,
             "image_sha256": sha256_file(folder / "vmlinuz"), "built": made, "base_built": proof,
             "seconds": self._seconds,

@@ -319,10 +319,10 @@ def law_chart(points: Points, laws: Mapping[ArmName, Law], unit: str, label: str
     up = axis_of(costs, 1.5)
     parts = [*_value_grid(up, unit, _TOP + 8, _BOTTOM)]
     for arm in ARMS:
-        if (law := laws.get(arm)) is not None:
-            steps = [
-                sizes[0] * (sizes[-1] / sizes[0]) ** (n / _PIECES) for n in range(_PIECES + 1)
-            ]
+        law = laws.get(arm)
+        if law is not None and (covered := [s for s, _ in points[arm] if law.covers(s)]):
+            ends = min(covered), max(covered)
+            steps = [ends[0] * (ends[1] / ends[0]) ** (n / _PIECES) for n in range(_PIECES + 1)]
             places = [
                 (across.x(s), up.y(law.at(s), _TOP + 8, _BOTTOM)) for s in steps if law.at(s) > 0
             ]

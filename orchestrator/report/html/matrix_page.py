@@ -14,7 +14,7 @@ from orchestrator.analysis.verdict.outcome import join_titles
 from orchestrator.report.html.boots_section import middle_boots
 from orchestrator.report.html.charts import strip_chart
 from orchestrator.report.words.outcome_words import describe_regressions, describe_trials
-from orchestrator.report.words.quantities import change_arms, format_quantity, plural
+from orchestrator.report.words.quantities import change_arms, count_cells, format_quantity
 from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import metric_title
 from orchestrator.scenario.vocabulary import ARMS, ArmName
@@ -54,10 +54,10 @@ class MatrixPage:
 
 def build_matrix_page(
     scenario: str, verdict: Verdict, cells: Mapping[str, Comparison | None],
-    links: Mapping[str, str], *, emulated: bool,
+    links: Mapping[str, str], *, of: int, emulated: bool,
 ) -> MatrixPage:  # fmt: skip
     """Return the content of the page. `cells`: None for a cell that has not begun. `links`:
-    addresses of the cells' own pages."""
+    addresses of the cells' own pages. `of`: number of the scenario's cells."""
     begun = {name: cell for name, cell in cells.items() if cell is not None}
     boots = {name: middle_boots(boots_of(cell)) for name, cell in begun.items()}
     longest = max((b.boot_seconds for of in boots.values() for b in of.values()), default=0.0)
@@ -68,7 +68,7 @@ def build_matrix_page(
         scenario=scenario,
         verdict=verdict,
         title=join_titles(outcomes, verdict),
-        summary=f"{plural(len(cells), 'cell')}: "
+        summary=f"{count_cells(len(cells), of)}: "
         + ", ".join(f"{number} {title}" for title, number in counts.items()),
         facts=list(_facts(begun)),
         rows=[_row(n, c, links.get(n, ""), boots[n], longest) for n, c in begun.items()],

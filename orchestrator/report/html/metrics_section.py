@@ -8,17 +8,13 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison
-from orchestrator.analysis.verdict.effect import (
-    ALPHA,
-    FEW_FLOOR,
-    LEAST_FOR_INTERVAL,
-    LEAST_FOR_P,
-)
+from orchestrator.analysis.verdict.effect import LEAST_FOR_INTERVAL
+from orchestrator.analysis.verdict.sequential import LEAST_FOR_P
 from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.report.html.charts import LEAST_PAIRS, arms_chart, forest_chart, sample_chart
 from orchestrator.report.words.quantities import change_text, format_quantity, p_text
 from orchestrator.report.words.samples import Dots, collect_dots, role_values
-from orchestrator.report.words.wording import explain_resolution
+from orchestrator.report.words.wording import explain_few_pairs, explain_resolution
 from orchestrator.scenario.choices import Workload
 from orchestrator.scenario.metrics import METRIC_WORDS
 from orchestrator.scenario.trials import Judgement
@@ -155,26 +151,27 @@ def _lines(points: Sequence[Point], comparison: Comparison, *, emulated: bool) -
                 yield Line(metric, words.title + where, unit, source, deciding, expected)
 
 
-def list_rules(judgement: Judgement, workload: Workload, lines: Sequence[Line]) -> Iterator[str]:
+def list_rules(comparison: Comparison, workload: Workload, lines: Sequence[Line]) -> Iterator[str]:
     """Yield the rules for the kinds of metrics that the table has."""
+    judgement = comparison.judgement
     bases = {line.metric.effect.estimate.basis for line in lines}
     if "trials" in bases:
         yield (
-            f"A time is improved or regressed when p is {ALPHA:g} at most and the ratio is"
-            f" {judgement.floor:.3g} or more away from 1; equivalent when the 95 % interval is"
-            f" within 1 / {1 + judgement.margin:g} and {1 + judgement.margin:g}. p: Wilcoxon's"
-            " signed rank of the pairs' log ratios, adjusted for the metrics judged together"
-            " (Holm). Ratio and interval: Hodges and Lehmann."
+            f"A time is improved or regressed when p is {comparison.levels.difference:.2g} at"
+            f" most and the ratio is {judgement.floor:.3g} or more away from 1; equivalent when"
+            f" the 95 % interval is within 1 / {1 + judgement.margin:g} and"
+            f" {1 + judgement.margin:g}. p: Wilcoxon's signed rank of the pairs' log ratios,"
+            " adjusted for the metrics judged together (Holm). Ratio and interval: Hodges and"
+            " Lehmann."
         )
     if "few" in bases:
         yield (
             f"With fewer than {LEAST_FOR_P} pairs there is no p value, with fewer than"
-            f" {LEAST_FOR_INTERVAL} no interval: only a factor of {FEW_FLOOR:g} between arms that"
-            " do not overlap is called a difference."
+            f" {LEAST_FOR_INTERVAL} no interval: {explain_few_pairs()}"
         )
     if "count" in bases:
         yield "A count that is the same in every trial of an arm is compared as it is."
-    if "exact" in bases:
+    if any(line.metric.unit == "Ginsn" for line in lines):
         yield explain_resolution(workload)
     if any(line.metric.control for line in lines):
         yield (

@@ -46,6 +46,7 @@ from orchestrator.report.words.outcome_words import (
 )
 from orchestrator.report.words.quantities import plural
 from orchestrator.report.words.sentence import verdict_sentence
+from orchestrator.report.words.slow_words import describe_slow_trials
 from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import (
     Setup,
@@ -138,7 +139,7 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         facts=list(_facts(describe_setup(scenario, plan), comparison)),
         warnings=list(_warnings(comparison, exact=exact, emulated=emulated)),
         lines=lines,
-        rules=list(list_rules(comparison.judgement, scenario.workload, lines)),
+        rules=list(list_rules(comparison, scenario.workload, lines)),
         overview=draw_arms(points, lines),
         effects=draw_effects(lines, comparison.judgement),
         panels=list_panels(comparison, lines),
@@ -235,6 +236,8 @@ def _warnings(comparison: Comparison, *, exact: bool, emulated: bool) -> Iterato
         yield "Emulated: compare its seconds with one another, not with hardware's."
     elif any(r.guest_accel == "tcg" for r in comparison.results):
         yield "The guests are emulated: there is no KVM in the host."
+    for text in describe_slow_trials(comparison):
+        yield " ".join(text.split())
     yield from describe_left(comparison.results)
 
 

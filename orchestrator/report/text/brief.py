@@ -18,7 +18,7 @@ from orchestrator.report.text.matrix_text import cell_verdict
 from orchestrator.report.text.run_text import describe_expected
 from orchestrator.report.words.columns import shorten, wrap_text
 from orchestrator.report.words.outcome_words import shorten_group
-from orchestrator.report.words.quantities import change_text, plural
+from orchestrator.report.words.quantities import change_text, count_cells, plural
 from orchestrator.report.words.sentence import verdict_sentence
 from orchestrator.report.words.wording import metric_title
 from orchestrator.scenario.vocabulary import ARMS, ArmName
@@ -64,9 +64,15 @@ def _lost(comparison: Comparison) -> list[str]:
 
 
 def matrix_brief(
-    scenario: str, verdict: Verdict, cells: Mapping[str, Comparison | None], folder: Path
+    scenario: str,
+    verdict: Verdict,
+    cells: Mapping[str, Comparison | None],
+    folder: Path,
+    *,
+    of: int,
 ) -> str:
-    """Return the verdict, and the cells beginning with the worst."""
+    """Return the verdict, and the cells beginning with the worst. `of`: number of the scenario's
+    cells."""
     verdicts: dict[str, Verdict] = {
         name: "invalid" if cell is None else cell.verdict for name, cell in cells.items()
     }
@@ -77,7 +83,7 @@ def matrix_brief(
     found = [shorten(f"  {name}: {_cell(cells[name])}") for name in names]
     title = join_titles((None if c is None else c.outcome for c in cells.values()), verdict)
     lines = [
-        shorten(f"{scenario}: {title}, {plural(len(cells), 'cell')}"),
+        shorten(f"{scenario}: {title}, {count_cells(len(cells), of)}"),
         *_first(found, _CELLS, "cells"),
         *_where(folder, folder / "report.html"),
     ]

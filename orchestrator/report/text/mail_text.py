@@ -22,7 +22,7 @@ from orchestrator.report.words.outcome_words import (
     describe_unseen,
     shorten_group,
 )
-from orchestrator.report.words.quantities import change_arms, plural
+from orchestrator.report.words.quantities import change_arms
 from orchestrator.report.words.sentence import explain_invalid, verdict_sentence
 from orchestrator.report.words.variable_words import describe_differing
 from orchestrator.report.words.wording import Setup, describe_setup, metric_title
@@ -181,6 +181,4 @@ def _no_tag(comparison: Comparison, outcome: Outcome) -> str:
         reason = "the run is inconclusive"
     elif outcome.verdict != "regressed" and choose_exit_code(comparison) != 0:
         reason = f"the run is {outcome.title}, which is not what the scenario expects"
-    elif outcome.verdict != "regressed" and outcome.pairs_lacking:
-        reason = f"the verdict needs {plural(outcome.pairs_lacking, 'more pair')} for one"
     return reason

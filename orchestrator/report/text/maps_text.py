@@ -11,6 +11,7 @@ from orchestrator.analysis.maps.scaling import Law
 from orchestrator.analysis.tracefs.trace import Operation
 from orchestrator.analysis.trial import Findings
 from orchestrator.analysis.verdict.comparison import Comparison, find_laws, merge_findings
+from orchestrator.formats.units import format_size
 from orchestrator.report.words.quantities import format_quantity, plural
 from orchestrator.scenario.vocabulary import ARMS
 
@@ -137,7 +138,11 @@ def law_text(law: Law, *, exact: bool) -> str:
     else:
         unit = "page" if law.unit == "4KiB" else law.unit
         words = f"linear: {fixed} + {each} per {unit}"
-    return f"{words} (residual {law.residual:.2g})"
+    low, high = law.exponent_interval
+    return (
+        f"{words} (residual {law.residual:.2g}; grows with size^{law.exponent:.2f}"
+        f" [{low:.2f}, {high:.2f}], {format_size(law.smallest)} to {format_size(law.largest)})"
+    )
 
 
 # cost of looking ------------------------------------------------------------------------------

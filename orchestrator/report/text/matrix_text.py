@@ -11,7 +11,7 @@ from orchestrator.analysis.verdict.outcome import join_titles
 from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.report.words.columns import fit_lines, format_table, wrap_text
 from orchestrator.report.words.outcome_words import describe_regressions
-from orchestrator.report.words.quantities import format_quantity, plural
+from orchestrator.report.words.quantities import count_cells, format_quantity
 from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.scenario.vocabulary import ARMS, Metric
 
@@ -30,17 +30,22 @@ _MAPS: dict[Metric, str] = {
 
 
 def matrix_report(
-    scenario: str, verdict: Verdict, cells: Mapping[str, Comparison | None], *, emulated: bool
+    scenario: str,
+    verdict: Verdict,
+    cells: Mapping[str, Comparison | None],
+    *,
+    of: int,
+    emulated: bool,
 ) -> str:
     """Return the table of all cells, each with its comparison; None for a cell that has not been
-    run."""
+    run. `of`: number of the scenario's cells."""
     columns = _columns(cells, _BOOTS) or _columns(cells, _MAPS)
     notes = "Each value is the median of an arm's trials, baseline -> candidate.\n"
     if emulated:
         notes += "EMULATED: compare seconds with one another, not with hardware's.\n"
     outcomes = [None if cell is None else cell.outcome for cell in cells.values()]
     parts = [
-        f"{scenario}: {join_titles(outcomes, verdict)}, {plural(len(cells), 'cell')}\n",
+        f"{scenario}: {join_titles(outcomes, verdict)}, {count_cells(len(cells), of)}\n",
         _kernels(cells),
         _variable(cells),
         _table(cells, columns),

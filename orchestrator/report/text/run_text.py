@@ -14,7 +14,8 @@ from orchestrator.analysis.verdict.comparison import (
     boots_of,
     guest_accels,
 )
-from orchestrator.analysis.verdict.effect import ALPHA, FEW_FLOOR, LEAST_FOR_P
+from orchestrator.analysis.verdict.effect import FEW_FLOOR
+from orchestrator.analysis.verdict.sequential import LEAST_FOR_P
 from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size
 from orchestrator.report.text.conditions_text import describe_conditions
@@ -30,12 +31,14 @@ from orchestrator.report.words.outcome_words import (
 from orchestrator.report.words.quantities import arm_text, change_text, explain_spreads, plural
 from orchestrator.report.words.restored_words import describe_restored
 from orchestrator.report.words.sentence import verdict_sentence
+from orchestrator.report.words.slow_words import describe_slow_trials
 from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import (
     Setup,
     describe_attempts,
     describe_left,
     describe_setup,
+    explain_few_pairs,
     explain_resolution,
     metric_title,
 )
@@ -192,11 +195,11 @@ def _statistics(workload: Workload, comparison: Comparison) -> str:
     if any(effect.p_adjusted is not None for effect in effects):
         test = "Wilcoxon signed-rank" if paired else "Mann-Whitney U"
         lines.append(f"p: {test} test, adjusted for the number of metrics (Holm).")
-    if any(e.estimate.basis == "few" for e in effects):
+    if any(m.effect.estimate.basis == "few" and m.unit != "Ginsn" for m in metrics):
         few = f"fewer than {LEAST_FOR_P} pairs" if paired else "few trials"
-        lines.append(f"{few}: only a change by a factor of {FEW_FLOOR:g} or more counts.")
+        lines.append(f"{few}: {explain_few_pairs()}")
     lines += _too_few_together(comparison)
-    if any(effect.estimate.basis == "exact" for effect in effects):
+    if any(metric.unit == "Ginsn" for metric in metrics):
         lines.append(explain_resolution(workload))
     lines += _control(comparison)
     return "".join(f"{line}\n" for text in lines for line in wrap_text(text, then="  "))
@@ -210,7 +213,7 @@ def _too_few_together(comparison: Comparison) -> Iterator[str]:
         group = [m for m in tested if (m.name in comparison.deciding) == decide]
         if not comparison.paired or len(group) < 2:
             continue
-        needed = ceil(log2(2 * len(group) / ALPHA))
+        needed = ceil(log2(2 * len(group) / comparison.levels.difference))
         if (pairs := max(m.effect.estimate.pairs for m in group)) < needed:
             yield (
                 f"{len(group)} metrics {which} are tested together: a significant change of less"
@@ -272,6 +275,8 @@ def _noted(comparison: Comparison) -> str:
                 lines.setdefault(
                     f"  {arm:<10} {shape.kind}: {metric_title(metric.name)} {shape.text}"
                 )
+    for text in describe_slow_trials(comparison):
+        lines.setdefault(f"  {text}")
     for text in describe_left(comparison.results):
         lines.setdefault(f"  {text}")
     return "\n".join(["Notes:", *lines]) + "\n" if lines else ""
@@ -288,8 +293,8 @@ def explain_values(
     if not host.fresh_boots:
         lines = [
             "Each value is of one trial; samples within a trial are reduced to their median."
-            " Consecutive trials of one arm share a host boot, although p and intervals treat them"
-            " as independent; with host.fresh_boots = true each trial has a boot of its own."
+            " Consecutive trials of one arm share a host boot: p and intervals take them as one"
+            " value; with host.fresh_boots = true each trial has a boot of its own."
         ]
     else:
         lines = [

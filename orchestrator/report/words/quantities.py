@@ -42,6 +42,12 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
+def count_cells(number: int, of: int) -> str:
+    """Return the number of cells of a matrix: `8 cells`, or `7 of 8 cells` if not all were
+    chosen."""
+    return plural(of, "cell") if number == of else f"{number} of {plural(of, 'cell')}"
+
+
 def arm_text(unit: str, values: Sequence[float]) -> str:
     """Return an arm's trials, summarised as `summarize` does: `8.635 s +- 1.2%`. There is
     no spread for one trial, or for values that are the same in all trials."""

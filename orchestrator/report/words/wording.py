@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import MetricComparison
 from orchestrator.analysis.verdict.effect import (
+    FEW_FLOOR,
     OF_BOOTS,
     OF_MAPS,
     OF_MAPS_IN_BOOTS,
     OF_UNMAPS_IN_BOOTS,
+    ONE_PAIR_FLOOR,
     Resolution,
 )
 from orchestrator.evidence.plan import Plan
@@ -106,13 +108,24 @@ def explain_resolution(workload: Workload) -> str:
         )
 
     if workload == "map":
-        which = within(OF_MAPS)
-    else:
-        which = (
-            f"{within(OF_BOOTS)} for a boot, {within(OF_MAPS_IN_BOOTS)} for its maps,"
-            f" {within(OF_UNMAPS_IN_BOOTS)} for its unmaps"
+        return (
+            f"Instruction counts are the same if they differ by at most {within(OF_MAPS)},"
+            " whichever is more."
         )
-    return f"Instruction counts are the same if they differ by at most {which}, whichever is more."
+    return (
+        f"Instruction counts of few guest boots differ if they are more than {within(OF_BOOTS)}"
+        f" apart, their maps {within(OF_MAPS_IN_BOOTS)}, their unmaps"
+        f" {within(OF_UNMAPS_IN_BOOTS)}, whichever is more: boots of one kernel were seen so far"
+        " apart."
+    )
+
+
+def explain_few_pairs() -> str:
+    """Explain what counts if there are too few pairs for statistics."""
+    return (
+        f"only arms that do not overlap and differ by a factor of {FEW_FLOOR:g} or more count; in"
+        f" a single pair {ONE_PAIR_FLOOR:g}, unless a count proves it."
+    )
 
 
 def describe_guest(guest: Guest) -> str:

@@ -66,13 +66,16 @@ def test_candidate_of_one_night_against_that_of_another(
     assert [r.name for r in comparison.results][:1] == ["a/0003-candidate"]
 
 
-def test_bench_that_changed_between_the_runs_shows_in_the_arm_beside() -> None:
+def test_slower_night_cancels_in_the_ratio_to_the_arm_beside() -> None:
     # a slower machine: both arms cost 10 % more
     _, comparison = compare_runs(run("a"), run("b", 0.55, 1.1, seed=1), "candidate")
     [metric] = comparison.metrics
-    assert metric.control is not None
-    assert metric.control.verdict == "regressed"
-    assert (comparison.verdict, choose_exit_code(comparison)) == ("invalid", 4)
+    assert comparison.has_reference
+    assert metric.ratio == pytest.approx(1.0, rel=0.005)
+    assert (comparison.verdict, choose_exit_code(comparison)) == ("equivalent", 0)
+    _, comparison = compare_runs(run("a"), run("b", 0.6, 1.1, seed=1), "candidate")
+    assert comparison.metrics[0].ratio == pytest.approx(0.6 / 0.55, rel=0.005)
+    assert (comparison.verdict, choose_exit_code(comparison)) == ("regressed", 1)
 
 
 def test_arm_that_fails_is_regressed_on_a_slower_machine_too() -> None:
@@ -86,14 +89,71 @@ def test_arm_that_fails_is_regressed_on_a_slower_machine_too() -> None:
     assert (comparison.verdict, choose_exit_code(comparison)) == ("regressed", 1)
 
 
-def test_arm_beside_with_another_kernel_is_no_control() -> None:
+def test_nights_with_an_effect_of_their_own_are_not_called_different() -> None:
+    """Each night is slower or faster than others by as much as its trials differ."""
+    draw, calls = random.Random(5), 0
+    for seed in range(100):
+        first, second = (
+            run(name, 0.5 * slow, slow, seed=2 * seed + number)
+            for number, name in enumerate("ab")
+            for slow in [math.exp(draw.gauss(0, 0.005))]
+        )
+        _, found = compare_runs(first, second, "candidate")
+        calls += found.verdict in ("improved", "regressed")
+    assert calls <= 1
+
+
+def test_nights_whose_trials_share_boots_are_compared_by_boots() -> None:
+    """12 pairs in the order A B, with a boot for each trial, are 8 independent pairs."""
+    chosen = map_scenario("host.accel=tcg", "host.fresh_boots=false", f"expect.{MAPS}=improved")
+    first, second = (
+        replace(run(name, cost, slow, seed=seed), scenario=chosen)
+        for name, cost, slow, seed in (("a", 0.5, 1.0, 0), ("b", 0.6, 1.1, 1))
+    )
+    _, found = compare_runs(first, second, "candidate")
+    [metric] = found.metrics
+    assert metric.effect.estimate.pairs == 8
+    assert metric.ratio == pytest.approx(0.6 / 0.55, rel=0.01)
+    assert found.verdict == "regressed"
+
+
+@pytest.mark.parametrize(
+    ("candidate", "verdict"), [(0.5, "inconclusive"), (1.2, "inconclusive"), (5.5, "regressed")]
+)
+def test_one_night_against_one_has_no_p_if_nothing_else_is_the_same(
+    candidate: float, verdict: str
+) -> None:
+    other = run("b", candidate, 2.0, seed=1)
+    kernels = other.plan.kernels
+    another = kernels.baseline.to_json() | {"digest": "another"}
+    other = with_plan(other, kernels=kernels.to_json() | {"baseline": another})
+    _, found = compare_runs(run("a"), other, "candidate")
+    [metric] = found.metrics
+    estimate = metric.effect.estimate
+    assert (estimate.p, estimate.interval, estimate.pairs) == (None, None, 1)
+    assert (found.verdict, found.has_reference) == (verdict, False)
+
+
+def test_arm_beside_with_another_kernel_is_no_reference() -> None:
     other = run("b", 0.5, 2.0, seed=1)
     kernels = other.plan.kernels
     another = kernels.baseline.to_json() | {"digest": "another"}
     other = with_plan(other, kernels=kernels.to_json() | {"baseline": another})
     _, comparison = compare_runs(run("a"), other, "candidate")
-    assert comparison.metrics[0].control is None
-    assert comparison.verdict == "equivalent"
+    assert not comparison.has_reference
+    assert comparison.verdict == "inconclusive"
+
+
+@pytest.mark.parametrize(
+    ("usual", "verdict"), [(None, "regressed"), (0.01, "regressed"), (0.2, "inconclusive")]
+)
+def test_change_that_nights_usually_have_is_no_difference(
+    usual: float | None, verdict: str
+) -> None:
+    _, comparison = compare_runs(
+        run("a"), run("b", 0.55, seed=1), "candidate", usual_change=lambda *_: usual
+    )
+    assert comparison.verdict == verdict
 
 
 def test_difference_of_conditions_is_invalid_unless_allowed_by_name() -> None:
@@ -163,13 +223,13 @@ def test_arm_that_is_set_otherwise_in_the_other_run_is_the_variable() -> None:
         ("command line", "iommu.strict=0", "iommu.strict=1")
     ]
     assert comparison.verdict == "equivalent"
-    assert comparison.metrics[0].control is not None
+    assert comparison.has_reference
 
 
-def test_arm_beside_that_is_set_otherwise_is_no_control() -> None:
+def test_arm_beside_that_is_set_otherwise_is_no_reference() -> None:
     other = with_settings(run("b", seed=1), "baseline", "nosmt")
     _, comparison = compare_runs(run("a"), other, "candidate")
-    assert comparison.metrics[0].control is None
+    assert not comparison.has_reference
     assert comparison.variable is not None
     assert comparison.variable.differs == ()
 
@@ -178,4 +238,4 @@ def test_run_from_before_there_were_settings_has_none() -> None:
     empty: dict[str, Any] = {"cmdline": "", "parameters": {}, "sysfs": {}}
     other = with_plan(run("b", seed=1), arm_settings=dict.fromkeys(ARMS, empty))
     _, comparison = compare_runs(run("a"), other, "candidate")
-    assert comparison.metrics[0].control is not None
+    assert comparison.has_reference

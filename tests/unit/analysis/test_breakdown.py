@@ -14,6 +14,7 @@ from orchestrator.analysis.maps.breakdown import (
     check_sums,
     measured_whole,
     read_breakdowns,
+    subtract_breakdowns,
 )
 from orchestrator.base.errors import EvidenceError
 from tests.unit.answers import by_1gib, by_2mib, map_pass
@@ -246,3 +247,46 @@ def test_functions_that_do_not_add_up_to_what_was_measured_are_refused(
 def test_sum_that_nothing_was_measured_for_is_not_checked() -> None:
     check_sums([breakdown("map", 1e9)], map_pass(by_2mib(), counted=False))
     check_sums([breakdown("map", 1e9)], map_pass(by_1gib(states=["cold"]), counted=False))
+
+
+STACKS = st.dictionaries(
+    st.lists(st.sampled_from(["ioctl", "mt_find", "vaddr_get_pfns", "spend"]), min_size=1).map(
+        tuple
+    ),
+    st.sampled_from([0.0, 1.0, 250.5, 1e9]),
+    max_size=8,
+)
+
+
+@given(STACKS, STACKS, st.none() | st.sets(st.sampled_from(["vaddr_get_pfns", "spend"])))
+def test_difference_of_two_profiles_adds_up_and_is_inside_the_series_or_outside(
+    before: dict[tuple[str, ...], float], after: dict[tuple[str, ...], float],
+    changed: set[str] | None,
+) -> None:  # fmt: skip
+    old, new = (Breakdown("map", "warm", side, logged=True) for side in (before, after))
+    [found] = subtract_breakdowns([old], [new, breakdown("unmap", 1)], 1 << 30, changed)
+    sizes = [abs(change.difference) for change in found.functions]
+    assert sizes == sorted(sizes, reverse=True)
+    assert 0 not in sizes
+    assert sum(c.difference for c in found.functions) == pytest.approx(new.total - old.total)
+    pages = (1 << 30) // 4096
+    for change in found.functions:
+        assert change.per_page == pytest.approx(change.difference / pages)
+        assert change.in_series == (None if changed is None else change.function in changed)
+    if changed is not None:
+        assert found.outside_series == pytest.approx(
+            sum(c.difference for c in found.functions if c.function not in changed)
+        )
+    elif found.functions:
+        assert found.outside_series is None
+
+
+def test_clone_of_a_function_is_in_its_file() -> None:
+    old = Breakdown("map", "warm", stacks(**{"vaddr_get_pfns.isra.0": 5}), logged=True)
+    new = Breakdown("map", "warm", stacks(**{"vaddr_get_pfns.isra.0": 9}), logged=True)
+    [found] = subtract_breakdowns([old], [new], 1 << 30, {"vaddr_get_pfns"})
+    assert [change.in_series for change in found.functions] == [True]
+
+
+def test_operation_that_one_arm_did_not_log_has_no_difference() -> None:
+    assert subtract_breakdowns([breakdown("map", 1)], [breakdown("map", 1, "cold")], 1, None) == []

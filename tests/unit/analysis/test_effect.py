@@ -13,11 +13,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from orchestrator.analysis.verdict.effect import (
-    ALPHA,
-    CONFIDENCE,
     FEW_FLOOR,
     LEAST_FOR_INTERVAL,
-    LEAST_FOR_P,
     OF_MAPS,
     Effect,
     Rule,
@@ -25,10 +22,14 @@ from orchestrator.analysis.verdict.effect import (
     estimate_ratio,
     is_precise,
     judge_effect,
+)
+from orchestrator.analysis.verdict.ranks import (
     rank_sum_index,
+    signed_rank_below,
     signed_rank_index,
     signed_rank_p,
 )
+from orchestrator.analysis.verdict.sequential import ALPHA, ERROR, LEAST_FOR_P
 
 SECONDS = st.lists(st.floats(0.001, 1000), min_size=1, max_size=30)
 COUNTS = st.lists(st.integers(0, 2**24).map(float), min_size=1, max_size=4)
@@ -46,7 +47,8 @@ def effect(
 ) -> Effect:  # fmt: skip
     pairs = list(zip(baseline, candidate, strict=False)) if paired else None
     estimate = estimate_ratio(unit, baseline, candidate, pairs)
-    return judge_effect(estimate, rule or Rule(), estimate.p)
+    tail_p = None if estimate.tail is None else estimate.tail.p
+    return judge_effect(estimate, rule or Rule(), estimate.p, tail_p)
 
 
 def noisy(n: int, ratio: float = 1.0, cv: float = 0.01, seed: int = 0) -> list[float]:
@@ -67,9 +69,13 @@ def noisy(n: int, ratio: float = 1.0, cv: float = 0.01, seed: int = 0) -> list[f
         ("count", [32, 32], [33, 34], "regressed"),
         ("count", [1000] * 12, [1005, 1006] * 6, "regressed"),
         ("count", [5, 5], [0, 0], "improved"),
-        ("s", [2.0], [0.9], "improved"),
+        ("s", [2.0], [0.19], "improved"),
+        ("s", [2.0, 2.1], [0.9, 1.0], "improved"),
+        # a single pair differs by a factor of two now and then
+        ("s", [2.0], [0.9], "inconclusive"),
+        ("s", [1.0], [9.9], "inconclusive"),
+        ("s", [1.0], [10.1], "regressed"),
         ("s", [2.0], [1.01], "inconclusive"),
-        ("s", [1.0], [2.1], "regressed"),
         ("s", [1.0], [1.0], "inconclusive"),
         ("s", [9, 10, 11, 12], [1, 2, 3, 9.5], "inconclusive"),
         ("s", [1.0] * 9, [0.9] * 9, "inconclusive"),
@@ -89,24 +95,30 @@ def test_verdict(unit: str, baseline: list[float], candidate: list[float], verdi
     ("baseline", "candidate", "verdict"),
     [
         ([1.0], [OF_MAPS.ratio - 1e-6], "equivalent"),
-        ([1.0], [OF_MAPS.ratio + 1e-6], "regressed"),
-        ([1.0], [1.001], "regressed"),
-        ([1.001], [1.0], "improved"),
-        ([1e-6], [1e-6 + OF_MAPS.ginsn * 0.99], "equivalent"),
+        ([1.0], [OF_MAPS.ratio + 1e-6], "equivalent"),
+        ([1.0], [1.0099], "equivalent"),
+        ([1.0], [1.0101], "regressed"),
+        ([1.0101], [1.0], "improved"),
+        ([1e-6], [1e-6 + OF_MAPS.ginsn * 0.99], "inconclusive"),
         ([1e-6], [1e-6 + OF_MAPS.ginsn * 1.01], "regressed"),
-        ([1.0, 1.01], [1.005, 1.02], "inconclusive"),
+        ([1.0, 1.01], [1.005, 1.02], "equivalent"),
+        ([1.0, 1.02], [1.01, 1.04], "inconclusive"),
         ([1.0, 1.0001], [1.0, 1.3], "equivalent"),
-        ([1.0, 1.0001], [1.001, 1.3], "regressed"),
+        ([1.0, 1.0001], [1.02, 1.3], "regressed"),
         ([10.0], [10.0], "equivalent"),
         ([10.0], [10.004], "equivalent"),
         ([10.0], [9.996], "equivalent"),
-        ([10.0], [10.006], "regressed"),
-        ([10.0], [9.994], "improved"),
-        # 400 instructions are an allocation that took another path
-        ([10_000e-9], [10_399e-9], "equivalent"),
+        ([10.0], [10.11], "regressed"),
+        ([10.0], [9.89], "improved"),
+        # 400 instructions are an allocation that took another path; of 10000 these are more than
+        # the margin, so that only the same number is equivalent
+        ([10_000e-9], [10_399e-9], "inconclusive"),
+        ([10_000e-9], [10_100e-9], "inconclusive"),
+        ([10_000e-9], [10_000e-9], "equivalent"),
+        ([20_000e-9], [20_399e-9], "equivalent"),
         ([10_000e-9], [10_500e-9], "regressed"),
         ([10_000e-9], [9_500e-9], "improved"),
-        ([10.0, 10.001, 10.002], [9.9, 9.95, 10.0005], "inconclusive"),
+        ([10.0, 10.001, 10.002], [9.9, 9.95, 10.0005], "equivalent"),
         ([10.0, 10.02], [9.0, 10.01], "inconclusive"),
         ([10.04, 10.0417], [0.000118, 0.000117], "improved"),
         ([0.0], [1.0], "regressed"),
@@ -128,7 +140,9 @@ def test_verdict_turns_round_with_the_arms(
 ) -> None:
     unit, first, other = of
     forth, back = (effect(*arms, unit, paired=paired) for arms in ((first, other), (other, first)))
-    assert back.verdict == TURNED.get(forth.verdict, forth.verdict)
+    tail = forth.estimate.tail
+    if tail is None or tail.p > ALPHA:  # a faster arm that is slow at times is not improved
+        assert back.verdict == TURNED.get(forth.verdict, forth.verdict)
     if forth.interval is not None and forth.ratio is not None:
         assert forth.interval[0] <= forth.ratio <= forth.interval[1]
         assert back.interval is not None
@@ -147,6 +161,8 @@ def test_few_trials_are_a_difference_only_if_they_do_not_overlap_and_their_media
     of: tuple[str, list[float], list[float]],
 ) -> None:
     unit, baseline, candidate = of
+    if unit == "Ginsn":  # these differ by their resolution
+        return
     for paired in (False, True):
         measured = effect(baseline, candidate, unit, paired=paired)
         if measured.verdict == "improved" and measured.estimate.basis == "few":
@@ -189,29 +205,34 @@ def test_one_wild_trial_changes_little() -> None:
 @pytest.mark.parametrize("n", [*range(LEAST_FOR_INTERVAL, 14)])
 def test_interval_of_pairs_covers_what_enumeration_of_all_signs_says(n: int) -> None:
     """The order statistics i from both ends miss the truth if the signed rank is i or less."""
-    index, misses = signed_rank_index(n), 0
+    index, misses = signed_rank_index(n, ERROR), 0
+    assert index is not None
     for signs in product((0, 1), repeat=n):
         rank_sum = sum(rank for rank, sign in enumerate(signs, 1) if sign)
         misses += rank_sum <= index
-    assert 0.93 <= 1 - 2 * misses / 2**n <= 0.97
+    assert 0.95 <= 1 - 2 * misses / 2**n <= 0.97
+    # the next one would cover less than 95 %
+    below = signed_rank_below(n)
+    assert below[index] <= ERROR < below[index + 1]
 
 
 @pytest.mark.parametrize(("n", "m"), [(6, 6), (6, 9), (7, 7), (8, 6)])
 def test_interval_without_pairs_covers_what_enumeration_says(n: int, m: int) -> None:
-    index, misses, all_ways = rank_sum_index(n, m), 0, 0
+    index, misses, all_ways = rank_sum_index(n, m, ERROR), 0, 0
+    assert index is not None
     for ranks in combinations(range(n + m), n):
         u = sum(rank - i for i, rank in enumerate(ranks))
         misses += u <= index
         all_ways += 1
-    assert 0.93 <= 1 - 2 * misses / all_ways <= 0.97
+    assert 0.95 <= 1 - 2 * misses / all_ways <= 0.97
 
 
 @pytest.mark.parametrize("n", [60, 61, 200])
 def test_index_of_many_pairs_goes_on_from_that_of_few(n: int) -> None:
     total = n * (n + 1) / 2
     normal = total / 2 - 1.96 * math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
-    assert signed_rank_index(n) == pytest.approx(normal, abs=2)
-    assert rank_sum_index(n, n) == pytest.approx(
+    assert signed_rank_index(n, ERROR) == pytest.approx(normal, abs=2)
+    assert rank_sum_index(n, n, ERROR) == pytest.approx(
         n * n / 2 - 1.96 * math.sqrt(n * n * (2 * n + 1) / 12), abs=2
     )
 
@@ -229,7 +250,6 @@ def test_smallest_numbers_of_trials_can_be_significant_and_fewer_cannot() -> Non
     assert 2 / 2**LEAST_FOR_P <= ALPHA < 2 / 2 ** (LEAST_FOR_P - 1)
     assert effect(noisy(6), noisy(6, 0.9, seed=1), paired=False).estimate.p is None
     assert effect(noisy(7), noisy(7, 0.9, seed=1), paired=False).verdict == "improved"
-    assert CONFIDENCE == 0.95
 
 
 def test_margin_and_floor_are_the_scenarios() -> None:
@@ -257,15 +277,18 @@ def test_precise_is_narrow_and_clear() -> None:
     assert is_precise(effect([7], [7], "count"), 0.02)
     assert is_precise(effect([1.0], [1.1], "Ginsn"), 0.02)
     assert not is_precise(effect([10.0], [1.0]), 0.02)  # clear, but there is no interval
-    assert is_precise(effect(noisy(12), noisy(12, seed=1)), 0.02)
-    assert not is_precise(effect(noisy(12), noisy(12, seed=1)), 0.001)
+    assert is_precise(effect(noisy(22), noisy(22, seed=1)), 0.02)
+    assert not is_precise(effect(noisy(22), noisy(22, seed=1)), 0.001)
+    # equivalent, but a fifth of slow boots would not have shown
+    assert effect(noisy(20), noisy(20, seed=1)).verdict == "equivalent"
+    assert not is_precise(effect(noisy(20), noisy(20, seed=1)), 0.02)
     # narrow, but neither a difference nor equivalent
     unclear = effect(noisy(10), noisy(10, 1.03, seed=3))
     assert unclear.half_width is not None
     assert not is_precise(effect(noisy(8), noisy(8, 1.06, seed=1)), 0.02)
-    # equivalent by its margin, but a difference once there are enough pairs for a p
+    # a difference once there are enough pairs for a p
     small = effect(noisy(6, cv=0.002), noisy(6, 1.02, 0.002, seed=1))
-    assert small.verdict == "equivalent"
+    assert small.verdict == "inconclusive"
     assert not is_precise(small, 0.02)
     # the interval of a large effect is narrow, relative to the baseline
     assert is_precise(effect(noisy(10, 100), noisy(10, 0.001, 0.3, seed=1)), 0.02)

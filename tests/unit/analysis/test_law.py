@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from orchestrator.analysis.maps.scaling import Law, fit_scaling_law
 from orchestrator.formats.abi import LEAVES
 from orchestrator.formats.units import GIB, MIB
 
 SIZES = st.lists(
-    st.integers(1, 2**14).map(lambda n: n * 2 * MIB), min_size=3, max_size=6, unique=True
-)
+    st.integers(1, 2**14).map(lambda n: n * 2 * MIB), min_size=4, max_size=7, unique=True
+).filter(lambda sizes: max(sizes) >= 8 * min(sizes))
 
 
 def law(points: list[tuple[int, float]], unit: str = "1GiB") -> Law:
@@ -20,7 +23,10 @@ def law(points: list[tuple[int, float]], unit: str = "1GiB") -> Law:
 
 
 def line(
-    fixed: float, each: float, unit: str, sizes: tuple[int, ...] = (GIB, 2 * GIB, 32 * GIB)
+    fixed: float,
+    each: float,
+    unit: str,
+    sizes: tuple[int, ...] = (GIB, 2 * GIB, 8 * GIB, 32 * GIB),
 ) -> list[tuple[int, float]]:
     return [(size, fixed + each * size / LEAVES[unit]) for size in sizes]
 
@@ -44,38 +50,51 @@ def test_cost_is_of_the_unit_that_is_walked(each: float, unit: str, kind: str) -
 
 
 def test_lab_numbers_have_their_laws() -> None:
-    unpatched = [(4 * GIB, 1.2553), (16 * GIB, 5.0209), (32 * GIB, 10.0418)]
+    unpatched = [
+        (2 * GIB, 0.62765), (4 * GIB, 1.2553), (16 * GIB, 5.0209), (32 * GIB, 10.0418),
+    ]  # fmt: skip
     assert law(unpatched, "4KiB").kind == "linear"
     assert law(unpatched, "4KiB").per_unit == pytest.approx(1197e-9, rel=1e-3)
-    patched = [(4 * GIB, 29.3e-6), (16 * GIB, 67.2e-6), (32 * GIB, 117.9e-6)]
+    patched = [
+        (2 * GIB, 23.0e-6), (4 * GIB, 29.3e-6), (16 * GIB, 67.2e-6), (32 * GIB, 117.9e-6),
+    ]  # fmt: skip
     assert law(patched).kind == "flat"
+    assert law(unpatched, "4KiB").exponent == pytest.approx(1.0, abs=0.01)
+    assert 0.3 < law(patched).exponent < 0.9
 
 
 @pytest.mark.parametrize(
     "points",
-    [[], [(GIB, 1.0)], [(GIB, 1.0), (2 * GIB, 2.0)], [(GIB, 1.0), (GIB, 1.1), (2 * GIB, 2.0)]],
+    [
+        [],
+        [(GIB, 1.0)],
+        [(GIB, 1.0), (2 * GIB, 2.0), (8 * GIB, 8.0)],
+        [(GIB, 1.0), (GIB, 1.1), (2 * GIB, 2.0), (8 * GIB, 8.0)],
+        # four sizes that span too little
+        [(GIB, 1.0), (2 * GIB, 2.0), (4 * GIB, 4.0), (7 * GIB, 7.0)],
+    ],
 )
-def test_fewer_than_three_sizes_have_no_law(points: list[tuple[int, float]]) -> None:
+def test_few_sizes_have_no_law(points: list[tuple[int, float]]) -> None:
     assert fit_scaling_law(points, "1GiB") is None
 
 
 def test_residual_is_the_largest_deviation_as_a_share_of_the_cost() -> None:
-    fitted = law([(GIB, 1.0), (2 * GIB, 2.0), (3 * GIB, 3.3)])
-    off = {size: abs(fitted.at(size) - cost) / cost for size, cost in
-           [(GIB, 1.0), (2 * GIB, 2.0), (3 * GIB, 3.3)]}  # fmt: skip
+    points = [(GIB, 1.0), (2 * GIB, 2.0), (3 * GIB, 3.3), (8 * GIB, 8.0)]
+    fitted = law(points)
+    off = {size: abs(fitted.at(size) - cost) / cost for size, cost in points}
     assert fitted.residual == max(off.values())
     assert fitted.residual == pytest.approx(0.05, abs=0.03)
 
 
-@pytest.mark.parametrize("costs", [(3.0, 2.0, 1.0), (1.0, 1.0, 1.0)])
+@pytest.mark.parametrize("costs", [(4.0, 3.0, 2.0, 1.0), (1.0, 1.0, 1.0, 1.0)])
 def test_cost_that_does_not_grow_with_the_size_has_no_law(costs: tuple[float, ...]) -> None:
-    points = list(zip((GIB, 2 * GIB, 3 * GIB), costs, strict=True))
+    points = list(zip((GIB, 2 * GIB, 3 * GIB, 8 * GIB), costs, strict=True))
     assert fit_scaling_law(points, "1GiB") is None
 
 
-@pytest.mark.parametrize(("middle", "is_law"), [(5.0, True), (7.0, True), (7.5, False)])
+@pytest.mark.parametrize(("middle", "is_law"), [(4.0, True), (4.7, True), (6.0, False)])
 def test_line_that_misses_a_cost_by_a_fifth_is_no_law(middle: float, is_law: bool) -> None:
-    points = [(GIB, 4.0), (2 * GIB, middle), (3 * GIB, 6.0)]
+    points = [(GIB, 2.0), (2 * GIB, middle), (4 * GIB, 8.0), (8 * GIB, 16.0)]
     line_of_it = fit_scaling_law(points, "1GiB")
     assert (line_of_it is not None) == is_law
     assert line_of_it is None or line_of_it.residual <= 0.2
@@ -91,3 +110,38 @@ def test_law_of_a_line_says_what_it_was_made_of(
     assert fitted.kind == ("flat" if unit == "1GiB" else "linear")
     for size, cost in points:
         assert fitted.at(size) == pytest.approx(cost, rel=1e-6)
+
+
+@given(SIZES, st.floats(0.3, 1.5), st.floats(1e-6, 1e-3))
+def test_exponent_of_a_power_is_found_and_certain(
+    sizes: list[int], power: float, each: float
+) -> None:
+    points = [(size, each * (size / GIB) ** power) for size in sizes]
+    found = fit_scaling_law(points, "2MiB")
+    if found is not None:  # a line may not fit
+        assert found.exponent == pytest.approx(power, abs=1e-6)
+        low, high = found.exponent_interval
+        assert low == pytest.approx(high, abs=1e-5)
+
+
+def test_exponent_and_its_interval_are_scipys() -> None:
+    points = [(GIB, 1.0), (2 * GIB, 2.2), (3 * GIB, 2.9), (8 * GIB, 8.4), (16 * GIB, 15.0)]
+    fit = stats.linregress([math.log(s) for s, _ in points], [math.log(c) for _, c in points])
+    reach = stats.t.ppf(0.975, len(points) - 2) * fit.stderr
+    found = law(points)
+    assert found.exponent == pytest.approx(fit.slope)
+    assert found.exponent_interval == pytest.approx((fit.slope - reach, fit.slope + reach))
+
+
+def test_small_cost_counts_as_much_as_a_large_one() -> None:
+    """The largest cost alone is off by 10 %: an unweighted fit would go through it."""
+    points = line(5e-6, 1e-6, "1GiB", (GIB, 2 * GIB, 4 * GIB, 8 * GIB, 32 * GIB, 512 * GIB))
+    points[-1] = (points[-1][0], 1.1 * points[-1][1])
+    assert law(points).fixed == pytest.approx(5e-6, rel=0.1)
+
+
+def test_law_says_nothing_beyond_its_sizes() -> None:
+    found = law(line(5e-6, 1e-6, "1GiB"))
+    assert [found.covers(size) for size in (GIB // 2, GIB, 32 * GIB, 64 * GIB)] == [
+        False, True, True, False,
+    ]  # fmt: skip

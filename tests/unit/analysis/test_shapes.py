@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.verdict.shapes import LEAST, find_shapes
+from orchestrator.analysis.verdict.shapes import LEAST, find_edge, find_shapes
 from tests.unit.stable import numbers_in
 
 
@@ -54,3 +54,21 @@ def test_anything_has_a_shape_or_none(values: list[float]) -> None:
 def test_constant_and_few_trials_have_none() -> None:
     assert kinds([1.0] * 30) == kinds([1.0, 2.0] * 5) == []
     assert kinds(cloud(LEAST - 1)) == []
+
+
+@pytest.mark.parametrize(
+    ("fast", "slow", "on_edge"),
+    # the median of 12 is between the sixth and the seventh
+    [(6, 6, True), (5, 7, True), (7, 5, True), (4, 8, False), (8, 4, False), (12, 0, False),
+     (3, 3, True), (2, 2, False), (6, 5, True), (5, 6, True), (4, 7, False)],
+)  # fmt: skip
+def test_median_at_the_edge_of_two_modes_is_one(fast: int, slow: int, on_edge: bool) -> None:
+    samples = [55.0 + i / 100 for i in range(fast)] + [120.0 + i / 100 for i in range(slow)]
+    found = find_edge([[1.0] * 12, samples[::-1]])
+    assert (found is not None) == on_edge
+    assert found is None or found.kind == "edge"
+
+
+@given(st.lists(st.floats(1.0, 1.19), min_size=1, max_size=30))
+def test_samples_that_are_alike_have_no_edge(samples: list[float]) -> None:
+    assert find_edge([samples]) is None

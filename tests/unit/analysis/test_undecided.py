@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from scipy import stats
 
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import count_failures, has_more_failures
@@ -149,6 +150,28 @@ def test_failure_by_its_call_trace_is_the_arms_at_once() -> None:
     assert made.comparison.verdict == "regressed"
 
 
-def test_failure_of_an_older_version_is_the_arms() -> None:
-    made = run([well("baseline"), ended("candidate", 1, "failed")])
-    assert made.comparison.verdict == "regressed"
+def test_single_failure_that_nobody_is_charged_with_is_inconclusive() -> None:
+    """As of an older version, which recorded no charge."""
+    made = run([well("baseline"), ended("candidate", 1, "failed", charge=None)])
+    assert made.comparison.verdict == "inconclusive"
+    assert choose_exit_code(made.comparison) == 4
+    assert comparison_json(made.comparison)["reason"] == "undecided-failure"
+
+
+@pytest.mark.parametrize(
+    ("failed", "of_baseline", "verdict"),
+    [(1, 0, "inconclusive"), (4, 0, "inconclusive"), (5, 0, "regressed"), (5, 1, "inconclusive"),
+     (7, 1, "regressed"), (0, 5, "equivalent")],
+)  # fmt: skip
+def test_rates_of_failures_are_compared_by_fisher(
+    failed: int, of_baseline: int, verdict: str
+) -> None:
+    """At 30 trials of each arm; scipy's test is the witness."""
+    results = pairs(1.0, 30)
+    for arm, number in (("candidate", failed), ("baseline", of_baseline)):
+        for index in [k for k, r in enumerate(results) if r.arm == arm][:number]:
+            results[index] = ended(arm, results[index].pair, "failed", charge=None)  # type: ignore[arg-type]
+    table = [[failed, 30 - failed], [of_baseline, 30 - of_baseline]]
+    p = stats.fisher_exact(table, alternative="greater").pvalue
+    assert (p <= 0.05) == (verdict == "regressed")
+    assert run(results).comparison.verdict == verdict

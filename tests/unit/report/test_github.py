@@ -89,7 +89,7 @@ def test_every_run_has_its_verdict_in_both(name: str) -> None:
 def test_table_has_the_metrics_that_decide_and_the_rest_is_folded() -> None:
     markdown = job_summary([run(pairs(0.5), f"{MAP}=improved").suite])
     assert row(markdown, MAP) == [
-        "✅", MAP, "500.2 ms", "250.1 ms", "-50.0% [-50.2, -49.8]", "0.00049",
+        "✅", MAP, "500.2 ms", "250.1 ms", "-50.0% [-50.3, -49.7]", "0.00049",
         "improved", "improved",
     ]  # fmt: skip
     assert row(markdown, "pfn_lookups_per_map")[:5] == [

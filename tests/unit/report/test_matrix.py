@@ -32,7 +32,7 @@ def cell(values: Mapping[Metric, tuple[float, float]], accel: str = "tcg") -> Co
 
 
 def report(cells: Mapping[str, Comparison | None], *, emulated: bool = False) -> str:
-    text = matrix_report("factors", "improved", cells, emulated=emulated)
+    text = matrix_report("factors", "improved", cells, of=len(cells), emulated=emulated)
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 76
     assert not [line for line in text.splitlines() if line != line.rstrip()]
@@ -54,7 +54,7 @@ def test_each_cell_is_a_row_with_its_headlines() -> None:
     assert lines[2] == "baseline   6.12.107+deb13  (deb:old)"
     assert [" ".join(line.split()) for line in lines[5:10]] == [
         "cell: verdict", "boot maps all maps all unmaps",
-        "seabios-1: inconclusive",
+        "seabios-1: improved",
         "25.79 s -> 20.12 s 12 -> 12 6 s -> 1.234 ms 550 ms -> 540 ms",
         "ovmf-1: not run",
     ]  # fmt: skip

@@ -19,14 +19,14 @@ from junitparser import Failure, JUnitXml
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.across import compare_runs, plan_across
 from orchestrator.analysis.verdict.comparison import Comparison, compare_trials
-from orchestrator.analysis.verdict.effect import ALPHA, LEAST_FOR_P, Effect, Estimate
+from orchestrator.analysis.verdict.effect import Effect, Estimate, Rule
 from orchestrator.analysis.verdict.outcome import (
     find_outcome,
     join_titles,
-    least_pairs,
     outcome_json,
     pairs_to_decide,
 )
+from orchestrator.analysis.verdict.sequential import ALPHA, LEAST_FOR_P
 from orchestrator.evidence.layout import RunDir
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.exports.cases import build_suite
@@ -122,7 +122,7 @@ def _annotation(chosen: Scenario, comparison: Comparison, plan: Plan) -> str:
 
 
 def _matrix(chosen: Scenario, comparison: Comparison, plan: Plan) -> str:
-    return matrix_report("all", comparison.verdict, {"cell": comparison}, emulated=False)
+    return matrix_report("all", comparison.verdict, {"cell": comparison}, of=1, emulated=False)
 
 
 IN_WORDS: dict[str, Output] = {
@@ -247,8 +247,8 @@ def effect(ratio: float, low: float, high: float, pairs: int) -> Effect:
 def test_more_pairs_are_estimated_for_a_wider_interval(
     ratio: float, half: float, pairs: int
 ) -> None:
-    narrow = pairs_to_decide(effect(ratio, ratio / half, ratio * half, pairs), 0.03, 1)
-    wide = pairs_to_decide(effect(ratio, ratio / half**2, ratio * half**2, pairs), 0.03, 1)
+    narrow = pairs_to_decide(effect(ratio, ratio / half, ratio * half, pairs), Rule(), 1)
+    wide = pairs_to_decide(effect(ratio, ratio / half**2, ratio * half**2, pairs), Rule(), 1)
     assert narrow is not None
     assert wide is not None
     assert narrow <= wide
@@ -256,31 +256,25 @@ def test_more_pairs_are_estimated_for_a_wider_interval(
 
 def test_pairs_that_would_decide_are_those_of_the_test() -> None:
     few = Effect(Estimate("few", 1, 1.1), "inconclusive")
-    assert pairs_to_decide(few, 0.03, 1) == LEAST_FOR_P
+    assert pairs_to_decide(few, Rule(), 1) == LEAST_FOR_P
     for deciding in (1, 2, 4):
-        pairs = pairs_to_decide(few, 0.03, deciding)
+        pairs = pairs_to_decide(few, Rule(), deciding)
         assert pairs is not None
         assert deciding * 2 / 2**pairs <= ALPHA
     # half the interval is 2 %, the change 0: within 3 % already
-    assert pairs_to_decide(effect(1.0, 1 / 1.02, 1.02, 20), 0.03, 1) == LEAST_FOR_P
+    assert pairs_to_decide(effect(1.0, 1 / 1.02, 1.02, 20), Rule(), 1) == LEAST_FOR_P
     # an interval of 10 % fits within 3 % when it is (log 1.1 / log 1.03)^2 = 10.4 times as tight
-    assert pairs_to_decide(effect(1.0, 1 / 1.1, 1.1, 20), 0.03, 1) == 208
+    assert pairs_to_decide(effect(1.0, 1 / 1.1, 1.1, 20), Rule(), 1) == 208
     exact = Effect(Estimate("exact", 1, 1.1), "inconclusive")
-    assert pairs_to_decide(exact, 0.03, 1) is None
-
-
-def test_pairs_to_vouch_for_are_those_of_the_method() -> None:
-    assert least_pairs(Effect(Estimate("count", 1, 0.1), "improved")) == 1
-    assert least_pairs(Effect(Estimate("few", 1, 0.05), "improved")) == 1
-    assert least_pairs(Effect(Estimate("few", 1, 0.4), "improved")) == 2
-    assert least_pairs(Effect(Estimate("few", 8, 1.0), "equivalent")) == 6
-    assert least_pairs(Effect(Estimate("trials", 12, 0.9), "improved", 0.0005)) == 10
+    assert pairs_to_decide(exact, Rule(), 1) is None
 
 
 def test_page_of_a_matrix_has_a_row_for_each_cell_with_what_regressed() -> None:
     cells = {folder.name: judged(folder).comparison for folder in FOLDERS}
     links = {name: f"cells/{name}/report.html" for name in cells}
-    page = build_matrix_page("all", "improved", {**cells, "late": None}, links, emulated=True)
+    page = build_matrix_page(
+        "all", "improved", {**cells, "late": None}, links, of=len(cells) + 1, emulated=True
+    )
     text = html_matrix(page)
     rows = dict(re.findall(r'<article class="cell">\s*<h2><a href="cells/([^/]+)/(.*?)</article>',
                            text, re.DOTALL))  # fmt: skip
