@@ -76,7 +76,7 @@ def profile(
         recorded = record(request, progress)
         if save is not None:
             recorded.save(save)
-        found = analyse_profile(recorded.facts, recorded.files)
+        found = analyse_profile(recorded.facts, recorded.files, recorded.xml)
     if as_json:
         print_json(profile_json(found))
     else:

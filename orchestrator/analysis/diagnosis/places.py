@@ -1,0 +1,227 @@
+"""BARs that the guest never reached: without a place in its address space, claimed on the host, or
+not mapped at all. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+
+from orchestrator.analysis.diagnosis.advice import Advice, ProfiledBoot, Remedy, list_names
+from orchestrator.analysis.diagnosis.guest import GuestSetup
+from orchestrator.evidence.host_report import HostReport
+from orchestrator.evidence.profile_facts import ProfileBar
+from orchestrator.formats.abi import PAGE
+from orchestrator.formats.units import MIB, format_size
+from orchestrator.formats.windows import (
+    Vendor,
+    choose_placed,
+    find_least_bits,
+    find_window,
+)
+
+_LEAST = 64 * MIB
+"""Smallest BAR that is missed: smaller ones may lie in the 32-bit window, and QEMU maps none that
+is smaller than a page or has its MSI-X table."""
+_CANNOT_RESERVE = re.compile(
+    r"([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]): BAR (\d)[^:]*: can't reserve"
+)
+"""pci_request_region() of drivers/pci/pci.c."""
+_FREE_FRAMEBUFFER = (
+    "initcall_blacklist=sysfb_init on the host's kernel command line keeps the firmware's"
+    " framebuffer from claiming it (v5.15 and later; before that video=efifb:off), and so does"
+    " another graphics adapter as the primary one in the firmware's setup"
+)
+
+
+def list_unreached(boot: ProfiledBoot) -> Iterator[Advice]:
+    claimed = find_claimed_bars(boot)
+    yield from _claimed(claimed)
+    mapped = {step.bar for step in boot.select_bar_steps("map")}
+    missing = [
+        bar for bar in boot.facts.bars
+        if bar.size >= _LEAST and bar.name not in mapped and bar.name not in claimed
+    ]  # fmt: skip
+    if mapped and missing:
+        yield _unplaced(boot, missing, mapped)
+    elif not mapped and not claimed:
+        yield _not_mapped(boot)
+
+
+def find_claimed_bars(boot: ProfiledBoot) -> dict[str, str]:
+    """Return the BARs of the guest's devices that something else on the host claims -> its
+    name."""
+    claimed: dict[str, str] = {}
+    for line in (*boot.report.new_kernel_log, *boot.report.text("dmesg").splitlines()):
+        if match := _CANNOT_RESERVE.search(line):
+            claimed.setdefault(f"{match[1]} BAR {match[2]}", "")
+    for device in boot.report.devices.values():
+        for bar in boot.facts.bars:
+            if bar.device == device.address and device.claimed_by and bar.size >= PAGE:
+                named = f"{bar.name}"
+                if named in claimed or not any(
+                    name.startswith(f"{device.address} ") for name in claimed
+                ):
+                    claimed[named] = ", ".join(device.claimed_by)
+    names = {bar.name for bar in boot.facts.bars}
+    largest = _choose_largest(boot.facts.bars)
+    # iomem names the device, not the BAR: a framebuffer is in the largest one
+    return {
+        name: who for name, who in claimed.items()
+        if name in names and (not who or len(claimed) == 1 or name in largest)
+    }  # fmt: skip
+
+
+def _choose_largest(bars: Sequence[ProfileBar]) -> set[str]:
+    largest: dict[str, ProfileBar] = {}
+    for bar in bars:
+        if bar.device not in largest or bar.size > largest[bar.device].size:
+            largest[bar.device] = bar
+    return {bar.name for bar in largest.values()}
+
+
+def _claimed(claimed: dict[str, str]) -> Iterator[Advice]:
+    if not claimed:
+        return
+    who = ", ".join(dict.fromkeys(filter(None, claimed.values()))) or "something else on the host"
+    yield Advice(
+        "bar-claimed", "a BAR that the host itself claims",
+        f"{list_names(claimed)}: claimed by {who}, so that vfio-pci cannot hand it out: QEMU maps"
+        " none of it, and each of the guest's accesses ends in QEMU",
+        remedies=(Remedy("bar-claimed", _FREE_FRAMEBUFFER),),
+        bars=tuple(claimed), is_wrong=True,
+    )  # fmt: skip
+
+
+def _unplaced(
+    boot: ProfiledBoot, missing: Sequence[ProfileBar], mapped: Collection[str]
+) -> Advice:
+    large = [bar for bar in boot.facts.bars if bar.size >= _LEAST]
+    sizes = ", ".join(dict.fromkeys(format_size(bar.size) for bar in missing))
+    head = (
+        f"{len(missing)} of {len(large)} BARs ({list_names(b.name for b in missing)}, {sizes})"
+        f" {'was' if len(missing) == 1 else 'were'} never mapped, {len(mapped)} others were: no"
+        " place in the guest's address space"
+    )
+    return Advice(
+        "bar-not-placed", "BARs without a place", f"{head}. {describe_room(boot)}",
+        remedies=tuple(_widen(boot)), bars=tuple(bar.name for bar in missing), is_wrong=True,
+    )  # fmt: skip
+
+
+def _group_bars(boot: ProfiledBoot) -> list[tuple[int, ...]]:
+    """Return the large BARs of each device."""
+    devices: defaultdict[str, list[int]] = defaultdict(list)
+    for bar in boot.facts.bars:
+        if bar.size >= MIB:
+            devices[bar.device].append(bar.size)
+    return [tuple(sizes) for sizes in devices.values()]
+
+
+def _read_vendor(report: HostReport) -> Vendor | None:
+    if report.is_intel is None:
+        return None
+    return "intel" if report.is_intel else "amd"
+
+
+def find_needed_bits(boot: ProfiledBoot) -> int | None:
+    """Return the fewest bits with which the guest's firmware places all BARs."""
+    guest = boot.guest
+    return find_least_bits(
+        guest.firmware or "ovmf", boot.facts.memory, _group_bars(boot),
+        vendor=_read_vendor(boot.report), size=guest.window_size,
+    )  # fmt: skip
+
+
+def describe_room(boot: ProfiledBoot) -> str:
+    """Return what the guest's bits and its firmware's window have room for, and what it needs."""
+    guest, devices = boot.guest, _group_bars(boot)
+    whole = format_size(sum(sum(sizes) for sizes in devices))
+    if guest.physical_bits is None:
+        bits = "How many address bits the guest's CPU has is not recorded"
+    else:
+        bits = f"The guest's CPU has {guest.physical_bits} address bits ({guest.bits_source})"
+    if guest.physical_bits is not None and guest.firmware is not None:
+        window = find_window(
+            guest.firmware, guest.physical_bits, boot.facts.memory, devices,
+            vendor=_read_vendor(boot.report), size=guest.window_size,
+        )  # fmt: skip
+        count = sum(choose_placed(window, devices))
+        bits += (
+            f", in which {guest.firmware} has room for {count} of {len(devices)} devices"
+            if count < len(devices)
+            else f", in which {guest.firmware} would have room: others take it, or the guest did"
+            " not switch them on"
+        )
+    hole = guest.hole_size
+    small = hole is not None and hole < sum(sum(sizes) for sizes in devices)
+    announced = f"; the 64-bit hole (pci-hole64-size) is {format_size(hole or 0)}" * small
+    return f"{bits}; the BARs are {whole} together{announced}"
+
+
+def _widen(boot: ProfiledBoot) -> Iterator[Remedy]:
+    least, guest, host = find_needed_bits(boot), boot.guest, boot.report.physical_bits
+    if least is not None and (host is None or least <= host):
+        yield Remedy("phys-bits", f"{least} address bits would do: {tell_bits(guest, least)}")
+    elif least is not None:
+        yield Remedy(
+            "phys-bits", f"{least} address bits would do, and the host's CPU has {host}: fewer"
+            " devices for one guest",
+        )  # fmt: skip
+    needed = sum(sum(sizes) for sizes in _group_bars(boot))
+    if guest.firmware != "seabios" and least is not None:
+        yield Remedy(
+            "window-size",
+            f"or a larger window of OVMF's: opt/ovmf/X-PciMmio64Mb = {2 * needed // MIB} (fw_cfg)",
+        )
+    if guest.hole_size is not None and guest.hole_size < needed:
+        yield Remedy(
+            "hole-size",
+            f"<pcihole64> (q35-pcihost.pci-hole64-size) of {format_size(2 * needed)}, without"
+            " which the guest's kernel may not use more",
+        )
+
+
+def tell_bits(guest: GuestSetup, bits: int) -> str:
+    """Return the setting that gives a guest this many address bits."""
+    if not guest.is_libvirts:
+        return f"-cpu ...,phys-bits={bits} (of -cpu host: host-phys-bits-limit={bits})"
+    if guest.has_host_cpu:
+        return f"<cpu><maxphysaddr mode='passthrough' limit='{bits}'/> in the domain's XML"
+    return f"<cpu><maxphysaddr mode='emulate' bits='{bits}'/> in the domain's XML"
+
+
+def _not_mapped(boot: ProfiledBoot) -> Advice:
+    names, guest = list_names(bar.name for bar in boot.facts.bars), boot.guest
+    problem = f"no BAR was mapped for DMA in this boot (of {names})"
+    remedies: tuple[Remedy, ...] = ()
+    if guest.has_no_mmap:
+        problem += ": QEMU was told so (x-no-mmap); the guest's every access to a BAR ends in QEMU"
+        remedies = (Remedy("no-mmap", "take x-no-mmap out of the domain"),)
+    elif guest.has_iommufd:
+        problem += (
+            ": QEMU uses iommufd, which takes a BAR only as a dma-buf (QEMU 11.1, Linux v6.19)"
+        )
+    elif guest.iommu:
+        problem += (
+            f": the guest has an IOMMU of its own ({guest.iommu}), behind which a device sees only"
+            " what the guest maps for it"
+        )
+    elif guest.is_known:
+        problem += (
+            ", and nothing in the guest's definition keeps QEMU from it: its guest did not switch"
+            " the device on, or found no place for its BARs"
+        )
+        remedies = tuple(_widen(boot)) if _is_narrow(boot) else ()
+    else:
+        problem += "; the guest's definition, which would tell why, is not recorded"
+    return Advice(
+        "not-mapped", "BARs that are not mapped", problem, remedies=remedies,
+        bars=tuple(bar.name for bar in boot.facts.bars), is_wrong=True,
+    )  # fmt: skip
+
+
+def _is_narrow(boot: ProfiledBoot) -> bool:
+    """True if the guest's address bits are known, and too few for all BARs."""
+    bits, least = boot.guest.physical_bits, find_needed_bits(boot)
+    return bits is not None and (least is None or bits < least)
