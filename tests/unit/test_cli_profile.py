@@ -61,7 +61,7 @@ def test_a_domain_is_profiled_until_it_is_quiet(
 ) -> None:
     assert barometer(monkeypatch, "gpu vm") == 0
     assert command.asked == [ProfileRequest("gpu vm", until=20.0)]
-    assert "What would help" in capsys.readouterr().out
+    assert "what would help" in capsys.readouterr().out
 
 
 def test_what_is_asked_for_is_done_and_saved(

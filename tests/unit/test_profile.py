@@ -148,7 +148,7 @@ def recorded(host: Host, **asked: Any) -> ProfileFacts:
 
 def test_a_start_is_recorded_until_nothing_is_mapped_any_more(host: Host) -> None:
     facts = recorded(host)
-    assert (facts.ended, facts.boot, host.marks) == ("quiet", "start", ["run"])
+    assert (facts.ended, facts.boot, host.marks) == ("quiet", "start", ["start", "run"])
     assert host.running
     assert host.cleared
     assert (facts.qemu, facts.release, facts.pid) == ("8.2.2", "6.12.0", 7)
@@ -184,7 +184,7 @@ def test_the_agents_connection_is_marked_and_may_be_the_end(host: Host) -> None:
     assert recorded(host).ended == "quiet"
     host.running = False
     assert recorded(host, until="agent").ended == "agent"
-    assert host.marks == ["run", "agent"] * 2
+    assert host.marks == ["start", "run", "agent"] * 2
 
 
 def test_a_domain_that_ends_is_no_error(host: Host) -> None:

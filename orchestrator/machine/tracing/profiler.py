@@ -184,9 +184,19 @@ def arming_script(spec: ProbeSpec, tracefs: str, proc: str) -> str:
     answers `marked`. At the end of its input it undoes everything.
 
     It loads the modules that a start of the domain would load, for their symbols."""
+    return arming_functions(spec, tracefs, proc) + arming_commands(spec, tracefs) + _GUARD
+
+
+def arming_functions(spec: ProbeSpec, tracefs: str, proc: str) -> str:
+    """Return the places and functions that `arming_commands` needs. From here on the end of the
+    shell undoes what is armed."""
+    return _places(spec.instance, spec.group, tracefs, proc) + _CLEAR + _ARM
+
+
+def arming_commands(spec: ProbeSpec, tracefs: str) -> str:
+    """Return the commands that arm a specification, up to its switch tracing_on."""
     instance = f"{tracefs}/instances/{spec.instance}"
     lines = [
-        _places(spec.instance, spec.group, tracefs, proc), _CLEAR, _ARM,
         "modprobe -q -a vfio-pci vfio_iommu_type1\n",
         f"found=$(grep -oE ' ({'|'.join(spec.symbols)})([[:space:]]|$)' \"$P/kallsyms\" |"
         " tr -s '\\t\\n' ' ')\n",
@@ -198,7 +208,6 @@ def arming_script(spec: ProbeSpec, tracefs: str, proc: str) -> str:
         *map(_probe, spec.definitions),
         *(_put(f"{instance}/events/{e}/filter", text) for e, text in spec.filters.items()),
         *(f"switch_on {event}\n" for event in spec.enable),
-        _GUARD,
     ]  # fmt: skip
     return "".join(lines)
 

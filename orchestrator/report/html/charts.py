@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from markupsafe import escape
 
@@ -126,12 +127,14 @@ _FAMILIES = {
 _ROWS = ("phases", "maps", "unmaps")
 _APART = len(_ROWS) + 0.9
 """Distance from one arm's first row to the next arm's first row, in rows."""
+Name = TypeVar("Name", bound=str)
 MOST_STEPS = 1000
 """Most steps of a kind in a chart; the longest ones are kept."""
 
 
-def timeline_chart(boots: Mapping[ArmName, Timeline]) -> Figure:
-    """Draw a boot of each arm on one axis: its phases, and under them its maps and unmaps."""
+def timeline_chart(boots: Mapping[Name, Timeline]) -> Figure:
+    """Draw a boot of each arm, or of each name, on one axis: its phases, and under them its maps
+    and unmaps."""
     data: list[Figure] = []
     ticks: dict[float, str] = {}
     notes: list[Figure] = []
@@ -167,7 +170,7 @@ def timeline_chart(boots: Mapping[ArmName, Timeline]) -> Figure:
     return {"data": data, "layout": layout}
 
 
-def _bars(arm: ArmName, name: str, colour: str, y: float, spans: Sequence[Phase | DmaStep],
+def _bars(arm: str, name: str, colour: str, y: float, spans: Sequence[Phase | DmaStep],
           hover: Sequence[str], marker: Figure | None = None) -> Figure:  # fmt: skip
     """Return one trace of bars. `marker` replaces or adds parts of the bars' style."""
     return {
@@ -180,7 +183,7 @@ def _bars(arm: ArmName, name: str, colour: str, y: float, spans: Sequence[Phase 
     }  # fmt: skip
 
 
-def _phase_bars(arm: ArmName, boot: Timeline, y: float) -> list[Figure]:
+def _phase_bars(arm: str, boot: Timeline, y: float) -> list[Figure]:
     families: dict[str, list[Phase]] = {}
     for phase in boot.phases:
         families.setdefault(_family(phase), []).append(phase)
@@ -206,7 +209,7 @@ def _family(phase: Phase) -> str:
     return family if family in _FAMILIES else "QEMU"
 
 
-def _step_bars(arm: ArmName, boot: Timeline, rows: Mapping[str, float]) -> list[Figure]:
+def _step_bars(arm: str, boot: Timeline, rows: Mapping[str, float]) -> list[Figure]:
     kinds = {
         ("map", "BAR"): ("maps of BARs", _VERMILION),
         ("unmap", "BAR"): ("unmaps of BARs", _BLUE),
@@ -240,7 +243,7 @@ def _step_hover(step: DmaStep, unit: str) -> str:
     return ", ".join(filter(None, parts))
 
 
-def _mark(arm: ArmName, boot: Timeline, top: float) -> Figure:
+def _mark(arm: str, boot: Timeline, top: float) -> Figure:
     mark = boot.boot_seconds
     text = f"boot mark of the {arm}: {format_quantity(mark, boot.unit)}"
     return {

@@ -46,6 +46,18 @@ def html_report(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
     )  # fmt: skip
 
 
+def render_page(template: str, page: object, figures: object) -> str:
+    """Return a page of another kind: `page` is what its template reads, `figures` its charts by
+    the id of their element."""
+    from markupsafe import Markup  # noqa: PLC0415
+    from plotly.io.json import to_json_plotly  # noqa: PLC0415
+
+    return _environment().get_template(template).render(
+        page=page, style=Markup(_file("report.css")), figures=Markup(to_json_plotly(figures)),
+        **_scripts(),
+    )  # fmt: skip
+
+
 @cache
 def _scripts() -> dict[str, object]:
     """Return the page's own two scripts and their hashes, which take half the time of a page."""
