@@ -53,11 +53,18 @@ class FunctionFacts(Evidence):
     command: Annotated[int, Field(ge=0, lt=1 << 16)] | None
     """Command word of its configuration space (PCI Local Bus Specification, 6.2.2); None: not
     looked at, or not readable."""
+    answers: bool | None = None
+    """False: its configuration space reads all ones; None: not looked at, or not readable. Older
+    recordings lack it, as they lack reserved_regions, claims and module_holders."""
     iommu_group: str | None
     group_devices: tuple[str, ...]
     """Addresses in /sys/kernel/iommu_groups/GROUP/devices."""
     group_type: str | None
     """Type of the group's default domain (sysfs-kernel-iommu_groups)."""
+    reserved_regions: tuple[str, ...] = ()
+    """Lines `0xSTART 0xEND KIND` of the group's file of that name."""
+    claims: tuple[str, ...] = ()
+    """Names of what else holds memory inside its BARs (/proc/iomem): BOOTFB."""
     driver: str | None
     """None: no driver is bound."""
     driver_override: str | None
@@ -65,6 +72,8 @@ class FunctionFacts(Evidence):
     """Module of the driver."""
     module_use: int | None
     """Number of users of that module (refcnt)."""
+    module_holders: tuple[str, ...] = ()
+    """Modules that use that module; each is one of its users."""
     physfn: str | None
     """Physical function of this virtual function."""
     virtual_functions: tuple[str, ...]

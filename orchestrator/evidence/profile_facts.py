@@ -162,8 +162,9 @@ def load_profile(folder: Path) -> ProfileEvidence:
     files |= {
         name: _read(folder / name) for name in (HOST_FILE, AFTER_FILE) if (folder / name).exists()
     }
-    definition = folder / _DEFINITION
-    return ProfileEvidence(facts, files, _read(definition) if definition.exists() else "")
+    # no libvirt knows a QEMU that somebody else started
+    definition = _read(folder / _DEFINITION) if facts.boot != "wait" else ""
+    return ProfileEvidence(facts, files, definition)
 
 
 def _read(path: Path) -> str:

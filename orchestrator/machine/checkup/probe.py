@@ -20,7 +20,7 @@ from orchestrator.machine.metal.passthrough import find_refusals
 from orchestrator.machine.metal.staging import STATE
 from orchestrator.machine.runner.agents import agent_source, run_agent
 from orchestrator.machine.tracing.mapagent import collect_answers
-from orchestrator.machine.tracing.probes import counts_spec
+from orchestrator.machine.tracing.probes import FAULT, FAULT_BEFORE, counts_spec
 from orchestrator.machine.transport.answers import parsing
 from orchestrator.machine.transport.shell import Commands, Completed
 
@@ -55,8 +55,7 @@ def _find_spare(machine: Commands, survey: Survey) -> Function:
 
 
 def _count(machine: Commands, function: Function) -> CountedMap:
-    fault = "vfio_pci_mmap_huge_fault"
-    present = _agent(machine, "tracer", ["symbols", fault]).stdout
+    present = _agent(machine, "tracer", ["symbols", FAULT, FAULT_BEFORE]).stdout
     spec = _rename(counts_spec(json.loads(present)))
     armed = json.loads(_agent(machine, "tracer", ["arm"], spec).stdout)
     if not armed["armed"]:

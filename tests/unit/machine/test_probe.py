@@ -28,7 +28,7 @@ class Machine(LocalMachine):
 
     def __init__(self, *, armed: bool = True, mapped: str = MAPPED, state: bool = False) -> None:
         self.answers = {
-            "symbols": '["vfio_pci_mmap_huge_fault"]',
+            "symbols": '["vfio_pci_mmap_fault"]',
             "arm": json.dumps({"armed": armed, "why": "lockdown"}),
             "finish": json.dumps({"files": {"hist-lookup.txt": HIST}}), "clear": "", FREE: mapped,
         }  # fmt: skip
