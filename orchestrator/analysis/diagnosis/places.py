@@ -98,13 +98,14 @@ def _unplaced(
 ) -> Advice:
     large = [bar for bar in boot.facts.bars if bar.size >= _LEAST]
     sizes = ", ".join(dict.fromkeys(format_size(bar.size) for bar in missing))
+    reached = sum(bar.name in mapped for bar in large)
     head = (
         f"{len(missing)} of {len(large)} BARs ({list_names(b.name for b in missing)}, {sizes})"
-        f" {'was' if len(missing) == 1 else 'were'} never mapped, {len(mapped)} others were: no"
-        " place in the guest's address space"
+        f" {'was' if len(missing) == 1 else 'were'} never mapped, and {reached}"
+        f" {'was' if reached == 1 else 'were'}: no place in the guest's address space"
     )
     return Advice(
-        "bar-not-placed", "BARs without a place", f"{head}. {describe_room(boot)}",
+        "bar-not-placed", "BARs without a place", f"{head}. {describe_room(boot, reached)}",
         remedies=tuple(_widen(boot)), bars=tuple(bar.name for bar in missing), is_wrong=True,
     )  # fmt: skip
 
@@ -133,8 +134,9 @@ def find_needed_bits(boot: ProfiledBoot) -> int | None:
     )  # fmt: skip
 
 
-def describe_room(boot: ProfiledBoot) -> str:
-    """Return what the guest's bits and its firmware's window have room for, and what it needs."""
+def describe_room(boot: ProfiledBoot, reached: int | None = None) -> str:
+    """Return what the guest's bits and its firmware's window have room for, and what it needs.
+    `reached`: number of large BARs that did find a place; None: not known."""
     guest, devices = boot.guest, _group_bars(boot)
     whole = format_size(sum(sum(sizes) for sizes in devices))
     if guest.physical_bits is None:
@@ -147,8 +149,10 @@ def describe_room(boot: ProfiledBoot) -> str:
             vendor=_read_vendor(boot.report), size=guest.window_size,
         )  # fmt: skip
         count = sum(choose_placed(window, devices))
+        # another version of the firmware may have another window: what was seen is told alone
+        can = f"has room for {count} of" if reached in (None, count) else "cannot place all"
         bits += (
-            f", in which {guest.firmware} has room for {count} of {len(devices)} devices"
+            f", in which {guest.firmware} {can} {len(devices)} devices"
             if count < len(devices)
             else f", in which {guest.firmware} would have room: others take it, or the guest did"
             " not switch them on"

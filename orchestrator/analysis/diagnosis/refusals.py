@@ -66,6 +66,8 @@ class Refusal:
     size: int | None
     of: str
     """What was mapped: RAM, a BAR."""
+    kind: str = "map"
+    """map, unmap, or `map or unmap`."""
     count: int = 1
     """Calls that failed in the same way."""
     seconds: float = 0.0
@@ -84,8 +86,9 @@ def _select(boot: ProfiledBoot) -> Iterator[Refusal]:
     failed = [step for step in boot.timeline.steps if step.result]
     for result in dict.fromkeys(step.result for step in failed):
         steps = [step for step in failed if step.result == result]
+        kinds = " or ".join(sorted({step.kind for step in steps}))
         yield Refusal(
-            -result, steps[0].iova, steps[0].size, steps[0].bar, len(steps),
+            -result, steps[0].iova, steps[0].size, steps[0].bar, kinds, len(steps),
             sum(step.seconds for step in steps),
         )  # fmt: skip
     if failed:
@@ -128,7 +131,9 @@ def _explain(boot: ProfiledBoot, refusal: Refusal) -> Advice:
     place = "" if refusal.iova is None else f" at {refusal.iova:#x}"
     size = "" if refusal.size is None else f" ({format_size(refusal.size)})"
     first = ", the first" if refusal.count > 1 else ""
-    calls = "1 map or unmap was" if refusal.count == 1 else f"{refusal.count} maps or unmaps were"
+    one = f"an {refusal.kind} was" if refusal.kind == "unmap" else f"a {refusal.kind} was"
+    many = f"{refusal.count} calls ({refusal.kind}) were"
+    calls = one if refusal.count == 1 else many
     what = f"{calls} refused ({name}){first} of {refusal.of}{size}{place}"
     explain = {
         errno.ENOSPC: _no_entries, errno.ENOMEM: _no_memory, errno.EINVAL: _bad_address,

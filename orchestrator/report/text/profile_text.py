@@ -27,6 +27,8 @@ _WIDTH = 100
 _LITTLE = 0.05
 """Share of a boot. Small costs are listed one by one until less than this is left."""
 _MOST_IN_SENTENCE = 3
+_LARGE_SHARE = 0.05
+"""Share of a boot. The sentence names no smaller cost, except the largest that has a remedy."""
 _ENDS = {
     "agent": "to the connection of the guest agent",
     "map": "to the last map, unmap or zap; what the guest did after it is not seen",
@@ -60,9 +62,14 @@ def profile_sentence(profile: Profile) -> str:
         return f"{name} did not start: {causes}. {_then(wrong[:1])}".rstrip()
     costs = [a for a in profile.advice if not a.is_wrong and a.seconds >= SMALL_SHARE * whole]
     costs.sort(key=lambda advice: advice.is_ordinary)
-    curable = [advice for advice in costs if _best(advice) is not None]
-    told = [a for a in costs if a in costs[:2] or a in curable[:_MOST_IN_SENTENCE]]
-    texts = [_name_cost(a, whole) for a in told if not a.is_ordinary]
+    curable = [advice for advice in costs if _best(advice) is not None][:_MOST_IN_SENTENCE]
+    texts = [
+        _name_cost(advice, whole)
+        for advice in costs
+        if not advice.is_ordinary
+        and (advice.seconds >= _LARGE_SHARE * whole or advice in curable[:1])
+        and (advice in curable or advice in costs[:2])
+    ]
     ordinary = [a for a in costs if a.is_ordinary]
     texts += [_name_cost(advice, whole) for advice in ordinary[:1]]
     head = "".join(f"{advice.problem}. {_then([advice])} " for advice in wrong[:1])

@@ -1,0 +1,186 @@
+"""Sixteen public reports of slow and failing boots: what is said of each. The inputs and their
+sources are in slowboots.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from orchestrator.analysis.diagnosis.diagnosis import Profile
+from orchestrator.analysis.doctor.finding import METAL, Needs
+from orchestrator.analysis.doctor.findings import judge_machine
+from orchestrator.evidence.collected import load_evidence
+from orchestrator.formats.units import GIB, MIB
+from orchestrator.report.text.profile_text import profile_sentence, text_profile
+from tests.unit import slowboots
+from tests.unit.analysis.test_findings import LOCKDOWN, bar
+from tests.unit.checkups import file, server, value
+from tests.unit.machine.test_passthrough import FREE, altered, idle, refused
+from tests.unit.slowboots import SlowBoot
+
+
+@dataclass(frozen=True)
+class Row:
+    boot: Callable[[], SlowBoot]
+    causes: tuple[str, ...]
+    """Names of which the first or the second thing that is said has one."""
+    words: tuple[str, ...]
+    """What the answer must have: numbers, and the remedy."""
+
+
+REPORTS = [
+    Row(slowboots.lxd_15872, ("no-huge-pfnmap",),
+        ("40 maps of 8 BARs of 128GiB, 4.4 s each", "46%", "both are needed", "QEMU 9.2")),
+    Row(slowboots.kata_13270, ("bar-not-placed",),
+        ("5 of 8 BARs", "40 address bits", "address bits would do", "maxphysaddr")),
+    Row(slowboots.proxmox_1353, ("ram-pinning",),
+        ("86%", "1TiB", "<hugepages/>", "threads='8'")),
+    Row(slowboots.kubevirt_7279, ("preallocation",), ("86%", "512GiB of huge pages", "threads")),
+    Row(slowboots.lookingglass_1184, ("address-bits",),
+        ("needs 46 address bits, the IOMMU translates 39", "0x382000000000", "limit='39'")),
+    Row(slowboots.talos_14356, ("bar-claimed",), ("BOOTFB", "initcall_blacklist=sysfb_init")),
+    Row(slowboots.kubevirt_14593, ("memlock",), ("8MiB", "RLIMIT_MEMLOCK", "<hard_limit")),
+    Row(slowboots.kata_11721, ("dma-entry-limit",),
+        ("dma_entry_limit is 20", "20 were made", "65535")),
+    Row(slowboots.harvester_7340, ("rmrr",), ("0xbdf6e000-0xbdf84fff", "another slot")),
+    Row(slowboots.kata_11708, ("device-gone",), ("0000:17:00.0", "power cycle")),
+    Row(slowboots.cloud_hypervisor_7991, ("qemu-unaligned",), ("2 maps", "QEMU 9.2 or later")),
+    Row(slowboots.dra_driver_1191, ("group-shared",), ("group 15", "vfio-pci")),
+    Row(slowboots.no_interrupt_remapping, ("interrupt-remapping",),
+        ("allow_unsafe_interrupts=1",)),
+    Row(slowboots.reset_timeout, ("device-reset",),
+        ("65.5 s after FLR", "gave up", "reset_method")),
+    Row(slowboots.checkbox_2007, ("bar-not-placed",),
+        ("1 of 2 BARs", "was never mapped, and 1 was", "64-bit hole (pci-hole64-size) is 64GiB", "phys-bits=")),
+    # others of the same kinds
+    Row(slowboots.guest_iommu, ("guest-iommu",), ("60000 small maps", "iommu=pt")),
+    Row(slowboots.small_iommu_pages, ("iommu-map",), ("12 s, 50.0%", "take sp_off out")),
+    Row(slowboots.amd_hole, ("reserved-range",), ("HyperTransport", "0xfd00000000")),
+]  # fmt: skip
+IDS = [row.boot.__name__ for row in REPORTS]
+
+
+@cache
+def judge(row: Row) -> Profile:
+    return row.boot().profile()
+
+
+@pytest.mark.parametrize("row", REPORTS, ids=IDS)
+def test_the_true_cause_is_the_first_or_second_thing_said(row: Row) -> None:
+    profile = judge(row)
+    assert {advice.name for advice in profile.advice[:2]} & {*row.causes}
+    text = " ".join(text_profile(profile).split())
+    for words in row.words:
+        assert words in text, text
+
+
+@pytest.mark.parametrize("row", REPORTS, ids=IDS)
+def test_the_sentence_names_it(row: Row) -> None:
+    profile = judge(row)
+    cause = next(advice for advice in profile.advice if advice.name in row.causes)
+    sentence = profile_sentence(profile)
+    assert cause.problem in sentence or cause.subject in sentence
+
+
+@pytest.mark.parametrize("row", REPORTS, ids=IDS)
+def test_all_of_the_boot_is_accounted_for(row: Row) -> None:
+    profile = judge(row)
+    costs = [advice.seconds for advice in profile.advice if not advice.is_wrong]
+    if not profile.failed:
+        assert sum(costs) >= 0.95 * profile.whole_seconds
+        assert sum(costs) + profile.unexplained == pytest.approx(profile.whole_seconds)
+
+
+@pytest.mark.parametrize("row", REPORTS, ids=IDS)
+def test_what_is_wrong_is_one_thing(row: Row) -> None:
+    """Nothing false is said with confidence: a boot with one fault has one item that is wrong."""
+    wrong = [advice.name for advice in judge(row).advice if advice.is_wrong]
+    assert len(wrong) <= 1
+    assert {*wrong} <= {*row.causes}
+
+
+@pytest.mark.parametrize("row", REPORTS, ids=IDS)
+def test_a_saved_report_is_shown_again(row: Row, tmp_path: Path) -> None:
+    boot = row.boot()
+    boot.evidence().save(tmp_path)
+    loaded = load_evidence(tmp_path)
+    assert loaded.facts == boot.evidence().facts
+    assert loaded.files == boot.evidence().files
+
+
+def test_a_register_dump_is_no_message() -> None:
+    text = text_profile(slowboots.kata_11721().profile())
+    assert "RAX" not in text
+    assert "Code=" not in text
+
+
+def test_a_start_that_failed_for_no_known_cause_quotes_qemu() -> None:
+    boot = SlowBoot(slowboots.fail(), xml=slowboots.write_xml(), facts={**slowboots.FAILED})
+    boot.after = {"error": f"qemu-kvm: -device vfio-pci: vfio error: strange\n{slowboots.DUMP}"}
+    (only,) = boot.profile().advice
+    assert only.name == "start-failed"
+    assert only.problem.endswith("vfio error: strange")
+
+
+# reports of which the doctor is asked ------------------------------------------------------------
+
+
+def says(*changes: object) -> list[str]:
+    """Return the findings that are not ok, in their order, as text."""
+    found = judge_machine(server(*changes), Needs(METAL))  # type: ignore[arg-type]
+    return [f"{f.name}: {f.what} {f.evidence} {f.fix}" for f in found if f.status != "ok"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        # harvester#7340
+        ({"reserved_regions": ["0xbdf6e000 0xbdf84fff direct"]}, "rmrr"),
+        # kata#11708
+        ({"answers": False, "power_state": "unknown"}, "device-gone"),
+        # talos#14356
+        ({"claims": ["BOOTFB"], "boot_vga": 0}, "bar-claimed"),
+    ],
+)
+def test_the_doctor_names_why_a_device_cannot_be_given(
+    change: dict[str, object], reason: str
+) -> None:
+    def changed(said: dict[str, dict[str, object]]) -> None:
+        idle(said)
+        said[FREE].update(change)
+
+    found = refused(altered("gpu-server", changed), FREE)
+    assert list(found) == [reason]
+    first, *_ = says(bar(refused=[f"{reason}: {found[reason]}"]))
+    assert reason in first
+
+
+def test_the_doctor_names_a_group_that_is_shared() -> None:
+    """dra-driver-nvidia-gpu#1191"""
+
+    def shared(said: dict[str, dict[str, list[str]]]) -> None:
+        idle(said)
+        said[FREE]["group_devices"].append("0000:17:00.0")
+
+    assert "group-shared" in refused(altered("gpu-server", shared), FREE)
+
+
+def test_the_doctor_names_lockdown_and_interrupt_remapping() -> None:
+    """bpftrace#853; the report on interrupt remapping"""
+    first, *_ = says(file(LOCKDOWN, "none integrity [confidentiality]"))
+    assert first.startswith("lockdown: ")
+    first, *_ = says(value("interrupts", to=["IO-APIC", "PCI-MSIX"]))
+    assert first.startswith("interrupt-remapping: ")
+
+
+@pytest.mark.parametrize(
+    ("growable", "words"), [(16 * GIB, "can have 16GiB"), (None, "the device sleeps")]
+)
+def test_the_doctor_names_a_bar_that_is_not_resized(growable: int | None, words: str) -> None:
+    """ReBarUEFI, RVVM#197: awake, and asleep as an idle device of vfio-pci is."""
+    found = says(bar(size=256 * MIB, growable=growable))
+    assert any(line.startswith("resizable-bar: ") and words in line for line in found[:2])
