@@ -27,7 +27,7 @@ from orchestrator.evidence.profile_facts import (
 from orchestrator.formats.abi import IORESOURCE_MEM
 from orchestrator.formats.units import GIB, KIB, MIB, TIB
 
-FACTS = "facts.json"
+_FACTS = "facts.json"
 _FILES = (*TRACER_FILES, HOST_FILE, AFTER_FILE)
 _SIZE = re.compile(r"(\d{1,15})([kKmMgGtT]?)")
 _FACTORS = {"": MIB, "k": KIB, "m": MIB, "g": GIB, "t": TIB}
@@ -40,7 +40,7 @@ _UNKNOWN = "unknown"
 def load_evidence(path: Path) -> ProfileEvidence:
     """Load a profile from a folder or an archive, whichever form it has. Raises EvidenceError."""
     if path.is_dir():
-        if (path / FACTS).exists():
+        if (path / _FACTS).exists():
             return load_profile(path)
         texts = {
             name: (path / name).read_text(errors="replace")

@@ -16,7 +16,7 @@ from orchestrator.evidence.host_report import HostReport
 from orchestrator.evidence.profile_facts import ProfileFacts
 
 NO_REMEDY = "no remedy known to barometer"
-SMALL_SHARE = 0.01
+LEAST_COST_SHARE = 0.01
 """Share of a boot. A smaller cost is not worth a change to a machine."""
 _MOST_LISTED = 4
 """Most BARs that a sentence lists; an item's `bars` has all."""

@@ -14,7 +14,7 @@ from statistics import median
 from orchestrator.analysis.boot.spent import IOMMU_MAP, Spent
 from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep
 from orchestrator.analysis.diagnosis.advice import (
-    SMALL_SHARE,
+    LEAST_COST_SHARE,
     Advice,
     ProfiledBoot,
     Remedy,
@@ -86,7 +86,7 @@ def _bar_maps(boot: ProfiledBoot, spent: Spent) -> Iterator[Advice]:
         return
     in_iommu = sum(_iommu_seconds(step, seconds) for step, seconds in maps)
     whole = sum(seconds for _, seconds in maps)
-    has_own_item = in_iommu >= max(SMALL_SHARE * boot.whole_seconds, whole / 10)
+    has_own_item = in_iommu >= max(LEAST_COST_SHARE * boot.whole_seconds, whole / 10)
     if has_own_item:
         yield _iommu_maps(boot, [step for step, _ in maps], in_iommu)
     seconds = whole - in_iommu if has_own_item else whole

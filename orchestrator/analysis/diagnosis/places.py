@@ -125,7 +125,7 @@ def _read_vendor(report: HostReport) -> Vendor | None:
     return "intel" if report.is_intel else "amd"
 
 
-def find_needed_bits(boot: ProfiledBoot) -> int | None:
+def _find_needed_bits(boot: ProfiledBoot) -> int | None:
     """Return the fewest bits with which the guest's firmware places all BARs."""
     guest = boot.guest
     return find_least_bits(
@@ -164,7 +164,7 @@ def describe_room(boot: ProfiledBoot, reached: int | None = None) -> str:
 
 
 def _widen(boot: ProfiledBoot) -> Iterator[Remedy]:
-    least, guest, host = find_needed_bits(boot), boot.guest, boot.report.physical_bits
+    least, guest, host = _find_needed_bits(boot), boot.guest, boot.report.physical_bits
     if least is not None and (host is None or least <= host):
         yield Remedy("phys-bits", f"{least} address bits would do: {tell_bits(guest, least)}")
     elif least is not None:
@@ -227,5 +227,5 @@ def _not_mapped(boot: ProfiledBoot) -> Advice:
 
 def _is_narrow(boot: ProfiledBoot) -> bool:
     """True if the guest's address bits are known, and too few for all BARs."""
-    bits, least = boot.guest.physical_bits, find_needed_bits(boot)
+    bits, least = boot.guest.physical_bits, _find_needed_bits(boot)
     return bits is not None and (least is None or bits < least)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.boot.timeline import RAM, DmaStep
@@ -58,7 +58,7 @@ _FIRMWARE_OPTION = (
 
 
 @dataclass(frozen=True)
-class Refusal:
+class RefusedMap:
     """A map that failed. None: not recorded."""
 
     errno: int
@@ -81,27 +81,27 @@ def list_refusals(boot: ProfiledBoot) -> Iterator[Advice]:
         yield _explain(boot, refusal)
 
 
-def _select(boot: ProfiledBoot) -> Iterator[Refusal]:
+def _select(boot: ProfiledBoot) -> Iterator[RefusedMap]:
     """Yield the failed maps: those of the trace or, without one there, those of QEMU's log."""
     failed = [step for step in boot.timeline.steps if step.result]
     for result in dict.fromkeys(step.result for step in failed):
         steps = [step for step in failed if step.result == result]
         kinds = " or ".join(sorted({step.kind for step in steps}))
-        yield Refusal(
+        yield RefusedMap(
             -result, steps[0].iova, steps[0].size, steps[0].bar, kinds, len(steps),
             sum(step.seconds for step in steps),
         )  # fmt: skip
     if failed:
         return
-    log = read_log(boot)
+    log = _read_log(boot)
     if match := _LOG_MAP.search(log):
         iova, size = int(match[1], 16), int(match[2], 16)
-        yield Refusal(int(match[3]), iova, size, _find_bar(boot, size))
+        yield RefusedMap(int(match[3]), iova, size, _find_bar(boot, size))
         return
     match = _FAILED_MAP.search(log)
     code = _find_errno(match[2]) if match else None
     if match and code is not None and not _is_missing_dma_buf(match[1], code):
-        yield Refusal(code, None, None, RAM)
+        yield RefusedMap(code, None, None, RAM)
 
 
 def _is_missing_dma_buf(call: str, code: int) -> bool:
@@ -118,7 +118,7 @@ def _find_bar(boot: ProfiledBoot, size: int) -> str:
     return next((bar.name for bar in boot.facts.bars if bar.size == size), RAM)
 
 
-def read_log(boot: ProfiledBoot) -> str:
+def _read_log(boot: ProfiledBoot) -> str:
     """Return what libvirt and QEMU said of a failed start."""
     return "\n".join(boot.report.text(f"after/{name}") for name in ("error", "qemu-log"))
 
@@ -126,7 +126,7 @@ def read_log(boot: ProfiledBoot) -> str:
 # maps ------------------------------------------------------------------------------------------
 
 
-def _explain(boot: ProfiledBoot, refusal: Refusal) -> Advice:
+def _explain(boot: ProfiledBoot, refusal: RefusedMap) -> Advice:
     name = errno.errorcode.get(refusal.errno, str(refusal.errno))
     place = "" if refusal.iova is None else f" at {refusal.iova:#x}"
     size = "" if refusal.size is None else f" ({format_size(refusal.size)})"
@@ -152,7 +152,7 @@ Explanation = tuple[str, str, tuple[Remedy, ...]]
 """Name of the cause, why, and what helps."""
 
 
-def _no_entries(boot: ProfiledBoot, _refusal: Refusal) -> Explanation:
+def _no_entries(boot: ProfiledBoot, _refusal: RefusedMap) -> Explanation:
     limit = boot.facts.settings.dma_entry_limit or boot.report.text("type1/dma_entry_limit")
     limit = limit.strip() or f"{_DEFAULT_ENTRIES}, unless it was set"
     made = sum(_count_alive(boot.timeline.steps))
@@ -173,7 +173,7 @@ def _count_alive(steps: Sequence[DmaStep]) -> Iterator[int]:
             yield 1 if step.kind == "map" else -1
 
 
-def _no_memory(boot: ProfiledBoot, refusal: Refusal) -> Explanation:
+def _no_memory(boot: ProfiledBoot, refusal: RefusedMap) -> Explanation:
     log = "\n".join(boot.report.new_kernel_log)
     exceeded, limit = _LOCK_EXCEEDED.search(log), boot.report.memlock
     size = format_size(boot.facts.memory)
@@ -210,7 +210,7 @@ def _format_bytes(size: int) -> str:
     return format_size(size) if size else "nothing"
 
 
-def _bad_address(boot: ProfiledBoot, refusal: Refusal) -> Explanation:
+def _bad_address(boot: ProfiledBoot, refusal: RefusedMap) -> Explanation:
     """Explain EINVAL: the range is outside those that the IOMMU translates
     (vfio_iommu_iova_dma_valid())."""
     if refusal.iova is None:
@@ -281,8 +281,8 @@ def _devices(boot: ProfiledBoot) -> Iterator[Advice]:
     if gone:
         yield Advice(
             "device-gone", "a device that does not answer",
-            f"{list_names(sorted(gone))} does not answer: it fell off the bus, or does not wake"
-            " from D3cold",
+            f"{list_names(sorted(gone))} does not answer{_quote_power(boot, gone)}: it fell off the"
+            " bus, or does not wake from D3cold",
             remedies=(
                 Remedy("device-gone", "a power cycle of the host (a reboot may not do); against"
                        " its sleep: vfio-pci.disable_idle_d3=1, pcie_port_pm=off, and 0 in the"
@@ -292,7 +292,7 @@ def _devices(boot: ProfiledBoot) -> Iterator[Advice]:
     locked = {match[1] for match in _RMRR.finditer("\n".join(boot.report.new_kernel_log))} & own
     locked |= {
         device.address for device in boot.report.devices.values()
-        if any(region.kind == "direct" for region in device.reserved) and is_failed_start(boot)
+        if any(region.kind == "direct" for region in device.reserved) and _is_failed_start(boot)
     }  # fmt: skip
     if locked:
         ranges = [
@@ -311,15 +311,24 @@ def _devices(boot: ProfiledBoot) -> Iterator[Advice]:
         )  # fmt: skip
 
 
-def is_failed_start(boot: ProfiledBoot) -> bool:
+def _quote_power(boot: ProfiledBoot, addresses: Collection[str]) -> str:
+    states = [
+        f"{device.address}: {device.power_state}"
+        for device in boot.report.devices.values()
+        if device.address in addresses and device.power_state
+    ]
+    return f" (power_state of {', '.join(states)})" if states else ""
+
+
+def _is_failed_start(boot: ProfiledBoot) -> bool:
     return boot.facts.ended == "start-failed"
 
 
 def _messages(boot: ProfiledBoot) -> Iterator[Advice]:
     """Yield what QEMU's own messages of a failed start mean."""
-    if not is_failed_start(boot):
+    if not _is_failed_start(boot):
         return
-    log = read_log(boot)
+    log = _read_log(boot)
     if "failed to set iommu for container: Operation not permitted" in log and _has_no_remapping(
         boot
     ):
@@ -372,9 +381,9 @@ def _has_no_remapping(boot: ProfiledBoot) -> bool:
 def describe_failure(boot: ProfiledBoot, causes: Sequence[Advice]) -> Iterator[Advice]:
     """Yield what is left to say of a failed start for which no cause was found: the line of the
     message that is QEMU's."""
-    if not is_failed_start(boot) or causes or find_claimed_bars(boot):
+    if not _is_failed_start(boot) or causes or find_claimed_bars(boot):
         return
-    lines = [line.strip() for line in read_log(boot).splitlines() if line.strip()]
+    lines = [line.strip() for line in _read_log(boot).splitlines() if line.strip()]
     own = [line for line in lines if "qemu" in line and ("vfio" in line or "error" in line)]
     last = (own or [line for line in lines if not _is_dump(line)] or lines or ["nothing"])[-1]
     yield Advice(

@@ -11,7 +11,7 @@ from orchestrator.analysis.boot.spent import UNEXPLAINED
 from orchestrator.analysis.boot.timeline import timeline_json
 from orchestrator.analysis.diagnosis.advice import (
     NO_REMEDY,
-    SMALL_SHARE,
+    LEAST_COST_SHARE,
     Advice,
     Remedy,
     list_names,
@@ -60,7 +60,7 @@ def profile_sentence(profile: Profile) -> str:
     if profile.failed:
         causes = wrong[0].problem if wrong else "QEMU ended before the guest ran"
         return f"{name} did not start: {causes}. {_then(wrong[:1])}".rstrip()
-    costs = [a for a in profile.advice if not a.is_wrong and a.seconds >= SMALL_SHARE * whole]
+    costs = [a for a in profile.advice if not a.is_wrong and a.seconds >= LEAST_COST_SHARE * whole]
     costs.sort(key=lambda advice: advice.is_ordinary)
     curable = [advice for advice in costs if _best(advice) is not None][:_MOST_IN_SENTENCE]
     texts = [
@@ -217,7 +217,7 @@ def select_small(profile: Profile) -> list[Advice]:
     small = []
     for advice in profile.advice:
         if not advice.is_wrong:
-            if left < _LITTLE * whole and advice.seconds < SMALL_SHARE * whole:
+            if left < _LITTLE * whole and advice.seconds < LEAST_COST_SHARE * whole:
                 small.append(advice)
             left -= advice.seconds
     return small
