@@ -281,8 +281,8 @@ def _devices(boot: ProfiledBoot) -> Iterator[Advice]:
     if gone:
         yield Advice(
             "device-gone", "a device that does not answer",
-            f"{list_names(sorted(gone))} does not answer{_quote_power(boot, gone)}: it fell off the"
-            " bus, or does not wake from D3cold",
+            f"{list_names(sorted(gone))} does not answer{_quote_power(boot, gone)}: it fell off"
+            " the bus, or does not wake from D3cold",
             remedies=(
                 Remedy("device-gone", "a power cycle of the host (a reboot may not do); against"
                        " its sleep: vfio-pci.disable_idle_d3=1, pcie_port_pm=off, and 0 in the"

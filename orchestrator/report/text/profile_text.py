@@ -10,8 +10,8 @@ from orchestrator.analysis.boot.cost import CostTable, Row, build_cost_table
 from orchestrator.analysis.boot.spent import UNEXPLAINED
 from orchestrator.analysis.boot.timeline import timeline_json
 from orchestrator.analysis.diagnosis.advice import (
-    NO_REMEDY,
     LEAST_COST_SHARE,
+    NO_REMEDY,
     Advice,
     Remedy,
     list_names,
