@@ -33,6 +33,16 @@ class ReservedRegion:
 
 
 @dataclass(frozen=True)
+class BarClaim:
+    """A range inside a BAR that somebody holds (/proc/iomem)."""
+
+    start: int
+    end: int
+    name: str
+    """BOOTFB, simpledrm, nvidia."""
+
+
+@dataclass(frozen=True)
 class DeviceReport:
     """What sysfs says of one of the domain's devices."""
 
@@ -42,8 +52,8 @@ class DeviceReport:
     answers: bool | None = None
     """False if its configuration space reads all ones; None if nobody read it."""
     reserved: tuple[ReservedRegion, ...] = ()
-    claimed_by: tuple[str, ...] = ()
-    """Who else holds a part of a BAR of it (/proc/iomem): BOOTFB."""
+    claims: tuple[BarClaim, ...] = ()
+    """Parts of its BARs that others hold than its driver."""
 
 
 @dataclass(frozen=True)
@@ -92,13 +102,11 @@ class HostReport:
             reserved=tuple(
                 ReservedRegion(int(start, 16), int(end, 16), kind) for start, end, kind in regions
             ),
-            claimed_by=self._find_claims(address, read("driver")),
+            claims=tuple(
+                claim for claim in list_bar_claims(self.text("iomem")).get(address, ())
+                if claim.name != read("driver")
+            ),
         )  # fmt: skip
-
-    def _find_claims(self, address: str, driver: str | None) -> tuple[str, ...]:
-        """Return the names of what holds memory inside a BAR of the device, besides its driver."""
-        claims = list_bar_claims(self.text("iomem")).get(address, ())
-        return tuple(name for name in claims if name != driver)
 
     @cached_property
     def new_kernel_log(self) -> tuple[str, ...]:
@@ -116,21 +124,22 @@ class HostReport:
         return UNLIMITED if match[1] == "unlimited" else int(match[1])
 
 
-def list_bar_claims(iomem: str) -> dict[str, tuple[str, ...]]:
-    """Return PCI address -> names of the ranges of /proc/iomem inside the device's BARs, without
-    those of its own. A user without root sees zeros, and then nothing is found."""
-    claims: dict[str, list[str]] = {}
+def list_bar_claims(iomem: str) -> dict[str, tuple[BarClaim, ...]]:
+    """Return PCI address -> ranges of /proc/iomem inside the device's BARs, without those of the
+    device itself. A user without root sees zeros, and then nothing is found."""
+    claims: dict[str, list[BarClaim]] = {}
     owner: tuple[int, str] | None = None
     for indent, start, end, name in _IOMEM.findall(iomem):
         if int(end, 16) <= int(start, 16):
             continue
         if owner is not None and len(indent) > owner[0]:
             if not _OWN_CLAIMS.match(name):
-                claims.setdefault(owner[1], []).append(name.strip())
+                claim = BarClaim(int(start, 16), int(end, 16), name.strip())
+                claims.setdefault(owner[1], []).append(claim)
             continue
         is_function = re.fullmatch(r"[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]", name)
         owner = (len(indent), name) if is_function else None
-    return {address: tuple(dict.fromkeys(names)) for address, names in claims.items()}
+    return {address: tuple(dict.fromkeys(found)) for address, found in claims.items()}
 
 
 def parse_host_report(before: str, after: str = "") -> HostReport:

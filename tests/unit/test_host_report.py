@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from orchestrator.evidence.host_report import (
     UNLIMITED,
+    BarClaim,
     HostReport,
     ReservedRegion,
     list_bar_claims,
@@ -45,7 +46,7 @@ def test_a_device() -> None:
     }).devices[DEVICE]  # fmt: skip
     assert (found.driver, found.power_state, found.answers) == ("vfio-pci", "D3hot", True)
     assert found.reserved[0] == ReservedRegion(0xA0000, 0xBFFFF, "direct")
-    assert found.claimed_by == ()
+    assert found.claims == ()
     gone = report({f"device/{DEVICE}/config": " ff ff ff ff"}).devices[DEVICE]
     assert gone.answers is False
     assert report({f"device/{DEVICE}/config": ""}).devices[DEVICE].answers is None
@@ -75,13 +76,17 @@ def test_claims_are_those_inside_a_function() -> None:
         "    384000000000-385fffffffff : vfio-pci\n"
         "fee00000-fee00fff : Local APIC\n"
     )
-    assert list_bar_claims(iomem) == {"0000:39:00.0": ("BOOTFB", "simpledrm")}
+    found = list_bar_claims(iomem)
+    assert {address: [claim.name for claim in claims] for address, claims in found.items()} == {
+        "0000:39:00.0": ["BOOTFB", "simpledrm"]
+    }
+    assert found["0000:39:00.0"][0] == BarClaim(0x380000000000, 0x3800007E8FFF, "BOOTFB")
 
 
 def test_a_driver_may_hold_its_own_device() -> None:
     iomem = f"1000-1fff : {DEVICE}\n  1000-1fff : nvidia\n"
     found = report({"iomem": iomem, f"device/{DEVICE}/driver": "nvidia"})
-    assert found.devices[DEVICE].claimed_by == ()
+    assert found.devices[DEVICE].claims == ()
 
 
 @given(st.text(), st.text())

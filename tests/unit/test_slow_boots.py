@@ -111,6 +111,14 @@ def test_a_saved_report_is_shown_again(row: Row, tmp_path: Path) -> None:
     assert load_evidence(tmp_path) == evidence
 
 
+def test_a_bar_that_was_mapped_is_claimed_by_nobody_else() -> None:
+    """An older line of the kernel's log is about an earlier boot."""
+    boot = slowboots.talos_14356()
+    boot.host |= boot.after
+    boot.map_bar(boot.bars[0], 9.0, 0.001)
+    assert "bar-claimed" not in {advice.name for advice in boot.profile().advice}
+
+
 def test_of_a_start_that_failed_other_guests_are_left_out() -> None:
     boot = slowboots.kata_11721()
     for number in range(50):

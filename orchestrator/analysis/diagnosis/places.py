@@ -9,9 +9,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 from orchestrator.analysis.diagnosis.advice import Advice, ProfiledBoot, Remedy, list_names
 from orchestrator.analysis.diagnosis.guest import GuestSetup
-from orchestrator.evidence.host_report import HostReport
+from orchestrator.evidence.host_report import DeviceReport, HostReport
 from orchestrator.evidence.profile_facts import ProfileBar
-from orchestrator.formats.abi import PAGE
 from orchestrator.formats.units import MIB, format_size
 from orchestrator.formats.windows import (
     Vendor,
@@ -49,35 +48,21 @@ def list_unreached(boot: ProfiledBoot) -> Iterator[Advice]:
 
 
 def find_claimed_bars(boot: ProfiledBoot) -> dict[str, str]:
-    """Return the BARs of the guest's devices that something else on the host claims -> its
-    name."""
+    """Return the BARs that were not mapped because something else on the host claims them -> its
+    name; empty if the host does not tell it."""
+    log = (*boot.report.text("dmesg").splitlines(), *boot.report.new_kernel_log)
+    refused = {
+        f"{match[1]} BAR {match[2]}" for line in log if (match := _CANNOT_RESERVE.search(line))
+    }
+    mapped = {step.bar for step in boot.select_bar_steps("map")}
     claimed: dict[str, str] = {}
-    for line in (*boot.report.new_kernel_log, *boot.report.text("dmesg").splitlines()):
-        if match := _CANNOT_RESERVE.search(line):
-            claimed.setdefault(f"{match[1]} BAR {match[2]}", "")
-    for device in boot.report.devices.values():
-        for bar in boot.facts.bars:
-            if bar.device == device.address and device.claimed_by and bar.size >= PAGE:
-                named = f"{bar.name}"
-                if named in claimed or not any(
-                    name.startswith(f"{device.address} ") for name in claimed
-                ):
-                    claimed[named] = ", ".join(device.claimed_by)
-    names = {bar.name for bar in boot.facts.bars}
-    largest = _choose_largest(boot.facts.bars)
-    # iomem names the device, not the BAR: a framebuffer is in the largest one
-    return {
-        name: who for name, who in claimed.items()
-        if name in names and (not who or len(claimed) == 1 or name in largest)
-    }  # fmt: skip
-
-
-def _choose_largest(bars: Sequence[ProfileBar]) -> set[str]:
-    largest: dict[str, ProfileBar] = {}
-    for bar in bars:
-        if bar.device not in largest or bar.size > largest[bar.device].size:
-            largest[bar.device] = bar
-    return {bar.name for bar in largest.values()}
+    for bar in boot.facts.bars:
+        device = boot.report.devices.get(bar.device, DeviceReport(bar.device))
+        inside = range(bar.start, bar.start + bar.size)
+        names = [claim.name for claim in device.claims if claim.start in inside]
+        if bar.name not in mapped and (names or bar.name in refused):
+            claimed[bar.name] = ", ".join(dict.fromkeys(names))
+    return claimed
 
 
 def _claimed(claimed: dict[str, str]) -> Iterator[Advice]:
