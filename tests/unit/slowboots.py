@@ -354,6 +354,27 @@ def small_iommu_pages() -> SlowBoot:
     return boot
 
 
+def wide_guest() -> SlowBoot:
+    """A guest that was given 46 address bits on a host of 39."""
+    cpu = "<cpu mode='host-model'><maxphysaddr mode='emulate' bits='46'/></cpu>"
+    boot = SlowBoot(start(), xml=write_xml(cpu), host={"cpuinfo": print_cpu(39)})
+    boot.map_bar(boot.bars[0], 8.0, 0.001)
+    boot.trace.mark(30.0, "agent")
+    return boot
+
+
+def managed_device() -> SlowBoot:
+    """A device that libvirt takes from its driver and resets, for 40 s, before it starts QEMU."""
+    managed = "<hostdev type='pci' managed='yes'/>"
+    boot = SlowBoot(start(first=41.0), xml=write_xml(devices=managed))
+    boot.facts = {"release": "6.18.0"}
+    del boot.trace.lines[0]  # QEMU's exec, which is later here
+    boot.trace.mark(1.0, "start").exec(41.0)
+    boot.map_bar(boot.bars[0], 46.0, 0.001)
+    boot.trace.mark(50.0, "agent")
+    return boot
+
+
 def amd_hole() -> SlowBoot:
     """A guest of 1 TiB whose memory reaches AMD's HyperTransport range."""
     boot = SlowBoot(fail(22, 960 * GIB, 4 * GIB), xml=write_xml(), facts={**FAILED})

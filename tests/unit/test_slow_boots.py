@@ -3,6 +3,8 @@ sources are in slowboots.py."""
 
 from __future__ import annotations
 
+import html
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +17,12 @@ from orchestrator.analysis.doctor.finding import METAL, Needs
 from orchestrator.analysis.doctor.findings import judge_machine
 from orchestrator.evidence.collected import load_evidence
 from orchestrator.formats.units import GIB, MIB
-from orchestrator.report.text.profile_text import profile_sentence, text_profile
+from orchestrator.report.html.profile_page import profile_page
+from orchestrator.report.text.profile_text import (
+    profile_json,
+    profile_sentence,
+    text_profile,
+)
 from tests.unit import slowboots
 from tests.unit.analysis.test_findings import LOCKDOWN, bar
 from tests.unit.checkups import file, server, value
@@ -60,6 +67,8 @@ REPORTS = [
     # others of the same kinds
     Row(slowboots.guest_iommu, ("guest-iommu",), ("60000 small maps", "iommu=pt")),
     Row(slowboots.small_iommu_pages, ("iommu-map",), ("12 s, 50.0%", "take sp_off out")),
+    Row(slowboots.wide_guest, ("guest-bits",), ("46 address bits", "the host's has 39")),
+    Row(slowboots.managed_device, ("before-exec",), ("40 s, 81.6%", "managed='no'")),
     Row(slowboots.amd_hole, ("reserved-range",), ("HyperTransport", "0xfd00000000")),
 ]  # fmt: skip
 IDS = [row.boot.__name__ for row in REPORTS]
@@ -109,6 +118,26 @@ def test_a_saved_report_is_shown_again(row: Row, tmp_path: Path) -> None:
     evidence = row.boot().evidence()
     evidence.save(tmp_path)
     assert load_evidence(tmp_path) == evidence
+
+
+@pytest.mark.parametrize("row", REPORTS, ids=IDS)
+def test_its_text_fits_and_its_document_is_json(row: Row) -> None:
+    profile = judge(row)
+    assert max(map(len, text_profile(profile).splitlines())) <= 100
+    document = json.loads(json.dumps(profile_json(profile)))
+    assert document["advice"][0]["help"]
+    assert document["sentence"] == profile_sentence(profile)
+
+
+@pytest.mark.parametrize(
+    "row", [REPORTS[0], REPORTS[1], REPORTS[7]], ids=lambda r: r.boot.__name__
+)
+def test_its_page_needs_nothing_else(row: Row) -> None:
+    page = profile_page(judge(row))
+    assert "default-src 'none'" in page
+    assert "http-equiv" in page
+    for advice in judge(row).advice[:2]:
+        assert html.escape(advice.problem, quote=False).partition("'")[0] in page
 
 
 def test_a_bar_that_was_mapped_is_claimed_by_nobody_else() -> None:

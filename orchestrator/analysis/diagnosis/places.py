@@ -34,6 +34,8 @@ _FREE_FRAMEBUFFER = (
 
 
 def list_unreached(boot: ProfiledBoot) -> Iterator[Advice]:
+    """Yield an item for each way in which BARs, or addresses, are out of the guest's reach."""
+    yield from _beyond_host(boot)
     claimed = find_claimed_bars(boot)
     yield from _claimed(claimed)
     mapped = {step.bar for step in boot.select_bar_steps("map")}
@@ -45,6 +47,19 @@ def list_unreached(boot: ProfiledBoot) -> Iterator[Advice]:
         yield _unplaced(boot, missing, mapped)
     elif not mapped and not claimed:
         yield _not_mapped(boot)
+
+
+def _beyond_host(boot: ProfiledBoot) -> Iterator[Advice]:
+    """Yield an item for a guest with more address bits than its host: what firmware puts above the
+    host's, KVM cannot map (QEMU warns: `Host physical bits does not match phys-bits property`)."""
+    guest, host = boot.guest.physical_bits, boot.report.physical_bits
+    if guest is not None and host is not None and guest > host:
+        yield Advice(
+            "guest-bits", "more address bits than the host has",
+            f"the guest's CPU has {guest} address bits ({boot.guest.bits_source}), the host's has"
+            f" {host}: what firmware puts above those cannot be reached",
+            remedies=(Remedy("guest-bits", tell_bits(boot.guest, host)),), is_wrong=True,
+        )  # fmt: skip
 
 
 def find_claimed_bars(boot: ProfiledBoot) -> dict[str, str]:
