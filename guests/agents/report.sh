@@ -10,6 +10,7 @@
 #   find_qemu NAME OLD...         the process id of a QEMU that has VFIO open, none of OLD, and
 #                                 whose command line matches the pattern NAME
 #   list_qemus                    the process ids of all of them
+#   find_failed TRACE             the process id of a QEMU that ended after a map was refused
 PROC=${PROC:-/proc}
 SYS=${SYS:-/sys}
 
@@ -103,6 +104,14 @@ find_qemu() { # NAME OLD...
             *$pattern*) echo "$pid" && return ;;
         esac
     done
+}
+
+find_failed() { # TRACE
+    # a map's return: `NAME-PID [CPU] ..... TIME: ioctl_out: (...) cmd=0x3b71 ... ret=-28`
+    sed -n 's/^.*-\([0-9]*\) *\[.*ioctl_out: .* ret=-[1-9][0-9]*$/\1/p' "$1" | sort -un |
+        while read -r pid; do
+            [ -d "$PROC/$pid" ] || { echo "$pid" && break; }
+        done
 }
 
 list_own_devices() { # PID

@@ -428,20 +428,37 @@ def record_next(request: WaitRequest, progress: Progress) -> ProfileEvidence:
             progress.note("armed: start the virtual machine now")
             with progress.stage("waiting for QEMU"):
                 pid: int = until(
-                    lambda: collecting.find_qemu(shell, request.name, known), within=A_DAY,
+                    lambda: _find_next(shell, request.name, known), within=A_DAY,
                     every=_LOOK_SECONDS, waiting_for="a QEMU that opens VFIO",
                 )  # fmt: skip
+            ended: ProfileEnd = "start-failed"
+            if pid != _FAILED:
                 tracer.focus(pid)
-            with progress.stage(f"QEMU {pid}: boot"):
-                quiet = ProfileRequest("", until=request.until)
-                watch = _Watch(tracer, pid, set(), quiet, progress)
-                ended: ProfileEnd = until(
-                    watch.find_end, within=2 * _LONGEST, every=0.1, waiting_for="end of the boot"
-                )
+                with progress.stage(f"QEMU {pid}: boot"):
+                    quiet = ProfileRequest("", until=request.until)
+                    watch = _Watch(tracer, pid, set(), quiet, progress)
+                    ended = until(
+                        watch.find_end, within=2 * _LONGEST, every=0.1,
+                        waiting_for="end of the boot",
+                    )  # fmt: skip
             with progress.stage("reading the trace"):
-                after = collecting.read_after_report(shell, pid, ended, None)
+                after = collecting.read_after_report(shell, pid or None, ended, None)
                 files = {**tracer.files(), HOST_FILE: host, AFTER_FILE: after}
         return make_evidence(files, shell.name)
+
+
+_FAILED = 0
+"""In place of a process id: QEMU ended before anybody saw it."""
+
+
+def _find_next(shell: Commands, name: str, known: Sequence[str]) -> int | None:
+    """Return the process id of the next QEMU, _FAILED if one ended after a refused map, or None if
+    there is none yet."""
+    pid = collecting.find_qemu(shell, name, known)
+    trace = f"{profiler.TRACEFS}/instances/{profiler.INSTANCE}/trace"
+    if pid is None and collecting.has_failed_start(shell, trace):
+        return _FAILED
+    return pid
 
 
 def _read_tracing(shell: Commands, *, can_have_parts: bool) -> str:

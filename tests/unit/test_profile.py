@@ -333,6 +333,7 @@ def test_the_next_qemu_is_recorded_whoever_starts_it(
         return next(found)
 
     monkeypatch.setattr(collecting, "find_qemu", find)
+    monkeypatch.setattr(collecting, "has_failed_start", lambda _shell, _trace: False)
     monkeypatch.setattr(
         collecting, "read_host_report",
         lambda _shell, devices: print_sections(
@@ -353,6 +354,26 @@ def test_the_next_qemu_is_recorded_whoever_starts_it(
     assert (evidence.facts.boot, evidence.facts.uri) == ("wait", "")
     assert [bar.size for bar in evidence.facts.bars] == [16 << 20, 32 * GIB]
     assert '"*/kvm"' in host.spec.filters["sched/sched_process_exec"]
+
+
+def test_a_next_qemu_that_fails_is_recorded_too(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def connected(_uri: str, _config: object) -> Iterator[tuple[Host, None]]:
+        yield host, None
+
+    monkeypatch.setattr(profile, "_connected_shell", connected)
+    monkeypatch.setattr(collecting, "list_bar_devices", lambda _shell: [DEVICES[0]])
+    monkeypatch.setattr(collecting, "find_qemu", lambda _shell, _name, _known: None)
+    monkeypatch.setattr(collecting, "has_failed_start", lambda _shell, _trace: True)
+    host.answers["reading what the host says"] = print_sections(
+        {"release": "6.12.0", f"device/{DEVICES[0]}/resource": RESOURCE, "ended": "start-failed"}
+    )
+    evidence = record_next(WaitRequest(), Progress())
+    assert (evidence.facts.ended, evidence.facts.process) == ("start-failed", None)
+    assert host.focused == 0
+    assert host.cleared
 
 
 def test_what_is_recorded_is_saved(host: Host, tmp_path: Path) -> None:

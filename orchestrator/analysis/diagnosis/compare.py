@@ -15,6 +15,8 @@ class CostChange:
     subject: str
     before: float
     after: float
+    is_ordinary: bool = False
+    """True for the guest's own work, which differs from boot to boot."""
 
     @property
     def saved(self) -> float:
@@ -36,8 +38,11 @@ def compare_profiles(before: Profile, after: Profile) -> ProfileChange:
     """Return what changed between two profiles."""
     costs = (_sum_costs(before), _sum_costs(after))
     subjects = dict.fromkeys((*costs[0], *costs[1]))
-    changes = [CostChange(name, costs[0].get(name, 0.0), costs[1].get(name, 0.0))
-               for name in subjects]  # fmt: skip
+    ordinary = {a.subject for a in (*before.advice, *after.advice) if a.is_ordinary}
+    changes = [
+        CostChange(name, costs[0].get(name, 0.0), costs[1].get(name, 0.0), name in ordinary)
+        for name in subjects
+    ]
     changes.sort(key=lambda change: -abs(change.saved))
     return ProfileChange(before, after, tuple(changes), tuple(_find_differing(before, after)))
 

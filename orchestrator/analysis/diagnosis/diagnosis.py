@@ -119,8 +119,9 @@ def analyse_profile(facts: ProfileFacts, files: MappingType[str, str], xml: str 
     boot = read_boot(files["trace.txt"], {*process.threads} if process else None)
     if facts.ended == "start-failed" and boot.execs:
         # QEMU's main thread makes all maps before the guest runs; other guests are left out
-        own = max(boot.execs, key=lambda pid: boot.execs[pid])
-        boot = read_boot(files["trace.txt"], {own})
+        refused = [operation.pid for operation in boot.operations if operation.result]
+        latest = max(boot.execs, key=lambda pid: boot.execs[pid])
+        boot = read_boot(files["trace.txt"], {refused[-1] if refused else latest})
     mapped = find_mappings(process.maps if process else "", facts.bars)
     placed = _place(boot, facts.bars, mapped)
     timeline, ended_by = _make_timeline(facts, boot, placed)

@@ -79,6 +79,11 @@ def find_qemu(shell: Commands, pattern: str, known: Sequence[str]) -> int | None
     return int(found[0]) if found and found[0].isdecimal() else None
 
 
+def has_failed_start(shell: Commands, trace: str) -> bool:
+    """True if a QEMU ended after one of its maps was refused, as the trace in this file shows."""
+    return _report(shell, "find_failed", trace).strip() != ""
+
+
 def collecting_script(
     until: float, longest: float = _LONGEST, *, tracefs: str = TRACEFS, proc: str = PROC
 ) -> str:
@@ -193,18 +198,21 @@ known=$(list_qemus)
 if [ $parts = 1 ]; then arm_whole; else arm_short; fi
 put "$I/tracing_on" 1
 echo "armed: start the virtual machine now" >&2
-pid=
-while [ -z "$pid" ]; do
+pid='' ended=limit
+while [ -z "$pid" ] && [ $ended = limit ]; do
     sleep 1
     # shellcheck disable=SC2086
     pid=$(find_qemu "$NAME" $known)
+    [ -n "$pid" ] || [ -z "$(find_failed "$I/trace")" ] || ended=start-failed
 done
-echo "QEMU is process $pid; waiting for the end of its boot" >&2
-echo 1 > "$I/options/event-fork"
-# shellcheck disable=SC2005,SC2012,SC2046 # all threads in one write(2)
-echo $(ls "$P/$pid/task") > "$I/set_event_pid"
-ended=limit before=$(count) quiet=0 passed=0
-while [ $passed -lt "$LONGEST" ]; do
+if [ -n "$pid" ]; then
+    echo "QEMU is process $pid; waiting for the end of its boot" >&2
+    echo 1 > "$I/options/event-fork"
+    # shellcheck disable=SC2005,SC2012,SC2046 # all threads in one write(2)
+    echo $(ls "$P/$pid/task") > "$I/set_event_pid"
+fi
+before=$(count) quiet=0 passed=0
+while [ $ended = limit ] && [ $passed -lt "$LONGEST" ]; do
     sleep 1
     passed=$((passed + 1)) now=$(count)
     [ -d "$P/$pid" ] || {{ ended=domain-ended; break; }}

@@ -18,7 +18,7 @@ def change_sentence(change: ProfileChange) -> str:
     lengths = [format_digits(p.whole_seconds) for p in (change.before, change.after)]
     costs = [
         f"{cost.subject} {format_quantity(cost.before, 's')} -> {format_quantity(cost.after, 's')}"
-        for cost in change.costs[:3]
+        for cost in sorted(change.costs, key=lambda cost: cost.is_ordinary)[:3]
         if abs(cost.saved) >= _LEAST_SHARE * _longer(change)
     ]
     return "; ".join([f"before: {lengths[0]} s, after: {lengths[1]} s", *costs])

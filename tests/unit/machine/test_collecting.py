@@ -25,7 +25,7 @@ from orchestrator.machine.tracing.collecting import (
 )
 from orchestrator.machine.tracing.profiler import make_profile_spec
 from orchestrator.machine.transport.local import LocalShell
-from tests.unit.analysis.test_profile import ALIGNED, BAR, booted
+from tests.unit.analysis.test_profile import ALIGNED, BAR, Trace, booted
 from tests.unit.machine.test_profiler import SHELLS, Machine
 
 DEVICE = BAR.device
@@ -253,3 +253,20 @@ def test_qemu_by_every_name_is_watched() -> None:
     names = spec.filters["sched/sched_process_exec"]
     assert '"*qemu*"' in names
     assert '"*/kvm"' in names
+
+
+def test_a_qemu_that_ends_at_a_refused_map_is_a_start_that_failed(
+    host: Host, sh: list[str]
+) -> None:
+    trace = Trace().exec(1.0).mapped(2.0, 0.1, 0x7000, GIB, PID, result=-28)
+    with host.collect(sh) as process:
+        wait_until_armed(process)
+        (host.instance / "trace_clock").write_text("local [mono]\n")
+        (host.instance / "per_cpu/cpu0/stats").write_text("entries: 9\noverrun: 0\n")
+        (host.instance / "trace").write_text(trace.text() + "\n")
+        out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    evidence = load_evidence(host.bin.parent / out.strip().splitlines()[-1])
+    assert evidence.facts.ended == "start-failed"
+    profile = analyse_profile(evidence.facts, evidence.files, evidence.xml)
+    assert profile.advice[0].name == "dma-entry-limit"
