@@ -155,6 +155,21 @@ def test_of_a_start_that_failed_other_guests_are_left_out() -> None:
     assert "and 20 were made" in boot.profile().advice[0].problem
 
 
+def test_each_reset_of_a_device_counts() -> None:
+    boot = slowboots.reset_timeout()
+    device = boot.bars[0].device
+    boot.after["dmesg"] = "\n".join([
+        f"[ 1.1] vfio-pci {device}: not ready 1023ms after FLR; waiting",
+        f"[ 4.1] vfio-pci {device}: ready 3071ms after FLR",
+        f"[ 9.1] vfio-pci {device}: ready 2047ms after bus reset",
+        f"[ 9.9] vfio-pci {device}: not ready 1023ms after resume; waiting",
+        "[ 9.9] vfio-pci 0000:99:00.0: ready 60000ms after FLR",
+    ])  # fmt: skip
+    resets = next(a for a in boot.profile().advice if a.name == "device-reset")
+    assert resets.seconds == pytest.approx(3.071 + 2.047 + 1.023)
+    assert "0000:99" not in resets.problem
+
+
 def test_a_register_dump_is_no_message() -> None:
     text = text_profile(slowboots.kata_11721().profile())
     assert "RAX" not in text

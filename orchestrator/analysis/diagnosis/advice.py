@@ -90,6 +90,11 @@ def list_names(names: Iterable[str]) -> str:
     return ", ".join(shown) + more
 
 
+def tell_seconds(value: float) -> str:
+    """Return seconds as part of a sentence."""
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
 def order_advice(advices: Sequence[Advice]) -> tuple[Advice, ...]:
     """Return what is wrong first, then the rest by its cost, the largest first."""
     return tuple(sorted(advices, key=lambda advice: (not advice.is_wrong, -advice.seconds)))

@@ -7,49 +7,22 @@ share its cause.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from statistics import median
+from dataclasses import dataclass
 
-from orchestrator.analysis.boot.spent import IOMMU_MAP, Spent
+from orchestrator.analysis.boot.spent import Spent
 from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep
 from orchestrator.analysis.diagnosis.advice import (
-    LEAST_COST_SHARE,
     Advice,
     ProfiledBoot,
     Remedy,
     list_names,
+    tell_seconds,
 )
+from orchestrator.analysis.diagnosis.bar_costs import list_bar_costs
 from orchestrator.formats.abi import parse_selected
 from orchestrator.formats.units import GIB, MIB, format_size
 
-_KERNEL = ("kernel", "guest")
-"""First words of the names of the phases in which the guest's kernel may run."""
-_BATCHED_MAPS = 2
-"""Number of times that a BAR is mapped by a guest kernel that sizes all BARs of a device at once:
-once by the kernel itself, and perhaps once more by the device's driver."""
-_NEW_KERNEL = "a host kernel v6.15 or later"
-_KERNEL_REMEDY = f"{_NEW_KERNEL} looks up leaf by leaf"
-_HELP = {
-    "disable-hugepages": "take vfio_iommu_type1.disable_hugepages out of the host's command line"
-    " and of /etc/modprobe.d, and load the module again",
-    "no-huge-pfnmap": "a host kernel v6.12 or later maps BARs by large leaves, v6.15 or later also"
-    " looks up leaf by leaf",
-    "no-series": _KERNEL_REMEDY,
-    "thp-sysfs": "on the host: echo always > /sys/kernel/mm/transparent_hugepage/enabled (v7.2 and"
-    " later do not apply it to BARs); a host kernel v6.15 or later also looks up leaf by leaf",
-    "qemu-unaligned": "QEMU 9.2 or later puts BARs where leaves of 1 GiB fit; a host kernel v6.15"
-    " or later then looks up leaf by leaf, too",
-}
-"""Remedies by the name of a level's reason, in the order in which a cause keeps the next one's
-remedy from having an effect."""
-_SHORT = {
-    "disable-hugepages": "no disable_hugepages",
-    "no-huge-pfnmap": _NEW_KERNEL,
-    "no-series": _NEW_KERNEL,
-    "thp-sysfs": "transparent huge pages on the host (always)",
-    "qemu-unaligned": f"QEMU 9.2 or later, on {_NEW_KERNEL}",
-}
 _SMALL_MAP = 2 * MIB
 _MANY_SMALL = 1000
 """A guest that maps its memory in more and smaller pieces than this does so by an IOMMU of its
@@ -58,7 +31,6 @@ _RESET = re.compile(
     r"([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]): (not )?ready (\d{1,9})ms after ([^;]+)"
 )
 """pci_dev_wait() of drivers/pci/pci.c: how long a device did not answer after a reset."""
-_SP_OFF = re.compile(r"\b((?:intel_iommu|amd_iommu)=(?:\S*,)?(?:sp_off|nohugepages))\b")
 _THREADS = (
     "let several threads clear it: <memoryBacking><allocation mode='immediate' threads='8'/> in"
     " the domain's XML (libvirt 8.2), QEMU: prealloc=on,prealloc-threads=8 of the memory backend"
@@ -68,174 +40,11 @@ _THREADS = (
 def list_costs(boot: ProfiledBoot) -> list[Advice]:
     """Return an item for each cost of the boot."""
     spent = boot.spent
-    resets = _find_resets(boot)
     costs = [
-        *_bar_maps(boot, spent), *_bar_unmaps(spent), *_zaps(spent), *_memory(boot, spent),
-        *_guest_iommu(boot, spent), *_qemu(boot, spent, resets), *_others(spent),
-        *_before_exec(boot),
+        *list_bar_costs(boot, spent), *_memory(boot, spent), *_guest_iommu(boot, spent),
+        *_qemu(boot, spent), *_others(spent), *_before_exec(boot),
     ]  # fmt: skip
     return [cost for cost in costs if cost.seconds > 0]
-
-
-# BARs ------------------------------------------------------------------------------------------
-
-
-def _bar_maps(boot: ProfiledBoot, spent: Spent) -> Iterator[Advice]:
-    maps = [(s, t) for s, t in spent.steps if s.kind == "map" and s.bar not in (RAM, IOVA)]
-    if not maps:
-        return
-    in_iommu = sum(_iommu_seconds(step, seconds) for step, seconds in maps)
-    whole = sum(seconds for _, seconds in maps)
-    has_own_item = in_iommu >= max(LEAST_COST_SHARE * boot.whole_seconds, whole / 10)
-    if has_own_item:
-        yield _iommu_maps(boot, [step for step, _ in maps], in_iommu)
-    seconds = whole - in_iommu if has_own_item else whole
-    by_reason = _group_reasons(boot, maps)
-    texts = [
-        f"{text}{_only(bars, maps)}"
-        for name, (text, bars, _) in by_reason.items()
-        if name != "many-maps"
-    ]
-    bars = tuple(dict.fromkeys(step.bar for step, _ in maps))
-    first = max(by_reason, key=lambda name: by_reason[name][2], default="bar-maps")
-    yield Advice(
-        first, "maps of BARs",
-        f"{_count_maps([step for step, _ in maps])}{': ' if texts else ''}{'; '.join(texts)}",
-        seconds, (*_level_remedies(by_reason, seconds), *_many_maps(boot)), bars,
-    )  # fmt: skip
-
-
-def _iommu_seconds(step: DmaStep, seconds: float) -> float:
-    """Return the IOMMU's part of the seconds of a map that no other step has."""
-    if not step.seconds:
-        return 0.0
-    return min(seconds, step.parts.get(IOMMU_MAP, 0.0) * seconds / step.seconds)
-
-
-def _count_maps(steps: Sequence[DmaStep]) -> str:
-    bars = dict.fromkeys(step.bar for step in steps)
-    sizes = Counter(step.size for step in steps)
-    size = format_size(sizes.most_common(1)[0][0])
-    each = median(step.seconds for step in steps)
-    some = "1 map" if len(steps) == 1 else f"{len(steps)} maps"
-    if len(bars) == 1:
-        return f"{some} of {next(iter(bars))} ({size}), {_seconds(each)} each"
-    return f"{some} of {len(bars)} BARs of {size}, {_seconds(each)} each ({list_names(bars)})"
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
-
-
-def _group_reasons(
-    boot: ProfiledBoot, maps: Sequence[tuple[DmaStep, float]]
-) -> dict[str, tuple[str, tuple[str, ...], float]]:
-    """Return name of a level's reason -> its text, the BARs that it is about, their seconds."""
-    costs: defaultdict[str, float] = defaultdict(float)
-    for step, seconds in maps:
-        costs[step.bar] += seconds
-    reasons: dict[str, tuple[str, tuple[str, ...], float]] = {}
-    for name in _HELP:
-        bars, text = [], ""
-        for bar, level in boot.levels.items():
-            matching = [reason.text for reason in level.reasons if reason.name == name]
-            if matching and bar in costs:
-                bars.append(bar)
-                text = text or matching[0]
-        if bars:
-            reasons[name] = text, tuple(bars), sum(costs[bar] for bar in bars)
-    return reasons
-
-
-def _only(bars: Sequence[str], maps: Sequence[tuple[DmaStep, float]]) -> str:
-    """Return the BARs that a reason is about, if it is not about all."""
-    every = {step.bar for step, _ in maps}
-    return "" if set(bars) == every else f" (of {list_names(bars)})"
-
-
-def _level_remedies(
-    reasons: dict[str, tuple[str, tuple[str, ...], float]], seconds: float
-) -> tuple[Remedy, ...]:
-    remedies = [
-        Remedy(name, _HELP[name], min(of, seconds), _SHORT[name])
-        for name, (_, _, of) in reasons.items()
-    ]
-    if len(remedies) > 1:
-        # one alone leaves the maps as slow as they are
-        first, *others = remedies
-        texts = "; and ".join(remedy.text for remedy in remedies)
-        name = "+".join(remedy.name for remedy in remedies)
-        most = max(remedy.seconds for remedy in (first, *others))
-        number = "both are needed" if len(remedies) == 2 else "all are needed"
-        short = " and ".join(remedy.short.partition(",")[0] for remedy in remedies)
-        return (Remedy(name, f"{number}: {texts}", most, f"{short} together"),)
-    return tuple(remedies)
-
-
-def _many_maps(boot: ProfiledBoot) -> Iterator[Remedy]:
-    by_kernel = [s for s in boot.select_bar_steps("map") if s.phase.startswith(_KERNEL)]
-    maps = Counter(step.bar for step in by_kernel)
-    often = {bar: count for bar, count in maps.items() if count > _BATCHED_MAPS}
-    if not often:
-        return
-    both = (*boot.select_bar_steps("map"), *boot.select_bar_steps("unmap"))
-    saved = sum(
-        step.seconds * (1 - 1 / often[step.bar])
-        for step in both
-        if step.bar in often and step.phase.startswith(_KERNEL)
-    )
-    most = max(often.values())
-    known = any(step.phase.startswith("kernel") for step in by_kernel)
-    who = "kernel" if known else "firmware and kernel"
-    each = f"{most} times" if len(often) == 1 else f"{most} times each"
-    yield Remedy(
-        "many-maps",
-        f"{list_names(often)} {'was' if len(often) == 1 else 'were'} mapped {each} for the"
-        f" guest's {who}, which switches the decoding off and on for each BAR that it sizes: a"
-        ' guest kernel v6.14 or later ("PCI: Batch BAR sizing operations") does so once for each'
-        " device",
-        min(saved, boot.timeline.boot_seconds),
-        "a guest kernel v6.14 or later",
-    )
-
-
-def _iommu_maps(boot: ProfiledBoot, steps: Sequence[DmaStep], seconds: float) -> Advice:
-    bars = tuple(dict.fromkeys(step.bar for step in steps))
-    cmdline = boot.facts.settings.cmdline or boot.report.text("cmdline")
-    words = _SP_OFF.search(cmdline)
-    problem = f"the IOMMU's page tables are written in {_count_maps(steps)}"
-    if words is None:
-        return Advice("iommu-map", "the IOMMU's page tables", problem, seconds, (), bars)
-    return Advice(
-        "iommu-map", "the IOMMU's page tables",
-        f"{problem}: {words[1]} leaves the IOMMU with pages of 4 KiB, on every kernel", seconds,
-        (Remedy("iommu-no-superpages", f"take {words[1].rpartition('=')[2].split(',')[-1]} out of"
-                " the host's command line, and reboot the host", seconds,
-                "large pages in the IOMMU"),), bars,
-    )  # fmt: skip
-
-
-def _bar_unmaps(spent: Spent) -> Iterator[Advice]:
-    steps = [(s, t) for s, t in spent.steps if s.kind == "unmap" and s.bar not in (RAM, IOVA)]
-    if steps:
-        count = len(steps)
-        yield Advice(
-            "unmaps", "unmaps of BARs",
-            f"{count} unmap{'s' * (count > 1)} of BARs: each walks its BAR page by page, on every"
-            " kernel up to v7.3",
-            sum(seconds for _, seconds in steps),
-            (Remedy("unmaps", "only fewer maps: a firmware and a guest kernel that switch decoding"
-                    " off less often"),),
-            tuple(dict.fromkeys(step.bar for step, _ in steps)),
-        )  # fmt: skip
-
-
-def _zaps(spent: Spent) -> Iterator[Advice]:
-    yield Advice(
-        "zaps", "zaps of page tables",
-        "the page tables of BARs are torn down each time that memory decoding is switched off",
-        spent.zaps,
-    )  # fmt: skip
 
 
 # memory ----------------------------------------------------------------------------------------
@@ -340,30 +149,43 @@ def _pinning(boot: ProfiledBoot, maps: Sequence[tuple[DmaStep, float]]) -> Advic
 # QEMU, firmware, kernel ------------------------------------------------------------------------
 
 
-def _find_resets(boot: ProfiledBoot) -> dict[tuple[str, str], tuple[float, bool]]:
-    """Return (device, kind of reset) -> seconds for which it did not answer, and whether the
-    kernel gave up, of the guest's devices in this boot."""
+@dataclass(frozen=True)
+class _Reset:
+    """A reset after which a device of the guest did not answer at once."""
+
+    device: str
+    kind: str
+    """In the kernel's words: FLR, bus reset, resume."""
+    seconds: float
+    has_ended: bool = True
+    """False: the kernel gave up."""
+
+
+def _find_resets(boot: ProfiledBoot) -> list[_Reset]:
+    """Return the slow resets of the guest's devices in this boot. A wait has a line each time that
+    it is twice as long, and one at its end."""
     devices = {bar.device for bar in boot.facts.bars}
-    resets: dict[tuple[str, str], tuple[float, bool]] = {}
+    resets: list[_Reset] = []
+    waiting: dict[tuple[str, str], float] = {}
     for line in boot.report.new_kernel_log:
         match = _RESET.search(line)
         if match is None or match[1] not in devices:
             continue
-        key = match[1], match[4].strip()
-        seconds, gave_up = resets.get(key, (0.0, False))
-        resets[key] = (
-            max(seconds, int(match[3]) / 1000), gave_up or line.rstrip().endswith("giving up")
-        )  # fmt: skip
-    return resets
+        key, seconds = (match[1], match[4].strip()), int(match[3]) / 1000
+        if match[2] and not line.rstrip().endswith("giving up"):
+            waiting[key] = seconds
+            continue
+        waiting.pop(key, None)
+        resets.append(_Reset(*key, seconds, has_ended=not match[2]))
+    return [*resets, *(_Reset(*key, seconds) for key, seconds in waiting.items())]
 
 
-def _qemu(
-    boot: ProfiledBoot, spent: Spent, resets: dict[tuple[str, str], tuple[float, bool]]
-) -> Iterator[Advice]:
+def _qemu(boot: ProfiledBoot, spent: Spent) -> Iterator[Advice]:
     own = {name: s for name, s in spent.own.items() if name.startswith("QEMU")}
     start = sum(s for name, s in own.items() if name in ("QEMU", "QEMU: to its first map"))
     rest = sum(own.values()) - start
-    waited = min(sum(seconds for seconds, _ in resets.values()), start + rest)
+    resets = _find_resets(boot)
+    waited = min(sum(reset.seconds for reset in resets), start + rest)
     if waited:
         # the devices are opened, and reset, after the first map of RAM: with type1, QEMU's
         # container is filled before it gets the device (vfio_attach_device())
@@ -382,7 +204,7 @@ def _qemu(
     yield Advice(
         "qemu", "QEMU itself",
         "QEMU opens and resets the devices, builds the rest of the machine and waits to be"
-        " started" + _silent_log(boot),
+        " started" + ("" if resets else _silent_log(boot)),
         rest,
     )  # fmt: skip
 
@@ -394,16 +216,16 @@ def _silent_log(boot: ProfiledBoot) -> str:
     return "; whether a reset was slow is not known: the host's kernel log was not recorded"
 
 
-def _name_resets(resets: dict[tuple[str, str], tuple[float, bool]], seconds: float) -> Advice:
+def _name_resets(resets: Sequence[_Reset], seconds: float) -> Advice:
     parts = [
-        f"{device} did not answer for {_seconds(waited)} after {kind}"
-        + (", and the kernel gave up" if gave_up else "")
-        for (device, kind), (waited, gave_up) in resets.items()
+        f"{reset.device} did not answer for {tell_seconds(reset.seconds)} after {reset.kind}"
+        + ("" if reset.has_ended else ", and the kernel gave up")
+        for reset in resets
     ]
-    devices = tuple(dict.fromkeys(device for device, _ in resets))
+    devices = tuple(dict.fromkeys(reset.device for reset in resets))
     return Advice(
         "device-reset", "waiting for a device after its reset",
-        f"resets: {'; '.join(parts)} (the host's kernel log)", seconds,
+        f"resets: {list_names(parts)} (the host's kernel log)", seconds,
         (Remedy("device-reset", "another way to reset it: /sys/bus/pci/devices/"
                 f"{devices[0]}/reset_method lists them, and takes one; newer firmware of the"
                 " device; a power cycle of the host, if the device never answers again",

@@ -17,6 +17,7 @@ from orchestrator.analysis.boot.boottrace import BootTrace, read_boot
 from orchestrator.analysis.boot.spent import split_boot
 from orchestrator.analysis.boot.timeline import RAM, DmaStep, Phase, Timeline, Zap
 from orchestrator.analysis.diagnosis.advice import Advice, ProfiledBoot, Remedy, order_advice
+from orchestrator.analysis.diagnosis.bar_costs import SLOW_PAGE
 from orchestrator.analysis.diagnosis.costs import list_costs
 from orchestrator.analysis.diagnosis.guest import read_guest
 from orchestrator.analysis.diagnosis.places import list_unreached
@@ -50,9 +51,6 @@ _RESET_SECONDS = 10.0
 """Longest time from the reset of the devices, which zaps their BARs, to QEMU's report of the
 machine's reset."""
 _WHOLE = [[f"{base}_{side}"] for base in ("ioctl", "unmap", "zap") for side in ("in", "out")]
-_SLOW_PAGE = 10e-9
-"""Limit of the seconds for each page of a map. With one lookup for each page a map takes longer on
-any machine; with one for each 2 MiB it is faster by a factor of ten or more."""
 _DISABLED = LevelReason(
     "disable-hugepages",
     "vfio_iommu_type1.disable_hugepages is set: each page is pinned and mapped by itself, on every"
@@ -369,9 +367,9 @@ def _find_level(
         level = replace(level, leaf="4KiB", reasons=(NO_HUGE_PFNMAP, *own))
     page_seconds = _find_page_seconds(bar, mapping, placed)
     disabled = (facts.settings.vfio_disable_hugepages or "").strip() in ("Y", "1")
-    if disabled and page_seconds is not None and page_seconds >= _SLOW_PAGE:
+    if disabled and page_seconds is not None and page_seconds >= SLOW_PAGE:
         return replace(level, stride="4KiB", reasons=(*level.reasons, _DISABLED))
-    if level.leaf == "4KiB" or page_seconds is None or page_seconds < _SLOW_PAGE:
+    if level.leaf == "4KiB" or page_seconds is None or page_seconds < SLOW_PAGE:
         return level
     # a kernel that does not apply this policy to BARs also has the series, and would be fast
     policy = policy_reason(thp, advised=False)

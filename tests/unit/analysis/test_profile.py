@@ -215,6 +215,37 @@ def test_large_leaves_that_are_looked_up_page_by_page() -> None:
     assert unmaps.seconds == pytest.approx(1.5)
 
 
+def test_a_parameter_that_forbids_large_steps_is_no_missing_series() -> None:
+    disabled = FACTS["settings"] | {"vfio_disable_hugepages": "Y"}
+    found = profiled(booted(), settings=disabled)
+    assert names(found)[0] == "disable-hugepages"
+    assert "no-series" not in reasons(found)
+    assert "disable_hugepages out of" in found.advice[0].help
+    fast = profiled(booted(one=0.0005), settings=disabled)
+    assert reasons(fast) == []
+
+
+def test_causes_that_one_bar_has_need_each_others_remedy() -> None:
+    off = 0x7F0000001000
+    trace = booted()
+    trace.lines = [line.replace(f"{ALIGNED:#x}", f"{off:#x}") for line in trace.lines]
+    found = profiled(trace, vma(off, BAR), qemu="8.2.2", huge_fault=False)
+    first = found.advice[0].remedies[0]
+    assert first.name == "no-huge-pfnmap+qemu-unaligned"
+    assert first.text.startswith("both are needed: ")
+    assert first.seconds == pytest.approx(12.0)
+
+
+def test_maps_of_a_qemu_that_has_ended_are_slow_by_their_pages() -> None:
+    facts = profile_facts(process=None, ended="domain-ended")
+    found = analyse_profile(facts, FILES | {"trace.txt": booted().text()})
+    assert found.levels == ()
+    assert found.advice[0].name == "no-series"
+    assert "358 ns for each page" in found.advice[0].problem
+    quick = analyse_profile(facts, FILES | {"trace.txt": booted(one=0.0005).text()})
+    assert "no-series" not in names(quick)
+
+
 def test_a_policy_that_forbids_huge_pages_is_why_maps_are_slow() -> None:
     found = profiled(booted(), settings=NEVER)
     assert "thp-sysfs" in names(found)
