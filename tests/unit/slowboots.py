@@ -143,6 +143,18 @@ def lxd_15872() -> SlowBoot:
     return boot
 
 
+def lxd_15872_by_waiting() -> SlowBoot:
+    """The same as LXD runs it: no libvirt knows the QEMU, which leaves its caller by a fork."""
+    boot = lxd_15872()
+    boot.xml = ""
+    boot.facts |= {"boot": "wait", "uri": "", "libvirt": "none"}
+    boot.after = {
+        "cmdline": "/snap/lxd/current/bin/qemu-system-x86_64\n-name\nv1\n-cpu\nhost\n-daemonize"
+    }
+    boot.trace.lines[0] = boot.trace.lines[0].replace(f"-{QEMU} ", f"-{QEMU - 1} ")
+    return boot
+
+
 def kata_13270() -> SlowBoot:
     """kata-containers#13270, edk2#12997, kubevirt#11093: of eight GPUs of 128 GiB three have a BAR
     in the guest; its CPU model has no phys-bits of its own, which makes 40."""

@@ -42,6 +42,8 @@ class Row:
 REPORTS = [
     Row(slowboots.lxd_15872, ("no-huge-pfnmap",),
         ("40 maps of 8 BARs of 128GiB, 4.4 s each", "46%", "both are needed", "QEMU 9.2")),
+    Row(slowboots.lxd_15872_by_waiting, ("no-huge-pfnmap",),
+        ("382.6 s from QEMU's exec", "40 maps of 8 BARs of 128GiB", "both are needed")),
     Row(slowboots.kata_13270, ("bar-not-placed",),
         ("5 of 8 BARs", "40 address bits", "address bits would do", "maxphysaddr")),
     Row(slowboots.proxmox_1353, ("ram-pinning",),
@@ -63,7 +65,7 @@ REPORTS = [
         ("65.5 s after FLR", "gave up", "reset_method")),
     Row(slowboots.checkbox_2007, ("bar-not-placed",),
         ("was never mapped, and 1 was", "64-bit hole (pci-hole64-size) is 64GiB",
-         "phys-bits=")),
+         "phys-bits=", "1048576 for opt/ovmf/X-PciMmio64Mb")),
     # others of the same kinds
     Row(slowboots.guest_iommu, ("guest-iommu",), ("60000 small maps", "iommu=pt")),
     Row(slowboots.small_iommu_pages, ("iommu-map",), ("12 s, 50.0%", "take sp_off out")),
@@ -153,6 +155,11 @@ def test_of_a_start_that_failed_other_guests_are_left_out() -> None:
     for number in range(50):
         boot.trace.mapped(2.0 + number / 100, 0.001, 0x7000, 4096, thread=900, iova=number * 4096)
     assert "and 20 were made" in boot.profile().advice[0].problem
+
+
+def test_a_window_that_the_bits_have_no_room_for_is_no_remedy() -> None:
+    text = text_profile(slowboots.kata_13270().profile())
+    assert "X-PciMmio64Mb" not in text
 
 
 def test_each_reset_of_a_device_counts() -> None:

@@ -37,12 +37,17 @@ _THREADS = (
 )
 
 
+_MAY_CLEAR = (
+    "; it may also clear the guest's memory here: whether it preallocates that is not recorded"
+)
+
+
 def list_costs(boot: ProfiledBoot) -> list[Advice]:
     """Return an item for each cost of the boot."""
     spent = boot.spent
     costs = [
-        *list_bar_costs(boot, spent), *_memory(boot, spent), *_guest_iommu(boot, spent),
-        *_qemu(boot, spent), *_others(spent), *_before_exec(boot),
+        *list_bar_costs(boot, spent), *_memory(boot, spent), *_qemu(boot, spent),
+        *_others(spent), *_before_exec(boot),
     ]  # fmt: skip
     return [cost for cost in costs if cost.seconds > 0]
 
@@ -50,55 +55,41 @@ def list_costs(boot: ProfiledBoot) -> list[Advice]:
 # memory ----------------------------------------------------------------------------------------
 
 
-def _has_guest_iommu(boot: ProfiledBoot) -> bool:
-    """True if the guest maps its memory by an IOMMU of its own: small pieces, very many."""
-    small = sum(
-        step.kind == "map" and step.bar == RAM and step.size <= _SMALL_MAP
-        and not step.phase.startswith("QEMU")
-        for step in boot.timeline.steps_before_mark()
-    )  # fmt: skip
-    return small >= _MANY_SMALL
-
-
-def _guest_iommu(boot: ProfiledBoot, spent: Spent) -> Iterator[Advice]:
-    has = _has_guest_iommu(boot)
-    steps = [
-        (step, seconds) for step, seconds in spent.steps
-        if step.bar == IOVA
-        or (has and step.bar == RAM and step.size <= _SMALL_MAP
-            and not step.phase.startswith("QEMU"))
-    ]  # fmt: skip
-    if not steps:
-        return
-    maps = sum(step.kind == "map" for step, _ in steps)
-    what = f"an IOMMU ({boot.guest.iommu})" if boot.guest.iommu else "an IOMMU of its own"
-    yield Advice(
-        "guest-iommu", "maps for the guest's own IOMMU",
-        f"the guest has {what}, and translates with it: {maps} small maps and"
-        f" {len(steps) - maps} unmaps, each an ioctl of QEMU's",
-        sum(seconds for _, seconds in steps),
-        (Remedy("guest-iommu", "iommu=pt on the guest kernel's command line, so that it maps its"
-                " memory once; or leave <iommu> out of the domain",
-                sum(seconds for _, seconds in steps), "iommu=pt in the guest"),),
-    )  # fmt: skip
+def _is_small_map(step: DmaStep) -> bool:
+    """True for what a guest maps and unmaps by an IOMMU of its own, if it does so often."""
+    return step.bar == IOVA or (
+        step.bar == RAM and step.size <= _SMALL_MAP and not step.phase.startswith("QEMU")
+    )
 
 
 def _memory(boot: ProfiledBoot, spent: Spent) -> Iterator[Advice]:
-    has = _has_guest_iommu(boot)
-    steps = [
-        (step, seconds) for step, seconds in spent.steps
-        if step.bar == RAM
-        and not (has and step.size <= _SMALL_MAP and not step.phase.startswith("QEMU"))
-    ]  # fmt: skip
-    maps = [(step, seconds) for step, seconds in steps if step.kind == "map"]
-    if maps:
-        yield _pinning(boot, maps)
-    seconds = sum(seconds for step, seconds in steps if step.kind != "map")
+    steps = [(step, seconds) for step, seconds in spent.steps if step.bar in (RAM, IOVA)]
+    small = [(step, seconds) for step, seconds in steps if _is_small_map(step)]
+    maps = sum(step.kind == "map" for step, _ in small)
+    if maps >= _MANY_SMALL or any(step.bar == IOVA for step, _ in small):
+        yield _guest_iommu(boot, maps, len(small) - maps, sum(seconds for _, seconds in small))
+        steps = [(step, seconds) for step, seconds in steps if not _is_small_map(step)]
+    pinned = [(step, seconds) for step, seconds in steps if step.kind == "map"]
+    if pinned:
+        yield _pinning(boot, pinned)
     yield Advice(
         "ram-unmaps", "unmaps of RAM",
         "the guest's memory is unmapped, and mapped again, each time that its firmware changes"
         " how its first MiB is laid out",
+        sum(seconds for step, seconds in steps if step.kind != "map"),
+    )  # fmt: skip
+
+
+def _guest_iommu(boot: ProfiledBoot, maps: int, unmaps: int, seconds: float) -> Advice:
+    what = f"an IOMMU ({boot.guest.iommu})" if boot.guest.iommu else "an IOMMU of its own"
+    return Advice(
+        "guest-iommu", "maps for the guest's own IOMMU",
+        f"the guest has {what}, and translates with it: {maps} small maps and {unmaps} unmaps,"
+        " each an ioctl of QEMU's",
         seconds,
+        (Remedy("guest-iommu", "iommu=pt on the guest kernel's command line, so that it maps its"
+                " memory once; or leave <iommu> out of the domain", seconds,
+                "iommu=pt in the guest"),),
     )  # fmt: skip
 
 
@@ -198,7 +189,8 @@ def _qemu(boot: ProfiledBoot, spent: Spent) -> Iterator[Advice]:
     else:
         yield Advice(
             "qemu-start", "QEMU before its first map",
-            "QEMU builds the machine, and opens its disks and devices, before its first map",
+            "QEMU builds the machine, and opens its disks and devices, before its first map"
+            + _MAY_CLEAR * (not boot.guest.is_known),
             start,
         )  # fmt: skip
     yield Advice(

@@ -16,6 +16,7 @@ from orchestrator.formats.windows import (
     Vendor,
     choose_placed,
     find_least_bits,
+    find_port_window,
     find_window,
 )
 
@@ -172,18 +173,29 @@ def _widen(boot: ProfiledBoot) -> Iterator[Remedy]:
             "phys-bits", f"{least} address bits would do, and the host's CPU has {host}: fewer"
             " devices for one guest",
         )  # fmt: skip
-    needed = sum(sum(sizes) for sizes in _group_bars(boot))
-    if guest.firmware != "seabios" and least is not None:
-        yield Remedy(
-            "window-size",
-            f"or a larger window of OVMF's: opt/ovmf/X-PciMmio64Mb = {2 * needed // MIB} (fw_cfg)",
-        )
+    needed = sum(find_port_window(sizes)[0] for sizes in _group_bars(boot))
+    size = 1 << needed.bit_length()
+    if _can_place(boot, size):
+        yield Remedy("window-size", f"or a larger window of OVMF's: {size // MIB} for"
+                     " opt/ovmf/X-PciMmio64Mb (fw_cfg)")  # fmt: skip
     if guest.hole_size is not None and guest.hole_size < needed:
         yield Remedy(
             "hole-size",
-            f"<pcihole64> (q35-pcihost.pci-hole64-size) of {format_size(2 * needed)}, without"
-            " which the guest's kernel may not use more",
+            f"<pcihole64> (q35-pcihost.pci-hole64-size) of {format_size(size)}, without which the"
+            " guest's kernel may not use more",
         )
+
+
+def _can_place(boot: ProfiledBoot, size: int) -> bool:
+    """True if OVMF places all BARs with a window of this size in the bits that the guest has."""
+    guest, devices = boot.guest, _group_bars(boot)
+    if guest.firmware != "ovmf" or guest.physical_bits is None:
+        return False
+    window = find_window(
+        "ovmf", guest.physical_bits, boot.facts.memory, devices,
+        vendor=_read_vendor(boot.report), size=size,
+    )  # fmt: skip
+    return all(choose_placed(window, devices))
 
 
 def tell_bits(guest: GuestSetup, bits: int) -> str:
