@@ -81,10 +81,10 @@ def _memory(boot: ProfiledBoot, spent: Spent) -> Iterator[Advice]:
 
 
 def _guest_iommu(boot: ProfiledBoot, maps: int, unmaps: int, seconds: float) -> Advice:
-    what = f"an IOMMU ({boot.guest.iommu})" if boot.guest.iommu else "an IOMMU of its own"
+    iommu = f"an IOMMU ({boot.guest.iommu})" if boot.guest.iommu else "an IOMMU of its own"
     return Advice(
         "guest-iommu", "maps for the guest's own IOMMU",
-        f"the guest has {what}, and translates with it: {maps} small maps and {unmaps} unmaps,"
+        f"the guest has {iommu}, and translates with it: {maps} small maps and {unmaps} unmaps,"
         " each an ioctl of QEMU's",
         seconds,
         (Remedy("guest-iommu", "iommu=pt on the guest kernel's command line, so that it maps its"

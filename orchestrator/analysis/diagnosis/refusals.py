@@ -23,6 +23,9 @@ from orchestrator.analysis.diagnosis.places import (
 from orchestrator.evidence.host_report import UNLIMITED, ReservedRegion
 from orchestrator.formats.units import GIB, format_size
 
+_HT_START = 0xFD00000000
+"""Beginning of the range that AMD's IOMMU keeps for HyperTransport (HT_RANGE_START,
+amd_iommu_get_resv_regions() of drivers/iommu/amd/iommu.c; AMD_HT_START of QEMU's hw/i386/pc.c)."""
 _DEFAULT_ENTRIES = 65535
 """Maps that a container may have unless dma_entry_limit says otherwise (U16_MAX)."""
 _LOG_MAP = re.compile(
@@ -70,7 +73,6 @@ class RefusedMap:
     """map, unmap, or `map or unmap`."""
     count: int = 1
     """Calls that failed in the same way."""
-    seconds: float = 0.0
 
 
 def list_refusals(boot: ProfiledBoot) -> Iterator[Advice]:
@@ -88,8 +90,7 @@ def _select(boot: ProfiledBoot) -> Iterator[RefusedMap]:
         steps = [step for step in failed if step.result == result]
         kinds = " or ".join(sorted({step.kind for step in steps}))
         yield RefusedMap(
-            -result, steps[0].iova, steps[0].size, steps[0].bar, kinds, len(steps),
-            sum(step.seconds for step in steps),
+            -result, steps[0].iova, steps[0].size, steps[0].bar, kinds, len(steps)
         )  # fmt: skip
     if failed:
         return
@@ -131,10 +132,10 @@ def _explain(boot: ProfiledBoot, refusal: RefusedMap) -> Advice:
     place = "" if refusal.iova is None else f" at {refusal.iova:#x}"
     size = "" if refusal.size is None else f" ({format_size(refusal.size)})"
     first = ", the first" if refusal.count > 1 else ""
-    one = f"an {refusal.kind} was" if refusal.kind == "unmap" else f"a {refusal.kind} was"
-    many = f"{refusal.count} calls ({refusal.kind}) were"
-    calls = one if refusal.count == 1 else many
-    what = f"{calls} refused ({name}){first} of {refusal.of}{size}{place}"
+    single = f"an {refusal.kind} was" if refusal.kind == "unmap" else f"a {refusal.kind} was"
+    several = f"{refusal.count} calls ({refusal.kind}) were"
+    calls = single if refusal.count == 1 else several
+    calls_text = f"{calls} refused ({name}){first} of {refusal.of}{size}{place}"
     explain = {
         errno.ENOSPC: _no_entries, errno.ENOMEM: _no_memory, errno.EINVAL: _bad_address,
         errno.EPERM: _no_memory,
@@ -142,9 +143,8 @@ def _explain(boot: ProfiledBoot, refusal: RefusedMap) -> Advice:
     cause, text, remedies = explain(boot, refusal) if explain else ("map-refused", "", ())
     return Advice(
         cause, "a refused map",
-        f"{what}{f': {text}' if text else ': the device cannot reach what is not mapped'}",
-        refusal.seconds, remedies,
-        (refusal.of,) if refusal.of != RAM else (), is_wrong=True,
+        f"{calls_text}{f': {text}' if text else ': the device cannot reach what is not mapped'}",
+        remedies=remedies, bars=(refusal.of,) if refusal.of != RAM else (), is_wrong=True,
     )  # fmt: skip
 
 
@@ -254,17 +254,16 @@ def _find_reserved(boot: ProfiledBoot, first: int, last: int) -> ReservedRegion 
 
 def _reserved(region: ReservedRegion) -> Explanation:
     place = f"{region.start:#x}-{region.end:#x}"
-    what = f"the IOMMU keeps {place} ({region.kind}) from every guest"
-    amd = region.start == 0xFD00000000  # HyperTransport: AMD IOMMU specification 2.1.2
-    if amd:
+    kept = f"the IOMMU keeps {place} ({region.kind}) from every guest"
+    if region.start == _HT_START:
         return (
-            "reserved-range", f"{what}: AMD's range for HyperTransport, just below 1 TiB",
+            "reserved-range", f"{kept}: AMD's range for HyperTransport, just below 1 TiB",
             (Remedy("reserved-range", "QEMU 7.1 or later with a machine type of 7.1 or later puts"
                     " memory above 1 TiB instead (it needs more than 40 address bits); or less"
                     " memory for the guest"),),
         )  # fmt: skip
     return (
-        "reserved-range", what,
+        "reserved-range", kept,
         (Remedy("reserved-range", "memory and BARs that leave it out: another amount of memory,"
                 " another machine type, or another slot for the device"),),
     )  # fmt: skip
