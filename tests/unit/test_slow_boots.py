@@ -57,7 +57,7 @@ REPORTS = [
         ("dma_entry_limit is 20", "20 were made", "65535")),
     Row(slowboots.harvester_7340, ("rmrr",), ("0xbdf6e000-0xbdf84fff", "another slot")),
     Row(slowboots.kata_11708, ("device-gone",), ("0000:17:00.0", "power cycle")),
-    Row(slowboots.cloud_hypervisor_7991, ("qemu-unaligned",), ("2 maps", "QEMU 9.2 or later")),
+    Row(slowboots.cloud_hypervisor_7991, ("qemu-unaligned",), ("2 maps", "the program that runs the guest did not align")),
     Row(slowboots.dra_driver_1191, ("group-shared",), ("group 15", "vfio-pci")),
     Row(slowboots.no_interrupt_remapping, ("interrupt-remapping",),
         ("allow_unsafe_interrupts=1",)),
