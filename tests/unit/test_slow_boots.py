@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from orchestrator.analysis.diagnosis.diagnosis import Profile
 from orchestrator.analysis.doctor.finding import METAL, Needs
@@ -57,7 +59,8 @@ REPORTS = [
         ("dma_entry_limit is 20", "20 were made", "65535")),
     Row(slowboots.harvester_7340, ("rmrr",), ("0xbdf6e000-0xbdf84fff", "another slot")),
     Row(slowboots.kata_11708, ("device-gone",), ("0000:17:00.0", "power cycle")),
-    Row(slowboots.cloud_hypervisor_7991, ("qemu-unaligned",), ("2 maps", "the program that runs the guest did not align")),
+    Row(slowboots.cloud_hypervisor_7991, ("qemu-unaligned",),
+        ("2 maps", "the program that runs the guest did not align")),
     Row(slowboots.dra_driver_1191, ("group-shared",), ("group 15", "vfio-pci")),
     Row(slowboots.no_interrupt_remapping, ("interrupt-remapping",),
         ("allow_unsafe_interrupts=1",)),
@@ -155,6 +158,71 @@ def test_of_a_start_that_failed_other_guests_are_left_out() -> None:
     for number in range(50):
         boot.trace.mapped(2.0 + number / 100, 0.001, 0x7000, 4096, thread=900, iova=number * 4096)
     assert "and 20 were made" in boot.profile().advice[0].problem
+
+
+@given(st.integers(36, 51), st.integers(36, 64), st.integers(0, 3))
+def test_the_bits_of_a_refused_map_are_counted(top: int, width: int, pieces: int) -> None:
+    """EINVAL: beyond the IOMMU's bits, or for another reason; never guessed."""
+    boot = SlowBoot(slowboots.start(), slowboots.list_bars(1, GIB), slowboots.write_xml())
+    iova = (1 << top) + pieces * GIB
+    boot.host = {"cpuinfo": slowboots.print_cpu(52), "iommu-cap": f"{(width - 1) << 16:x}"}
+    boot.trace.mapped(9.0, 0.001, boot.address(boot.bars[0]), GIB, iova=iova, result=-22)
+    boot.trace.mark(40.0, "agent")
+    first, *_ = boot.profile().advice
+    bits = (iova + GIB - 1).bit_length()
+    assert f"needs {bits} address bits" in first.problem
+    assert f"{iova:#x}" in first.problem
+    if bits > width:
+        assert first.name == "address-bits"
+        assert f"the IOMMU translates {width}" in first.problem
+        assert f"limit='{width}'" in first.help
+    else:
+        assert first.name == "map-refused"
+
+
+@given(
+    st.integers(0, 1 << 40).map(lambda n: n * 4096), st.integers(1, 1 << 20),
+    st.integers(0, 1 << 40).map(lambda n: n * 4096), st.integers(1, 1 << 20),
+    st.sampled_from(["reserved", "direct", "msi", "direct-relaxable"]),
+)  # fmt: skip
+def test_a_reserved_range_is_why_if_the_map_overlaps_it(
+    iova: int, pages: int, start: int, reserved: int, kind: str
+) -> None:
+    size, end = pages * 4096, start + reserved * 4096 - 1
+    boot = SlowBoot(slowboots.fail(22, size, iova), xml=slowboots.write_xml())
+    boot.facts = {**slowboots.FAILED}
+    device = boot.bars[0].device
+    boot.host = {f"device/{device}/reserved_regions": f"{start:#018x} {end:#018x} {kind}",
+                 "iommu-cap": f"{63 << 16:x}"}  # fmt: skip
+    names = [advice.name for advice in boot.profile().advice]
+    overlaps = iova <= end and start <= iova + size - 1 and kind != "direct-relaxable"
+    assert ("reserved-range" in names) == overlaps
+
+
+@pytest.mark.parametrize("limit", [1, 20, 65535])
+def test_the_limit_of_maps_is_quoted(limit: int) -> None:
+    boot = slowboots.kata_11721()
+    boot.facts["settings"] = {"dma_entry_limit": str(limit)}
+    assert f"dma_entry_limit is {limit}:" in boot.profile().advice[0].problem
+
+
+@given(st.integers(1, 8), st.integers(1, 8), st.floats(0.05, 5))
+def test_any_number_of_devices_is_one_item(count: int, maps: int, seconds: float) -> None:
+    """Whatever the number of devices, the maps of all are one item, with their sum."""
+    bars = slowboots.list_bars(count, 128 * GIB)
+    boot = SlowBoot(slowboots.start(), bars, slowboots.write_xml(), misaligned=0x1000)
+    boot.facts = {"qemu": "8.2.2", "huge_fault": False, "parts": False}
+    at = 10.0
+    for _ in range(maps):
+        for each in bars:
+            boot.map_bar(each, at, seconds)
+            at += seconds + 0.1
+    boot.trace.mark(at + 1, "agent")
+    items = [a for a in boot.profile().advice if a.subject == "maps of BARs"]
+    assert [set(item.bars) for item in items] == [{each.name for each in bars}]
+    assert items[0].seconds == pytest.approx(count * maps * seconds, rel=1e-3)
+    if count * maps > 1:
+        assert items[0].problem.startswith(f"{count * maps} maps of ")
 
 
 def test_a_window_that_the_bits_have_no_room_for_is_no_remedy() -> None:
