@@ -31,26 +31,26 @@ def write_table(readme: str) -> str:
     _, end, after = rest.partition(_END)
     if not begin or not end:
         raise ValueError(f"README.md lacks a marker of the table: {_BEGIN}{_END}")
-    return before + begin + _table() + end + after
+    return before + begin + _format_table() + end + after
 
 
-def _table() -> str:
+def _format_table() -> str:
     rows = [("reason", "exit code", "trial", "what it means: what to do"), ("---",) * 4]
     rows += [
-        (f"`{reason}`", _codes(reason), _trial(reason),
+        (f"`{reason}`", _format_codes(reason), _describe_trial(reason),
          f"{reason.meaning}: {reason.remedy}")
         for reason in sorted(Reason)
     ]  # fmt: skip
     return "".join(f"| {' | '.join(row)} |\n".replace("|  |", "| |") for row in rows)
 
 
-def _codes(reason: Reason) -> str:
+def _format_codes(reason: Reason) -> str:
     """Return the exit codes of commands that end for this reason."""
     codes = {code: None for end, code in EXIT_CODES.items() if end in reason.ends}
     return ", ".join(map(str, codes))
 
 
-def _trial(reason: Reason) -> str:
+def _describe_trial(reason: Reason) -> str:
     """Return what becomes of a trial: whom the failure is charged to, or that it is invalid."""
     if reason in FAULTS:
         fault = FAULTS[reason]

@@ -26,6 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from ci.bench.load import busy
+from orchestrator.base import interrupts
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BarometerError
 from orchestrator.base.progress import Progress
@@ -33,8 +34,10 @@ from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.machine.nested.sharing import HostPool, NestedMachine
 from orchestrator.machine.runner.state import bench_state
 from orchestrator.machine.vm import hypervisor
-from orchestrator.run.prepare import plan_facts, prepare
-from orchestrator.run.trials import Bench, run_trial, run_until_it_counts
+from orchestrator.run.kernels import RunKernels
+from orchestrator.run.prepare import build_plan, prepare
+from orchestrator.run.trial import Bench, run_trial
+from orchestrator.run.trials import run_until_it_counts
 from orchestrator.scenario.loading import load_scenario
 from orchestrator.scenario.plan import PlannedTrial
 from orchestrator.scenario.vocabulary import ARMS, Pass
@@ -63,11 +66,12 @@ def boot_hosts(variant: str, boots: int, out: Path, *, begun_again: bool) -> lis
     with (
         bench_state() as state,
         hypervisor.embedded(state.folder / "libvirt", cache.folder("libvirt")) as libvirt,
+        interrupts.at_once(libvirt.stop),
         contextlib.closing(HostPool(state, libvirt)) as pool,
     ):
-        machine = NestedMachine.of(scenario, pool)
-        prepared = prepare(scenario, machine, cache, progress)
-        run = RunDir.create(out / variant, text, plan_facts(scenario, prepared))
+        machine = NestedMachine.of(scenario.host, scenario.device, pool)
+        prepared = prepare(scenario, machine, RunKernels(cache), progress)
+        run = RunDir.create(out / variant, text, build_plan(scenario, prepared))
         bench = Bench(scenario, prepared, run, state, libvirt, progress, machine=machine)
         first = 1 + max((int(trial.name[:4]) for trial in run.trials_path.glob("*")), default=0)
         while sum(row["boots"] for row in rows) < boots:
@@ -140,6 +144,7 @@ def main() -> None:
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
+    interrupts.install()  # so that a signal ends what was started
     if given.one:
         [variant] = given.variants
         boot_hosts(variant, given.boots, given.out, begun_again=given.begun_again)

@@ -27,17 +27,17 @@ SERIES = Path(__file__).parents[2] / "fixtures/series"
 SUITE = "trixie-backports"
 
 
-def kernel(*series: str) -> SourceKernel:
-    paths = tuple(str(SERIES / one) for one in series)
+def make_kernel(*series: str) -> SourceKernel:
+    paths = tuple(str(SERIES / name) for name in series)
     return SourceKernel(source="linux-source-7.3", suite=SUITE, series=paths)
 
 
-def module(*series: str) -> ModuleKernel:
-    paths = tuple(str(SERIES / one) for one in series)
+def make_module(*series: str) -> ModuleKernel:
+    paths = tuple(str(SERIES / name) for name in series)
     return ModuleKernel(deb="linux-image-cloud-amd64", suite=SUITE, series=paths)
 
 
-def taken(work: Callable[[], object]) -> tuple[float, float]:
+def measure(work: Callable[[], object]) -> tuple[float, float]:
     """Return the wall-clock seconds and the CPU seconds that `work` takes."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     before, started = usage.ru_utime + usage.ru_stime, time.monotonic()
@@ -49,28 +49,28 @@ def taken(work: Callable[[], object]) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cache", type=Path, help="keep what is built, and use what is there")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="building-") as folder:
-        cache = Cache(asked.cache.absolute() if asked.cache else Path(folder))
+        cache = Cache(options.cache.absolute() if options.cache else Path(folder))
         build_root(cache)
 
-        def have(one: Kernel, tag: str) -> None:
-            check_kernel(one, cache)
-            materialise_kernel(one, cache, Progress(), tag)
+        def build(kernel: Kernel, tag: str) -> None:
+            check_kernel(kernel, cache)
+            materialise_kernel(kernel, cache, Progress(), tag)
 
         # fetches the sources and headers of the package, and proves its module
-        have(module("placebo"), "cand")
+        build(make_module("placebo"), "cand")
         rows = [
-            ("whole kernel, nothing cached", kernel(), "base"),
-            ("another arm: one file of VFIO", kernel("stride-clamp"), "cand"),
-            ("a third arm", kernel("slower-unmap"), "cand"),
-            ("module arm", module("stride-clamp"), "cand"),
-            ("module arm, cached", module("stride-clamp"), "cand"),
-            ("whole kernel, cached", kernel("stride-clamp"), "cand"),
+            ("whole kernel, nothing cached", make_kernel(), "base"),
+            ("another arm: one file of VFIO", make_kernel("stride-clamp"), "cand"),
+            ("a third arm", make_kernel("slower-unmap"), "cand"),
+            ("module arm", make_module("stride-clamp"), "cand"),
+            ("module arm, cached", make_module("stride-clamp"), "cand"),
+            ("whole kernel, cached", make_kernel("stride-clamp"), "cand"),
         ]
         whole = 0.0
-        for name, one, tag in rows:
-            seconds, cpu = taken(lambda one=one, tag=tag: have(one, tag))  # type: ignore[misc]
+        for name, kernel, tag in rows:
+            seconds, cpu = measure(lambda kernel=kernel, tag=tag: build(kernel, tag))  # type: ignore[misc]
             whole = whole or seconds
             print(f"{name:<34} {seconds:7.1f} s {cpu:7.1f} CPU s  {seconds / whole:8.4f}")
 

@@ -43,8 +43,8 @@ def main() -> None:
             sys.exit(done.returncode)
         comparison = json.loads((run / "comparison.json").read_text())
     print(f"spread over fresh host boots, {'busy' if load else 'idle'} machine (aim: 0.005 %)")
-    for arm, found in comparison["arms"].items():
-        for name, metric in found["metrics"].items():
+    for arm, facts in comparison["arms"].items():
+        for name, metric in facts["metrics"].items():
             values = metric["samples"]
             if metric["unit"] != "Ginsn":
                 continue

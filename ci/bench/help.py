@@ -40,7 +40,7 @@ def main() -> None:
     for _ in range(times):
         for name, arguments in COMMANDS.items():
             measured[name].append(measure(arguments))
-    least = {name: tuple(map(min, *found)) for name, found in measured.items()}
+    least = {name: tuple(map(min, *pairs)) for name, pairs in measured.items()}
     nothing = least["python -c pass"]
     for name, (passed, cpu) in least.items():
         print(

@@ -26,6 +26,7 @@ from orchestrator.machine.nested.sharing import NestedMachine
 from orchestrator.machine.runner.state import bench_state
 from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.machine.vm import hypervisor
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.prepare import prepare
 from orchestrator.scenario.loading import load_scenario
 
@@ -36,8 +37,8 @@ def boot_once() -> None:
     """Boot one host from nothing to its proven kernel and shut it down: the work of `--once`."""
     scenario, _ = load_scenario(SCENARIO, ["host.accel=tcg"])
     cache, progress, keys = Cache(), Progress(), RunKeys.make()
-    nested = NestedMachine.of(scenario)
-    prepare(scenario, nested, cache, progress)
+    nested = NestedMachine.of(scenario.host, scenario.device)
+    prepare(scenario, nested, RunKernels(cache), progress)
     spec = nested.boot_spec("baseline", (), with_libvirt=True)
     with contextlib.ExitStack() as stack:
         state = stack.enter_context(bench_state())
@@ -54,7 +55,7 @@ def boot_once() -> None:
         print("proven", flush=True)
 
 
-def timed(argv: list[str], until: str | None) -> float:
+def time_command(argv: list[str], until: str | None) -> float:
     """Return the seconds from the start of the command to the line `until`, or to its end."""
     started = time.monotonic()
     with subprocess.Popen(
@@ -85,14 +86,15 @@ def main() -> None:
         boot_once()
         return
     scenario, _ = load_scenario(SCENARIO)
-    prepared = prepare(scenario, NestedMachine.of(scenario), Cache(), Progress())
+    machine = NestedMachine.of(scenario.host, scenario.device)
+    prepared = prepare(scenario, machine, RunKernels(Cache()), Progress())
     vmlinuz = prepared.kernels["baseline"].vmlinuz
     ours, theirs = [], []
     for _ in range(options.repeats):
-        ours.append(timed([sys.executable, __file__, "--once"], "proven"))
+        ours.append(time_command([sys.executable, __file__, "--once"], "proven"))
         if options.vng:
             vng = [options.vng, "--disable-kvm", "--run", str(vmlinuz), "--", "true"]
-            theirs.append(timed(vng, None))
+            theirs.append(time_command(vng, None))
     print(f"barometer: {' '.join(f'{s:.1f}' for s in ours)} s, median {median(ours):.2f} s")
     if theirs:
         print(

@@ -47,7 +47,9 @@ class Interrupted:
         return self.seconds < MOST_SECONDS and not self.left and (self.made or self.code == 130)
 
 
-def interrupted(scenario: Path, number: signal.Signals, after: float, folder: Path) -> Interrupted:
+def interrupt_run(
+    scenario: Path, number: signal.Signals, after: float, folder: Path
+) -> Interrupted:
     """Run the scenario and send the signal `number` after `after` seconds."""
     command = [str(BAROMETER), "run", str(scenario), "--out", str(folder / "run")]
     with subprocess.Popen(
@@ -82,24 +84,24 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=count, dest=f"sig{name}")
     parser.add_argument("--within", type=float, default=150.0)
     parser.add_argument("--seed", type=int, default=7)
-    given = parser.parse_args()
-    draw = random.Random(given.seed)
+    options = parser.parse_args()
+    draw = random.Random(options.seed)
     numbers = [
-        *[signal.SIGINT] * given.sigint, *[signal.SIGTERM] * given.sigterm,
-        *[signal.SIGHUP] * given.sighup,
+        *[signal.SIGINT] * options.sigint, *[signal.SIGTERM] * options.sigterm,
+        *[signal.SIGHUP] * options.sighup,
     ]  # fmt: skip
     draw.shuffle(numbers)
     bad = 0
     for count, number in enumerate(numbers, 1):
-        after = draw.uniform(0.2, given.within)
+        after = draw.uniform(0.2, options.within)
         with tempfile.TemporaryDirectory(prefix="int-") as name:
             os.environ["BAROMETER_STATE"] = f"{name}/state"
-            found = interrupted(given.scenario, number, after, Path(name))
-        bad += not found.is_good
-        said = re.sub(r"\s+", " ", found.stage)[:60]
+            run = interrupt_run(options.scenario, number, after, Path(name))
+        bad += not run.is_good
+        stage = re.sub(r"\s+", " ", run.stage)[:60]
         print(
-            f"{count:3} {number.name} after {after:5.1f} s, in {said!r}: code {found.code},"
-            f" {found.seconds:.1f} s, left {list(found.left)}{'' if found.is_good else '  BAD'}",
+            f"{count:3} {number.name} after {after:5.1f} s, in {stage!r}: code {run.code},"
+            f" {run.seconds:.1f} s, left {list(run.left)}{'' if run.is_good else '  BAD'}",
             flush=True,
         )
     print(f"{len(numbers) - bad} of {len(numbers)} ended in time with nothing left")

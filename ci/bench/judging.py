@@ -32,7 +32,7 @@ SIZES = [1, 5, 10, 25, 50, 100]
 _TIME = re.compile(r"(\] \S+ +)(\d+\.\d+)(: )")
 
 
-def longer(text: str, size: int) -> Iterator[str]:
+def lengthen(text: str, size: int) -> Iterator[str]:
     """Yield the lines of a trace of about `size` bytes."""
     lines = text.splitlines(keepends=True)
     first = next(i for i, line in enumerate(lines) if "Linux version" in line)
@@ -41,20 +41,20 @@ def longer(text: str, size: int) -> Iterator[str]:
         line for line in lines[first + 1 : last - 1]
         if "barometer" not in line and "kvm_pio" not in line
     ]  # fmt: skip
-    span = _seconds(lines[last - 1]) - _seconds(lines[first + 1]) + 0.01
+    span = _parse_seconds(lines[last - 1]) - _parse_seconds(lines[first + 1]) + 0.01
     again = max(0, size - len(text)) // sum(map(len, middle))
     yield from lines[: last - 1]
     for number in range(1, again + 1):
-        yield from (_later(line, number * span) for line in middle)
-    yield from (_later(line, again * span) for line in lines[last - 1 :])
+        yield from (_delay(line, number * span) for line in middle)
+    yield from (_delay(line, again * span) for line in lines[last - 1 :])
 
 
-def _seconds(line: str) -> float:
+def _parse_seconds(line: str) -> float:
     match = _TIME.search(line)
     return float(match[2]) if match else 0.0
 
 
-def _later(line: str, seconds: float) -> str:
+def _delay(line: str, seconds: float) -> str:
     line = _TIME.sub(lambda m: f"{m[1]}{float(m[2]) + seconds:.6f}{m[3]}", line, count=1)
     # shift the agent's own clock as well
     return re.sub(
@@ -83,7 +83,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="judging-") as temporary:
             trial = Path(temporary) / RECORDED.name
             shutil.copytree(RECORDED, trial)
-            trace = "".join(longer(text, size * 10**6))
+            trace = "".join(lengthen(text, size * 10**6))
             (trial / TRACE).write_bytes(gzip.compress(trace.encode(), 1))
             manifest = json.loads((trial / "manifest.json").read_text())
             manifest["files"][TRACE] = sha256_file(trial / TRACE)

@@ -43,7 +43,7 @@ class Stage:
     """Number of trials that had begun."""
 
 
-def stages_of(running: Running) -> list[Stage]:
+def list_stages(running: Running) -> list[Stage]:
     """Return the stages that touch the machine, from a run that was not killed."""
     seen: Counter[str] = Counter()
     begun: list[tuple[float, str, int, int]] = []
@@ -61,7 +61,7 @@ def stages_of(running: Running) -> list[Stage]:
     return [s for s in stages if s.line.startswith(("host: ", "maps"))]
 
 
-def moments(stages: list[Stage], count: int, seed: int) -> Iterator[tuple[Stage, float]]:
+def draw_moments(stages: list[Stage], count: int, seed: int) -> Iterator[tuple[Stage, float]]:
     """Yield the stages in a random order, repeatedly, each time with a random share of its
     length."""
     draw = random.Random(seed)
@@ -72,7 +72,7 @@ def moments(stages: list[Stage], count: int, seed: int) -> Iterator[tuple[Stage,
         yield stage, draw.random()
 
 
-def killed_at(stage: Stage, share: float, scenario: Path, whole: Path, out: Path) -> str:
+def kill_at(stage: Stage, share: float, scenario: Path, whole: Path, out: Path) -> str:
     """Resume a run whose trials before that stage are complete, kill it there, and return the
     stage that was hit."""
     shutil.copytree(whole, out)
@@ -97,16 +97,16 @@ def kill_all(metal: StandIn, folder: Path, count: int, seed: int) -> None:
         if whole.process.wait(1800) != 0:
             raise SystemExit(whole.text())
     if (after := state_of(metal)) != before:
-        raise SystemExit(f"a run that nobody killed left:\n{changed(before, after)}")
-    stages = stages_of(whole)
+        raise SystemExit(f"a run that nobody killed left:\n{format_difference(before, after)}")
+    stages = list_stages(whole)
     print(f"{len(stages)} stages", *stages, sep="\n", flush=True)
     hits: Counter[str] = Counter()
     count = max(count, 2 * len(stages))
-    for number, (stage, share) in enumerate(moments(stages, count, seed), 1):
+    for number, (stage, share) in enumerate(draw_moments(stages, count, seed), 1):
         out = folder / f"killed-{number}"
-        where = killed_at(stage, share, scenario, folder / "whole", out)
+        where = kill_at(stage, share, scenario, folder / "whole", out)
         began = time.monotonic()
-        said = done("recover", "metal", "--ssh-config", metal.ssh_config, "--deadline", "300")
+        output = done("recover", "metal", "--ssh-config", metal.ssh_config, "--deadline", "300")
         took = time.monotonic() - began
         hits[f"{stage.line} {stage.occurrence}"] += 1
         print(
@@ -115,23 +115,25 @@ def kill_all(metal: StandIn, folder: Path, count: int, seed: int) -> None:
             flush=True,
         )
         if (after := state_of(metal)) != before:
-            raise SystemExit(f"a kill at {where} left:\n{changed(before, after)}\n{said}")
+            raise SystemExit(
+                f"a kill at {where} left:\n{format_difference(before, after)}\n{output}"
+            )
         done("clean")
     print(f"{count} of {count} put back; each stage was hit {min(hits.values())} times or more")
 
 
-def changed(before: str, after: str) -> str:
+def format_difference(before: str, after: str) -> str:
     return "\n".join(difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm=""))
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    asked.add_argument("--count", type=int, default=30)
-    asked.add_argument("--seed", type=int, default=7)
-    asked.add_argument("--dir", type=Path, help="for what the runs leave; else it is not kept")
-    options = asked.parse_args()
+    parser.add_argument("--count", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--dir", type=Path, help="for what the runs leave; else it is not kept")
+    options = parser.parse_args()
     with contextlib.ExitStack() as stack:
         folder = options.dir or Path(
             stack.enter_context(tempfile.TemporaryDirectory(prefix="kills-"))

@@ -66,7 +66,7 @@ while True:
 """
 
 
-def slow_vm(metal: StandIn, libvirt: Connection) -> Domain:
+def define_slow_vm(metal: StandIn, libvirt: Connection) -> Domain:
     kernel = materialise_kernel(
         DebKernel(deb="linux-image-cloud-amd64", suite="trixie"), Cache(), Progress(), "gues"
     )
@@ -99,9 +99,9 @@ def boot(metal: StandIn, domain: Domain, *, profiled: bool) -> tuple[float, int]
             seconds = float(watch.communicate(timeout=600)[0])
             if profile.process.wait(300):
                 raise SystemExit(profile.text())
-        said = profile.text()
-        operations = json.loads(said[said.index("{\n") :])["operations"]
-        maps = sum(one["kind"] == "map" and one["bar"] != RAM for one in operations)
+        output = profile.text()
+        operations = json.loads(output[output.index("{\n") :])["operations"]
+        maps = sum(each["kind"] == "map" and each["bar"] != RAM for each in operations)
     else:
         domain.start()
         seconds = float(watch.communicate(timeout=600)[0])
@@ -110,19 +110,19 @@ def boot(metal: StandIn, domain: Domain, *, profiled: bool) -> tuple[float, int]
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    asked.add_argument("--pairs", type=int, default=6)
-    asked.add_argument("--bar", default="1GiB")
-    options = asked.parse_args()
+    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--bar", default="1GiB")
+    options = parser.parse_args()
     ratios = []
     with (
         tempfile.TemporaryDirectory(prefix="profiling-") as folder,
         standin(Path(folder), bar=options.bar) as metal,
         connected_host(URI, metal.ssh_config) as (_, libvirt),
     ):
-        domain = slow_vm(metal, libvirt)
+        domain = define_slow_vm(metal, libvirt)
         boot(metal, domain, profiled=False)  # warms what it reads
         for number in range(options.pairs):
             order = (False, True) if number % 2 else (True, False)

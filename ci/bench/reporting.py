@@ -31,7 +31,7 @@ RECORDED = Path(__file__).parents[2] / "fixtures/recorded"
 USUAL, MAPS = RECORDED / "debian-6.12-vs-7", RECORDED / "verdicts/placebo"
 
 
-def huge_run(folder: Path, trials: int) -> Path:
+def make_huge_run(folder: Path, trials: int) -> Path:
     """Make a run of about `trials` trials."""
     text = (MAPS / "scenario.toml").read_text()
     overrides = [
@@ -46,12 +46,14 @@ def huge_run(folder: Path, trials: int) -> Path:
     source = sorted((MAPS / "trials").iterdir())[0]
     draw = random.Random(1)
     for planned in make_plan(scenario):
-        _trial(source, folder / "trials" / planned.name, draw, arm=planned.arm, pair=planned.pair,
-               number=planned.number, trial=planned.name, accel="tcg")  # fmt: skip
+        _make_trial(
+            source, folder / "trials" / planned.name, draw, arm=planned.arm, pair=planned.pair,
+            number=planned.number, trial=planned.name, accel="tcg",
+        )  # fmt: skip
     return folder
 
 
-def _trial(source: Path, target: Path, draw: random.Random, **facts: Any) -> None:
+def _make_trial(source: Path, target: Path, draw: random.Random, **facts: Any) -> None:
     shutil.copytree(source, target, copy_function=os.link)
     answer = json.loads((source / "map.json").read_text())
     off = math.exp(draw.gauss(0, 0.03))
@@ -86,7 +88,7 @@ def main() -> None:
     trials = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     with tempfile.TemporaryDirectory(prefix="reporting-", dir=RECORDED.parents[1]) as folder:
         report(Path(shutil.copytree(USUAL, Path(folder) / "usual")))
-        report(huge_run(Path(folder) / "huge", trials))
+        report(make_huge_run(Path(folder) / "huge", trials))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class Cost(NamedTuple):
         return self.processes > 0 or self.cpu >= CPU_SECONDS or self.waited >= WAIT_SECONDS
 
 
-def costs(junit: Path) -> Iterator[Cost]:
+def read_costs(junit: Path) -> Iterator[Cost]:
     for case in ET.parse(junit).iter("testcase"):
         file, name = case.attrib["classname"].replace(".", "/"), case.attrib["name"]
         facts = {p.attrib["name"]: p.attrib["value"] for p in case.iter("property")}
@@ -45,12 +45,12 @@ def costs(junit: Path) -> Iterator[Cost]:
 
 
 def main() -> None:
-    found = [*costs(Path(sys.argv[1]))]
-    slow = {cost.test for cost in found if cost.is_slow}
+    costs = [*read_costs(Path(sys.argv[1]))]
+    slow = {cost.test for cost in costs if cost.is_slow}
     SLOW.write_text("".join(f"{test}\n" for test in sorted(slow)))
     for name, some in (
-        ("slow", [cost for cost in found if cost.test in slow]),
-        ("quick", [cost for cost in found if cost.test not in slow]),
+        ("slow", [cost for cost in costs if cost.test in slow]),
+        ("quick", [cost for cost in costs if cost.test not in slow]),
     ):
         print(f"{len(some)} {name}: {sum(c.cpu for c in some):.1f} CPU s")
 

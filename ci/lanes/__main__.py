@@ -19,7 +19,7 @@ from ci.lanes.groups import ROOT, Group, read_groups
 from ci.lanes.processes import Process, Runner, in_background
 from ci.lanes.proofs import read_proofs
 from ci.lanes.session import FULL, Session
-from ci.lanes.versions import versions_digest
+from ci.lanes.versions import digest_versions
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BarometerError
 
@@ -40,24 +40,26 @@ def tell(line: str) -> None:
 def run_tests(session: Session, mode: Mode, chosen: Sequence[Group]) -> int:
     """Run the unit tests, then the chosen groups on machines, and return the exit code. `prove`
     leaves out the unit tests."""
-    content = plan.contents(session.groups, files_in(ROOT))
-    candidates = [group for group in plan.with_full_tests(session.groups) if group in chosen]
+    content = plan.digest_contents(session.groups, files_in(ROOT))
+    candidates = [
+        group for group in plan.find_groups_with_full_tests(session.groups) if group in chosen
+    ]
     processes = session.groups.processes(chosen)
 
     def fits(full: int) -> bool:
-        return plan.landing_seconds(session.budget, [*processes], full) <= plan.LIMIT
+        return plan.sum_landing_seconds(session.budget, [*processes], full) <= plan.LIMIT
 
     work = plan.Work(tuple(candidates))
     if mode == "landing":
-        changed = plan.changed_groups(candidates, content, session.proofs)
-        if first := plan.to_prove_first(changed, session.proofs, fits):
+        changed = plan.find_changed_groups(candidates, content, session.proofs)
+        if first := plan.choose_first_to_prove(changed, session.proofs, fits):
             names = " ".join(group.name for group in first)
             tell("what changed is more than one landing can prove. Run this first, and commit")
             tell(f"ci/proofs.toml: ci/test.sh --prove {names}")
             return 1
-        work = plan.Work(changed, plan.draw(candidates, changed, _commit()))
-    for why, found in (("not proven", work.changed), ("drawn", work.drawn)):
-        tell(f"full tests, {why}: {', '.join(group.name for group in found) or 'none'}")
+        work = plan.Work(changed, plan.draw(candidates, changed, _read_commit()))
+    for why, groups in (("not proven", work.changed), ("drawn", work.drawn)):
+        tell(f"full tests, {why}: {', '.join(group.name for group in groups) or 'none'}")
     results = session.runner.results
     with in_background(_FIRST, results / "first.log") as wait_for_first:
         if mode != "prove":
@@ -67,29 +69,30 @@ def run_tests(session: Session, mode: Mode, chosen: Sequence[Group]) -> int:
                 return session.end()
         _tell_trouble(wait_for_first())
     landing = [
-        _process(name, members, session.budget.get(name, 0)) for name, members in processes.items()
+        _make_process(name, members, session.budget.get(name, 0))
+        for name, members in processes.items()
     ]
     versions: dict[str, str] = {}
     try:
         # a test that needs an image or a kernel that is not ready waits at the cache's locks
-        with in_background(_warm(mode), results / "images.log") as wait_for_images:
-            session.run(_longest_first(landing))
+        with in_background(_warm_command(mode), results / "images.log") as wait_for_images:
+            session.run(_sort_longest_first(landing))
             _tell_trouble(wait_for_images())
-        versions = _versions_of(candidates)
+        versions = _digest_versions(candidates)
         if mode == "landing":
-            work = _with_moved(session, work, versions, candidates, fits)
+            work = _add_moved(session, work, versions, candidates, fits)
         full = [
-            _process(name, members, plan.seconds_of(members, session.proofs), full=True)
+            _make_process(name, members, plan.sum_seconds(members, session.proofs), full=True)
             for name, members in session.groups.processes(work.groups).items()
         ]
-        session.run(_longest_first(full))
+        session.run(_sort_longest_first(full))
     finally:
-        now = plan.contents(session.groups, files_in(ROOT))
+        now = plan.digest_contents(session.groups, files_in(ROOT))
         session.prove(work.groups, content, now, versions)
     return session.end()
 
 
-def _warm(mode: Mode) -> Mapping[str, Sequence[str]]:
+def _warm_command(mode: Mode) -> Mapping[str, Sequence[str]]:
     """Return the command that fetches and builds all that tests with machines need, as far as it
     is not cached."""
     full = [] if mode == "landing" else ["--full"]
@@ -101,7 +104,7 @@ def _tell_trouble(output: str) -> None:
         tell(f"packages or images were not fetched; tests that need them will fail\n{output}")
 
 
-def _with_moved(
+def _add_moved(
     session: Session,
     work: plan.Work,
     versions: Mapping[str, str],
@@ -110,7 +113,7 @@ def _with_moved(
 ) -> plan.Work:
     """Add to the work the groups whose packages have changed since they were proven."""
     known = [group for group in candidates if {group.name} <= versions.keys() & session.proofs]
-    moved, unproven = plan.moved_groups(known, versions, session.proofs, work.groups, fits)
+    moved, unproven = plan.find_moved_groups(known, versions, session.proofs, work.groups, fits)
     for group in moved:
         tell(f"{group.name}: its packages have moved on since it was proven: full tests run")
     for group in unproven:
@@ -119,7 +122,9 @@ def _with_moved(
     return replace(work, moved=moved)
 
 
-def _process(name: str, groups: Sequence[Group], seconds: float, *, full: bool = False) -> Process:
+def _make_process(
+    name: str, groups: Sequence[Group], seconds: float, *, full: bool = False
+) -> Process:
     files = [test for group in groups for test in group.tests]
     workers = min(group.workers for group in groups)
     words = ["-v", *(["-n", str(workers)] if workers > 1 else [])]
@@ -128,26 +133,26 @@ def _process(name: str, groups: Sequence[Group], seconds: float, *, full: bool =
     return Process(name, (*words, "-m", "not full", *files), seconds)
 
 
-def _longest_first(processes: Sequence[Process]) -> list[Process]:
+def _sort_longest_first(processes: Sequence[Process]) -> list[Process]:
     return sorted(processes, key=lambda process: -process.expected)
 
 
-def _commit() -> str:
+def _read_commit() -> str:
     done = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True
     )
     return done.stdout.strip()
 
 
-def _versions_of(groups: Sequence[Group]) -> dict[str, str]:
+def _digest_versions(groups: Sequence[Group]) -> dict[str, str]:
     """Return group -> digest of its packages. A group whose packages are unknown is missing."""
-    found, cache = {}, Cache()
+    digests, cache = {}, Cache()
     for group in groups:
         try:
-            found[group.name] = versions_digest(group.versions, cache)
+            digests[group.name] = digest_versions(group.versions, cache)
         except BarometerError as exc:
             tell(f"{group.name}: the packages of its machines are not known: {exc.message}")
-    return found
+    return digests
 
 
 def run_quickly() -> int:
@@ -167,10 +172,10 @@ def main() -> int:
     modes.add_argument("--quick", action="store_true", help="pure tests, half a minute")
     modes.add_argument("--full", action="store_true", help="every test there is")
     modes.add_argument("--prove", nargs="+", metavar="GROUP", help="all tests of these groups")
-    given = parser.parse_args()
-    if given.quick:
+    options = parser.parse_args()
+    if options.quick:
         return run_quickly()
-    mode: Mode = "full" if given.full else "prove" if given.prove else "landing"
+    mode: Mode = "full" if options.full else "prove" if options.prove else "landing"
     if mode == "full":
         os.environ["HYPOTHESIS_PROFILE"] = "full"
     shutil.rmtree(RESULTS, ignore_errors=True)
@@ -179,7 +184,7 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)
     try:
         groups = read_groups()
-        chosen = [groups.named(name) for name in given.prove or ()] or groups.all
+        chosen = [groups.find(name) for name in options.prove or ()] or groups.all
         runner = Runner(RESULTS, tell)
         with budget.OtherWork(runner.prefix) as others:
             session = Session(groups, read_proofs(), budget.read_budget(), runner, others.is_busy)

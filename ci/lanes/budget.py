@@ -21,18 +21,18 @@ _BUSY_SHARE = 0.1
 
 def read_budget(file: Path = FILE) -> dict[str, int]:
     """Return lane -> seconds. Raises ValueError for a file without such a table, and for a value
-    that is no number of seconds."""
+    that is not a number of seconds."""
     try:
-        found = dict(tomllib.loads(file.read_text())["seconds"])
+        seconds_by_lane = dict(tomllib.loads(file.read_text())["seconds"])
     except (KeyError, TypeError, ValueError) as exc:
         raise ValueError(f"{file}: no table of seconds: {exc}") from exc
-    for lane, seconds in found.items():
+    for lane, seconds in seconds_by_lane.items():
         if not isinstance(seconds, int) or seconds <= 0:
-            raise ValueError(f"{file.name}: {lane} = {seconds!r} is no number of seconds")
-    return found
+            raise ValueError(f"{file.name}: {lane} = {seconds!r} is not a number of seconds")
+    return seconds_by_lane
 
 
-def exceeded(spent: Mapping[str, float], budget: Mapping[str, int]) -> list[str]:
+def find_exceeded(spent: Mapping[str, float], budget: Mapping[str, int]) -> list[str]:
     """Return a line for each lane that took longer than its budget or has none."""
     lines = []
     for lane, seconds in spent.items():
@@ -77,18 +77,18 @@ class OtherWork:
 
     def look(self) -> None:
         """Record what each process has used by now. A process that starts later begins at 0."""
-        seen = self._seen()
+        usage = self._read_usage()
         if self._before is None:
-            self._before = seen
-        for process, seconds in seen.items():
+            self._before = usage
+        for process, seconds in usage.items():
             self.spent[process] = seconds - self._before.get(process, 0.0)
 
-    def _seen(self) -> dict[tuple[int, int], float]:
+    def _read_usage(self) -> dict[tuple[int, int], float]:
         """Return the CPU seconds of all processes except this run's. proc_pid_stat(5): field 4 is
         the parent, 14 and 15 are user and system time without children, 22 is the start."""
         stats = {
             int(folder.name): fields for folder in Path("/proc").glob("[0-9]*")
-            if (fields := _stat(int(folder.name)))
+            if (fields := _read_stat(int(folder.name)))
         }  # fmt: skip
         parents = {pid: int(fields[1]) for pid, fields in stats.items()}
         ours = {os.getpid()}
@@ -100,11 +100,11 @@ class OtherWork:
         return {
             (pid, int(fields[19])): (int(fields[11]) + int(fields[12])) / _TICKS
             for pid, fields in stats.items()
-            if pid not in ours and self._marker not in _words(pid)
+            if pid not in ours and self._marker not in _read_words(pid)
         }
 
 
-def _stat(pid: int) -> list[str]:
+def _read_stat(pid: int) -> list[str]:
     """Return the fields of /proc/PID/stat from field 3 on; empty for a process that is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -112,7 +112,7 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
-def _words(pid: int) -> bytes:
+def _read_words(pid: int) -> bytes:
     """Return a process's command line and environment; empty if they are not readable."""
     try:
         return b"\0".join(

@@ -33,7 +33,7 @@ class Groups:
     landing: tuple[str, ...]
     """Paths that every landing proves by itself."""
 
-    def named(self, name: str) -> Group:
+    def find(self, name: str) -> Group:
         """Return the group. Raises ValueError if it does not exist."""
         for group in self.all:
             if group.name == name:
@@ -43,24 +43,24 @@ class Groups:
 
     def processes(self, chosen: Iterable[Group]) -> dict[str, tuple[Group, ...]]:
         """Return process -> the chosen groups that run in it, in the order of the file."""
-        wanted = {group.name for group in chosen}
-        found: dict[str, tuple[Group, ...]] = {}
+        names = {group.name for group in chosen}
+        by_process: dict[str, tuple[Group, ...]] = {}
         for group in self.all:
-            if group.name in wanted:
-                found[group.process] = (*found.get(group.process, ()), group)
-        return found
+            if group.name in names:
+                by_process[group.process] = (*by_process.get(group.process, ()), group)
+        return by_process
 
     def files_of(self, group: Group, files: Mapping[str, str]) -> dict[str, str]:
         """Select from `files` (path -> digest) those that the group depends on: its own, and those
         that no other group and no landing path lists."""
         own = {*group.depends}
         elsewhere = {*self.landing, *(path for other in self.all for path in other.depends)}
-        found = {}
+        selected = {}
         for path, digest in files.items():
-            places = _places(path)
+            places = _list_places(path)
             if not own.isdisjoint(places) or elsewhere.isdisjoint(places):
-                found[path] = digest
-        return found
+                selected[path] = digest
+        return selected
 
 
 def read_groups(file: Path = FILE) -> Groups:
@@ -92,7 +92,7 @@ def read_groups(file: Path = FILE) -> Groups:
     return Groups(tuple(groups), tuple(content["landing"]["paths"]))
 
 
-def _places(path: str) -> list[str]:
+def _list_places(path: str) -> list[str]:
     """Return the path and every folder that contains it."""
     parts = path.split("/")
     return ["/".join(parts[:end]) for end in range(1, len(parts) + 1)]

@@ -34,7 +34,7 @@ class Work:
         return (*self.changed, *self.drawn, *self.moved)
 
 
-def with_full_tests(groups: Groups, top: Path = ROOT) -> tuple[Group, ...]:
+def find_groups_with_full_tests(groups: Groups, top: Path = ROOT) -> tuple[Group, ...]:
     """Return the groups that have tests marked `full`."""
     return tuple(
         group for group in groups.all
@@ -42,13 +42,13 @@ def with_full_tests(groups: Groups, top: Path = ROOT) -> tuple[Group, ...]:
     )  # fmt: skip
 
 
-def contents(groups: Groups, files: Mapping[str, str]) -> dict[str, str]:
+def digest_contents(groups: Groups, files: Mapping[str, str]) -> dict[str, str]:
     """Return group -> digest of all files that it depends on, the locked requirements included."""
     locks = {path: files[path] for path in LOCKS if path in files}
     return {group.name: digest_of(groups.files_of(group, files) | locks) for group in groups.all}
 
 
-def changed_groups(
+def find_changed_groups(
     candidates: Sequence[Group], content: Mapping[str, str], proofs: Mapping[str, Proof]
 ) -> tuple[Group, ...]:
     return tuple(
@@ -64,7 +64,7 @@ def draw(candidates: Sequence[Group], changed: Sequence[Group], commit: str) -> 
     return (proven[int(commit, 16) % len(proven)],) if proven else ()
 
 
-def seconds_of(groups: Sequence[Group], proofs: Mapping[str, Proof]) -> int:
+def sum_seconds(groups: Sequence[Group], proofs: Mapping[str, Proof]) -> int:
     """Return how long the groups' full tests took when they were proven."""
     return sum(
         proofs[group.name].seconds if group.name in proofs else _UNKNOWN_SECONDS
@@ -72,26 +72,26 @@ def seconds_of(groups: Sequence[Group], proofs: Mapping[str, Proof]) -> int:
     )
 
 
-def landing_seconds(budget: Mapping[str, int], processes: Sequence[str], full: int) -> float:
+def sum_landing_seconds(budget: Mapping[str, int], processes: Sequence[str], full: int) -> float:
     """Return the most wall-clock seconds that a landing takes: unit tests, then two streams."""
     return (
         budget.get("unit", 0) + (sum(budget.get(name, 0) for name in processes) + full) / STREAMS
     )
 
 
-def to_prove_first(
+def choose_first_to_prove(
     changed: Sequence[Group], proofs: Mapping[str, Proof], fits: Fits
 ) -> list[Group]:
     """Return the most expensive changed groups, as many as it takes for the rest to fit; empty if
     all fit."""
-    rest = sorted(changed, key=lambda group: seconds_of([group], proofs))
+    rest = sorted(changed, key=lambda group: sum_seconds([group], proofs))
     first = []
-    while rest and not fits(seconds_of(rest, proofs)):
+    while rest and not fits(sum_seconds(rest, proofs)):
         first.append(rest.pop())
     return first
 
 
-def moved_groups(
+def find_moved_groups(
     candidates: Sequence[Group],
     versions: Mapping[str, str],
     proofs: Mapping[str, Proof],
@@ -103,9 +103,9 @@ def moved_groups(
     moved = sorted(
         (group for group in candidates
          if group not in already and proofs[group.name].versions != versions[group.name]),
-        key=lambda group: seconds_of([group], proofs),
+        key=lambda group: sum_seconds([group], proofs),
     )  # fmt: skip
     fitting: list[Group] = []
-    while moved and fits(seconds_of([*already, *fitting, moved[0]], proofs)):
+    while moved and fits(sum_seconds([*already, *fitting, moved[0]], proofs)):
         fitting.append(moved.pop(0))
     return tuple(fitting), tuple(moved)

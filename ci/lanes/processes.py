@@ -66,27 +66,27 @@ class Runner:
         """Run the queue in its order and yield each process as it ends. However this call ends,
         the processes and whatever they started end with it."""
         waiting, running = [*queue], list[_Running]()
-        told = time.monotonic()
+        reported = time.monotonic()
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
                     running.append(self._start(waiting.pop(0)))
-                for one in [one for one in running if one.child.poll() is not None]:
-                    running.remove(one)
-                    yield self._finish(one)
-                if time.monotonic() - told > 60 and running:
-                    told = time.monotonic()
-                    self.tell("running: " + ", ".join(map(self._position, running)))
+                for ended in [each for each in running if each.child.poll() is not None]:
+                    running.remove(ended)
+                    yield self._finish(ended)
+                if time.monotonic() - reported > 60 and running:
+                    reported = time.monotonic()
+                    self.tell("running: " + ", ".join(map(self._describe_position, running)))
                 time.sleep(0.1)
         finally:
-            for one in running:
-                self.tell(f"{one.process.name}: interrupted, ending what it started")
+            for ended in running:
+                self.tell(f"{ended.process.name}: interrupted, ending what it started")
                 with contextlib.suppress(ProcessLookupError):
-                    one.child.send_signal(signal.SIGINT)
-            for one in running:
+                    ended.child.send_signal(signal.SIGINT)
+            for ended in running:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    one.child.wait(_LAST_SECONDS)
-                self._finish(one)
+                    ended.child.wait(_LAST_SECONDS)
+                self._finish(ended)
 
     def _start(self, process: Process) -> _Running:
         memory = Path("/dev/shm")
@@ -114,25 +114,25 @@ class Runner:
             )  # fmt: skip
         return _Running(process, child, folder)
 
-    def _finish(self, one: _Running) -> Finished:
+    def _finish(self, running: _Running) -> Finished:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(one.child.pid, signal.SIGKILL)  # the rest of its session
-        code = one.child.wait()
-        log, junit = self._files(one.process)
-        left = _clean(one.folder / "state")
-        shutil.rmtree(one.folder, ignore_errors=True)
-        return Finished(one.process, code, log, junit, left)
+            os.killpg(running.child.pid, signal.SIGKILL)  # the rest of its session
+        code = running.child.wait()
+        log, junit = self._files(running.process)
+        left = _clean(running.folder / "state")
+        shutil.rmtree(running.folder, ignore_errors=True)
+        return Finished(running.process, code, log, junit, left)
 
     def _files(self, process: Process) -> tuple[Path, Path]:
         """Return the paths of the process's log and junit file."""
         name = process.name.replace(" ", "-")
         return self.results / f"{name}.log", self.results / f"{name}.xml"
 
-    def _position(self, one: _Running) -> str:
-        log, _ = self._files(one.process)
+    def _describe_position(self, running: _Running) -> str:
+        log, _ = self._files(running.process)
         lines = [line for line in log.read_text(errors="replace").splitlines() if "::" in line]
         test = f" at {lines[-1].split('::')[-1].split()[0]}" if lines else ""
-        return f"{one.process.name}{test} ({time.monotonic() - one.started:.0f} s)"
+        return f"{running.process.name}{test} ({time.monotonic() - running.started:.0f} s)"
 
 
 def _clean(state: Path) -> str:

@@ -33,8 +33,8 @@ def read_proofs(file: Path = FILE) -> dict[str, Proof]:
     if not file.exists():
         return {}
     try:
-        found = tomllib.loads(file.read_text())
-        return {name: Proof(**keys) for name, keys in found.items()}
+        tables = tomllib.loads(file.read_text())
+        return {name: Proof(**keys) for name, keys in tables.items()}
     except (tomllib.TOMLDecodeError, TypeError, AttributeError) as exc:
         raise ValueError(
             f"{file}: {exc}; restore it by git, or remove it: then nothing counts as proven"

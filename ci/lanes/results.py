@@ -51,17 +51,17 @@ def read_junit(path: Path) -> Results:
     return Results(tuple(cases), float(suite.attrib["time"]))
 
 
-def summary_of(log: str) -> str:
+def find_summary(log: str) -> str:
     """Return pytest's own last line, without its frame; empty if there is none."""
-    found = [match[1] for line in log.splitlines() if (match := _SUMMARY.match(line))]
-    return found[-1] if found else ""
+    summaries = [match[1] for line in log.splitlines() if (match := _SUMMARY.match(line))]
+    return summaries[-1] if summaries else ""
 
 
-def failures_of(log: str, lines: int = 300) -> str:
+def find_failures(log: str, lines: int = 300) -> str:
     """Return the part of pytest's output that reports failures, at most the last `lines` lines."""
     start = re.search(r"(?m)^=+ (ERRORS|FAILURES) =+$", log)
     return "\n".join(log[start.start() if start else 0 :].splitlines()[-lines:])
 
 
-def dearest(cases: Sequence[Case], count: int = 10) -> list[Case]:
+def sort_dearest(cases: Sequence[Case], count: int = 10) -> list[Case]:
     return sorted(cases, key=lambda case: -case.seconds)[:count]

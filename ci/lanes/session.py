@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ci.lanes import plan
-from ci.lanes.budget import exceeded
+from ci.lanes.budget import find_exceeded
 from ci.lanes.groups import Group, Groups
 from ci.lanes.processes import Finished, Process, Runner
 from ci.lanes.proofs import FILE, Proof, write_proofs
-from ci.lanes.results import Case, dearest, failures_of, read_junit, summary_of
+from ci.lanes.results import Case, find_failures, find_summary, read_junit, sort_dearest
 
 FULL = " full"
 """Suffix of the name of a process that runs tests marked `full`."""
@@ -45,13 +45,13 @@ class Session:
     def _take(self, finished: Finished) -> None:
         name = finished.process.name
         log = finished.log.read_text(errors="replace")
-        self.summaries[name] = summary_of(log) or f"no summary, exit code {finished.code}"
+        self.summaries[name] = find_summary(log) or f"no summary, exit code {finished.code}"
         self.runner.tell(f"{name}: {self.summaries[name]}")
         try:
             results = read_junit(finished.junit)
         except ValueError as exc:
             self.wrong.append(f"{name}: exit code {finished.code}, {exc}")
-            print(failures_of(log, 60), flush=True)
+            print(find_failures(log, 60), flush=True)
             return
         if not name.endswith(FULL):
             self.spent[name] = results.seconds
@@ -67,7 +67,7 @@ class Session:
                 for case in results.cases
                 if case.outcome == "failed"
             ]
-            print(failures_of(log), flush=True)
+            print(find_failures(log), flush=True)
         elif skipped:
             self.wrong.append(f"{name}: skipped, which proves nothing: {', '.join(skipped)}")
 
@@ -83,7 +83,7 @@ class Session:
         not proven."""
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         for group in ran:
-            landing, full = (self._of(group, suffix) for suffix in ("", FULL))
+            landing, full = (self._select_cases(group, suffix) for suffix in ("", FULL))
             if not all(case.outcome == "passed" for case in (*landing, *full)):
                 self.proofs.pop(group.name, None)
             elif not landing or not full or group.name not in versions:
@@ -98,7 +98,7 @@ class Session:
         if self.proofs or self.file.exists():
             write_proofs(self.proofs, self.file)
 
-    def _of(self, group: Group, suffix: str) -> list[Case]:
+    def _select_cases(self, group: Group, suffix: str) -> list[Case]:
         """Return the group's own tests of its landing process, or of its full one."""
         cases = self.cases.get(f"{group.process}{suffix}", ())
         return [case for case in cases if case.file in group.tests]
@@ -108,12 +108,12 @@ class Session:
         elapsed = time.monotonic() - self.begun
         print("\nThe dearest tests:")
         cases = [case for some in self.cases.values() for case in some]
-        for case in dearest(cases):
+        for case in sort_dearest(cases):
             print(f"  {case.seconds:7.1f} s  {case.file}::{case.name}")
         print("\nSeconds by lane:")
         for name, seconds in self.spent.items():
             print(f"  {seconds:7.1f} s  of {self.budget.get(name, 0)}  {name}")
-        if over := exceeded(self.spent, self.budget):
+        if over := find_exceeded(self.spent, self.budget):
             if self.is_busy():
                 print(
                     "over budget, on a machine that was busy with other work:", *over, sep="\n  "

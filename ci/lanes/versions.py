@@ -21,17 +21,17 @@ _KERNEL = "linux-image-cloud-amd64"
 _SUITES = ("trixie", "trixie-backports", "bookworm")
 
 
-def _qemu(_: Cache) -> str:
+def _list_qemu(_: Cache) -> str:
     return run(["dpkg-query", "-W", *_RUNNER], doing="asking for the runner's QEMU").stdout
 
 
-def _guest(cache: Cache) -> str:
+def _list_guest(cache: Cache) -> str:
     recipe = read_recipe("guest")
     tree = unpack_packages(recipe["suites"], recipe["packages"], recipe["files"], cache)
     return (tree / "packages.txt").read_text()
 
 
-def _disk(cache: Cache) -> str:
+def _list_disk(cache: Cache) -> str:
     recipe = read_recipe("disk")
     boot = recipe["boot"]
     loader = unpack_packages(recipe["suites"], boot["packages"], boot["files"], cache)
@@ -39,19 +39,19 @@ def _disk(cache: Cache) -> str:
     return "".join((place / "packages.txt").read_text() for place in (root, loader))
 
 
-def _kernels(cache: Cache) -> str:
+def _list_kernels(cache: Cache) -> str:
     kernels = [DebKernel(deb=_KERNEL, suite=suite) for suite in _SUITES]
     return "".join(f"{kernel} {resolve_version(kernel, cache)[0]}\n" for kernel in kernels)
 
 
 VERSIONS: Mapping[str, Callable[[Cache], str]] = {
-    "qemu": _qemu,
-    "kernels": _kernels,
+    "qemu": _list_qemu,
+    "kernels": _list_kernels,
     "host": lambda cache: (
         root_disk("host", read_recipe("host"), cache) / "packages.txt"
     ).read_text(),
-    "guest": _guest,
-    "disk": _disk,
+    "guest": _list_guest,
+    "disk": _list_disk,
     "build": lambda cache: "".join(f"{k} {v}\n" for k, v in build_root(cache).packages.items()),
     "machine": lambda cache: (machine_disk(cache) / "packages.txt").read_text(),
     "machine-uefi": lambda cache: (
@@ -60,7 +60,7 @@ VERSIONS: Mapping[str, Callable[[Cache], str]] = {
 }
 
 
-def versions_digest(names: Sequence[str], cache: Cache) -> str:
+def digest_versions(names: Sequence[str], cache: Cache) -> str:
     """Return one digest of the versions that `names` stand for. Raises BenchError and
     ScenarioError if one can be neither found nor built."""
     text = "".join(f"{name}\n{VERSIONS[name](cache)}" for name in names)

@@ -22,6 +22,7 @@ from orchestrator.base.progress import Progress
 from orchestrator.kernels.source.buildroot import build_root
 from orchestrator.kernels.source.debsource import find_package_source
 from orchestrator.machine.nested.sharing import NestedMachine
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.prepare import prepare
 from orchestrator.scenario.kernel_forms import DebKernel
 from orchestrator.scenario.loading import load_scenario
@@ -33,19 +34,20 @@ CLOUD = "linux-image-cloud-amd64"
 Step = Callable[[Cache, Progress], object]
 
 
-def scenario_step(*overrides: str) -> Step:
+def make_scenario_step(*overrides: str) -> Step:
     """Prepare the small scenario: kernels, host image, modules, initramfs, guest."""
 
     def step(cache: Cache, progress: Progress) -> None:
         scenario, _ = load_scenario(
             FIXTURES / "scenarios/small.toml", ["host.accel=tcg", *overrides]
         )
-        prepare(scenario, NestedMachine.of(scenario), cache, progress)
+        machine = NestedMachine.of(scenario.host, scenario.device)
+        prepare(scenario, machine, RunKernels(cache), progress)
 
     return step
 
 
-def sources_step(suite: str) -> Step:
+def make_sources_step(suite: str) -> Step:
     """Fetch the headers and the source of the suite's kernel, for builds of its VFIO modules."""
 
     def step(cache: Cache, _progress: Progress) -> object:
@@ -55,25 +57,25 @@ def sources_step(suite: str) -> Step:
     return step
 
 
-def firmware_step(_cache: Cache, _progress: Progress) -> None:
+def build_firmware(_cache: Cache, _progress: Progress) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         firmware("uefi", Path(scratch))
 
 
 BOOKWORM = f'arms.baseline.kernel={{deb="{CLOUD}", suite="bookworm"}}'
 LANDING: Mapping[str, Step] = {
-    "host": scenario_step(),
+    "host": make_scenario_step(),
     "machine": lambda cache, _: machine_disk(cache),
-    "guest-disk": scenario_step("guest.boot=disk"),
-    "firmware": firmware_step,
+    "guest-disk": make_scenario_step("guest.boot=disk"),
+    "firmware": build_firmware,
     "build-root": lambda cache, _: build_root(cache),
-    "sources": sources_step("trixie-backports"),
-    "bookworm-kernel": scenario_step(BOOKWORM),
+    "sources": make_sources_step("trixie-backports"),
+    "bookworm-kernel": make_scenario_step(BOOKWORM),
     "uefi-machine": lambda cache, _: machine_disk(cache, "systemd-boot"),
 }
 FULL: Mapping[str, Step] = {
-    "bookworm-host": scenario_step("host.suite=bookworm", BOOKWORM),
-    "older-sources": sources_step("trixie"),
+    "bookworm-host": make_scenario_step("host.suite=bookworm", BOOKWORM),
+    "older-sources": make_sources_step("trixie"),
 }
 """Further steps for tests marked `full`."""
 
@@ -83,8 +85,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, usage="%(prog)s [--full] [STEP ...]")
     parser.add_argument("--full", action="store_true", help="for tests marked `full`, too")
     parser.add_argument("steps", nargs="*", metavar="STEP", help=", ".join(steps))
-    given = parser.parse_args()
-    names = given.steps or [*(steps if given.full else LANDING)]
+    options = parser.parse_args()
+    names = options.steps or [*(steps if options.full else LANDING)]
     if unknown := [name for name in names if name not in steps]:
         parser.error(f"no step {', '.join(unknown)}; there are {', '.join(steps)}")
     cache, progress = Cache(), Progress()

@@ -20,7 +20,7 @@ from typing import Any
 if __name__ == "__main__":  # `python3 -I` leaves the program's own folder out of the path
     sys.path.insert(0, str(Path(__file__).parent))
 
-from keeper import files, machine, settings
+from keeper import files, machine, pci, settings
 from keeper.machine import RefusedError
 
 RUN = "/run/barometer"
@@ -30,6 +30,7 @@ _UNDO = {
     "tracing": settings.end_tracing,
     "guest": settings.end_guest,
     "claim": files.unclaim,
+    "bind": pci.unbind,
 }
 _FILES = (
     "/sys/module/*vfio*/parameters/*", "/sys/module/*iommu*/parameters/*",

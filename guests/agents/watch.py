@@ -16,6 +16,7 @@ this host:
     E <ns> threads [N, ...]                 QEMU's threads at the mark
     E <ns> ssh                              the guest's SSH server sent its banner
     P <ns> <cpu ns> <console bytes>         progress of the boot, every two seconds
+    E <ns> libvirt-stopped                  libvirt's daemon is stopped (SIGSTOP), and stays so
     E <ns> exit                             QEMU has ended
 
 Ends when QEMU ends or when standard input closes. With MARKER, the trace_marker file of a tracefs
@@ -41,6 +42,10 @@ MARKER_BYTES = 900
 KERNEL = b"Linux version "
 LAST_SECONDS = 5.0
 """Time for the last output of the console to arrive after QEMU has ended."""
+DAEMONS = ("libvirtd.pid", "virtqemud.pid")
+"""Files with the process id of libvirt's daemon, two folders above those of its guests."""
+STOPPED_LOOKS = 2
+"""Looks in a row, 2 s apart, after which a stopped daemon counts as stopped for good."""
 LINE_BYTES = 16 << 10
 """Longest part of a console line that is printed."""
 MOST_BYTES, MOST_LINES = 8 << 20, 45_000
@@ -112,6 +117,16 @@ def wait_for_pid(pidfile: Path) -> int:
         except (OSError, ValueError):
             pass
         time.sleep(0.01)
+
+
+def are_stopped(pidfiles: list[Path]) -> bool:
+    """True if the processes of these files, as far as they exist, are all stopped by a signal or a
+    debugger."""
+    states = []
+    for pidfile in pidfiles:
+        with contextlib.suppress(OSError, ValueError):
+            states += stat(int(pidfile.read_text()))[:1]
+    return bool(states) and {*states} <= {"T", "t"}
 
 
 class Watch:
@@ -187,11 +202,15 @@ class Watch:
     def process(self, pidfile: Path) -> None:
         pid = self.pid = wait_for_pid(pidfile)
         say("E", f"started {json.dumps({'pid': pid, 'start_ns': start_ns(pid)})}")
-        told = 0.0
+        daemons = [pidfile.parents[2] / name for name in DAEMONS]
+        told, stopped = 0.0, 0
         while fields := stat(pid):
             if time.monotonic() - told >= 2:
                 cpu = (int(fields[11]) + int(fields[12])) * TICK_NS
                 say("P", f"{cpu} {self.console_bytes}")
+                stopped = stopped + 1 if are_stopped(daemons) else 0
+                if stopped == STOPPED_LOOKS:
+                    say("E", "libvirt-stopped")
                 told = time.monotonic()
             time.sleep(0.05)
         say("E", "exit")

@@ -31,7 +31,7 @@ from orchestrator.analysis.tracefs.trace import (
     parse_probe_hits,
     parse_trace,
 )
-from orchestrator.base.bounded import cut_message, quoted
+from orchestrator.base.bounded import cut_line, cut_message, quoted
 from orchestrator.base.errors import EvidenceError
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import Attempt, Charge
@@ -93,6 +93,8 @@ class TrialResult:
     seconds: float | None = None
     """Wall-clock seconds on the runner spent collecting evidence, whatever the host's
     accelerator."""
+    host_left: tuple[str, ...] = ()
+    """What differed on a shared host after the trial, so that the host was ended."""
     digest: str = ""
     """Digest of the manifest, which has the hashes of all files. It is equal for equal
     evidence."""
@@ -134,6 +136,7 @@ def read_result(trial: TrialDir) -> TrialResult:
         .astimezone(UTC)
         .isoformat(timespec="seconds"),
         seconds=manifest.seconds,
+        host_left=tuple(map(cut_line, manifest.host_left or ())),
         digest=trial.digest,
     )
 
@@ -175,12 +178,12 @@ def _check_recorded(trial: TrialDir) -> None:
     manifest = trial.manifest
     lacks = [
         name
-        for name, found in (
+        for name, is_recorded in (
             ("host/facts.json", trial.host_facts()),
             ("guest-0/facts.json", not manifest.guests or trial.guest_facts(0)),
             ("the guest's accelerator", manifest.workload == "map" or manifest.guest_accel),
         )
-        if not found
+        if not is_recorded
     ]
     if lacks:
         raise EvidenceError(

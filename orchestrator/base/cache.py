@@ -26,11 +26,12 @@ from platformdirs import user_cache_path
 
 from orchestrator.base.errors import BenchError
 from orchestrator.base.hashing import digest_of, sha256_file
+from orchestrator.base.plainfile import read_plain_text
 from orchestrator.base.process import run
 from orchestrator.base.progress import waiting_for
 from orchestrator.base.reasons import Reason
 
-log = logging.getLogger("barometer.cache")
+_log = logging.getLogger("barometer.cache")
 _ROOM = 8 << 20
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 ENTRY = "entry.json"
@@ -39,8 +40,8 @@ VERIFIED = "verified.json"
 
 def default_root() -> Path:
     """Return BAROMETER_CACHE, or the user's cache folder."""
-    given = os.environ.get("BAROMETER_CACHE")
-    return Path(given).absolute() if given else user_cache_path("barometer")
+    folder = os.environ.get("BAROMETER_CACHE")
+    return Path(folder).absolute() if folder else user_cache_path("barometer")
 
 
 class Cache:
@@ -66,7 +67,7 @@ class Cache:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            log.warning("waiting for another run, which is at work on %s", self.root / name)
+            _log.warning("waiting for another run, which is at work on %s", self.root / name)
             with waiting_for(f"another run, which is at work on {self.root / name}"):
                 lock.acquire()
         try:
@@ -86,7 +87,7 @@ class Cache:
             if os.path.lexists(place):
                 if (wrong := self._damage(place)) is None:
                     return place
-                log.warning("cache: %s is damaged (%s); building it again", place, wrong)
+                _log.warning("cache: %s is damaged (%s); building it again", place, wrong)
                 _remove_entry(place)
             self._sweep(kind, digest)
             beside = Path(tempfile.mkdtemp(prefix=f".{digest}.", dir=place.parent))
@@ -153,8 +154,8 @@ class Cache:
 def _object_in(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file, or an empty one if the file cannot be read."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        value = json.loads(read_plain_text(path))
+    except (OSError, ValueError, RecursionError):
         value = None
     return value if isinstance(value, dict) else {}
 
@@ -174,15 +175,15 @@ def remove_tree(path: Path) -> None:
         run(["unshare", "--map-auto", "--map-root-user", "rm", "-rf", path], doing="cleaning up")
 
 
-def is_full(said: str) -> bool:
+def is_full(output: str) -> bool:
     """True if a program's output reports ENOSPC or EDQUOT."""
-    return os.strerror(errno.ENOSPC) in said or os.strerror(errno.EDQUOT) in said
+    return os.strerror(errno.ENOSPC) in output or os.strerror(errno.EDQUOT) in output
 
 
-def blame_full_disk(said: str, place: Path) -> None:
+def blame_full_disk(output: str, place: Path) -> None:
     """Raise BenchError if a program failed because of a full disk: if its output reports that, or
     if the disk of `place` has almost no free space (a compiler may not report it)."""
-    if is_full(said) or has_no_room(place):
+    if is_full(output) or has_no_room(place):
         raise disk_full(place)
 
 

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.base.plainfile import open_plain
+
 
 def sha256_file(path: Path) -> str:
-    with path.open("rb") as file:
+    """Return the digest of a plain file. Raises OSError for anything else."""
+    with open_plain(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

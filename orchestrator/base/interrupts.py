@@ -33,11 +33,11 @@ _SAME_SECONDS = 1.0
 """Seconds within which two signals are one Ctrl-C, which a terminal and a wrapper may both pass
 on."""
 
-log = logging.getLogger("barometer")
+_log = logging.getLogger("barometer")
 
 
 class _Duty(NamedTuple):
-    what: str
+    description: str
     otherwise: str
 
 
@@ -62,10 +62,10 @@ def at_once(action: Callable[[], object]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def duty(what: str, otherwise: str) -> Iterator[None]:
-    """Declare that the end of the block puts something back, which may take its time. `what`: a
-    short description; `otherwise`: the command that does it if this process does not."""
-    _duties.append(mine := _Duty(what, otherwise))
+def duty(description: str, otherwise: str) -> Iterator[None]:
+    """Declare that the end of the block puts something back, which may take its time.
+    `otherwise` is the command that does it if this process does not."""
+    _duties.append(mine := _Duty(description, otherwise))
     try:
         yield
     finally:
@@ -122,7 +122,7 @@ def _watch(reader: int) -> None:
     for action in [*_at_once]:
         threading.Thread(target=action, daemon=True).start()
     first = free_since = time.monotonic()
-    said = first - _SAY_SECONDS
+    reported_at = first - _SAY_SECONDS
     while True:
         is_again = select.select([reader], [], [], 0.1)[0] and signal.SIGINT in os.read(reader, 64)
         now = time.monotonic()
@@ -134,11 +134,11 @@ def _watch(reader: int) -> None:
             _end("ended at once by a second Ctrl-C")
         if duties := [*_duties]:
             free_since = now
-            if now - said >= _SAY_SECONDS:
-                said = now
+            if now - reported_at >= _SAY_SECONDS:
+                reported_at = now
                 for each in duties:
                     _say(
-                        f"interrupted by {name} {now - first:.0f} s ago: {each.what}."
+                        f"interrupted by {name} {now - first:.0f} s ago: {each.description}."
                         f" A second Ctrl-C ends this at once and leaves it to: {each.otherwise}"
                     )
         elif now - free_since > _WAY_OUT_SECONDS:
@@ -147,7 +147,7 @@ def _watch(reader: int) -> None:
 
 def _end(why: str) -> NoReturn:
     main = sys._current_frames().get(threading.main_thread().ident or 0)
-    log.debug("the main thread is at\n%s", "".join(traceback.format_stack(main)) if main else "?")
+    _log.debug("the main thread is at\n%s", "".join(traceback.format_stack(main)) if main else "?")
     _kill_children()
     left = [each.otherwise for each in [*_duties]]
     if os.isatty(2):

@@ -32,7 +32,7 @@ _TERM_SECONDS, _KILL_SECONDS = 5.0, 2.0
 even heed SIGKILL."""
 _MOST_BYTES = 256 << 20
 """Most bytes of one output. A list of all files of a kernel's tree has 10 MiB."""
-log = logging.getLogger("barometer.command")
+_log = logging.getLogger("barometer.command")
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def run(
     with a code that is not in `accept`, or prints more than `limit` bytes on one output.
     """
     words = [os.fspath(a) for a in argv]
-    log.debug("+ %s", shlex.join(words))
+    _log.debug("+ %s", shlex.join(words))
     with (
         _running(
             words, doing, cwd=cwd, env=_environment(env) if env else None,
@@ -117,9 +117,9 @@ def _communicate(
     assert process.stderr is not None
     end = time.monotonic() + timeout
     rest = memoryview(stdin.encode() if isinstance(stdin, str) else stdin)
-    said = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
+    received = {process.stdout.fileno(): bytearray(), process.stderr.fileno(): bytearray()}
     with selectors.DefaultSelector() as selector:
-        for number in said:
+        for number in received:
             selector.register(number, selectors.EVENT_READ)
         if rest:
             selector.register(process.stdin.fileno(), selectors.EVENT_WRITE)
@@ -129,7 +129,7 @@ def _communicate(
             if (left := end - time.monotonic()) <= 0:
                 raise subprocess.TimeoutExpired(process.args, timeout)
             for key, _ in selector.select(left):
-                if (answer := said.get(key.fd)) is not None:
+                if (answer := received.get(key.fd)) is not None:
                     chunk = os.read(key.fd, 1 << 16)
                     answer += chunk
                     if len(answer) > limit:
@@ -143,10 +143,10 @@ def _communicate(
                     is_over = not rest
                 if is_over:
                     selector.unregister(key.fd)
-                    if key.fd not in said:
+                    if key.fd not in received:
                         process.stdin.close()
     process.wait(max(0.0, end - time.monotonic()))
-    out, errors = map(bytes, said.values())
+    out, errors = map(bytes, received.values())
     return out, errors
 
 

@@ -189,13 +189,13 @@ class Progress:
 
 
 @contextmanager
-def waiting_for(what: str) -> Iterator[None]:
-    """Show that the innermost stage of this thread waits for `what` until the block ends."""
+def waiting_for(event: str) -> Iterator[None]:
+    """Show that the innermost stage of this thread waits for `event` until the block ends."""
     progress: Progress | None = getattr(_of_thread, "progress", None)
     if progress is None:
         yield
         return
-    before, progress._waits_for = progress._waits_for, what
+    before, progress._waits_for = progress._waits_for, event
     try:
         yield
     finally:

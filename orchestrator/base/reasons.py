@@ -45,6 +45,11 @@ _HOST = "see the host's console"
 _CALLS = "see the call trace on the host's console"
 _GUEST = "see the guest's console"
 _WHOLE = "build the whole kernel"
+_SUDO = "log in as root, or allow sudo without password"
+_LOGIN = "see whether a login there prints something"
+_DOCTOR = "install it; `barometer doctor` names the package"
+_BUSY = "see whether a machine is overloaded, and try again"
+_FORMAT = "write it by `git format-patch`"
 
 
 class Reason(StrEnum):
@@ -166,9 +171,8 @@ class Reason(StrEnum):
         "copy the message-id from the mail's header")
     LORE_UNREACHABLE = "lore-unreachable", _BENCH, "lore.kernel.org cannot be reached", (
         "save the mails to a file, and name it")
-    NO_DIFF = "no-diff", _INPUT, "a series holds no diff", "write it by `git format-patch`"
-    BINARY_FILE = "binary-file", _INPUT, "a file of a series is no text, or too large", (
-        "write it by `git format-patch`")
+    NO_DIFF = "no-diff", _INPUT, "a series holds no diff", _FORMAT
+    BINARY_FILE = "binary-file", _INPUT, "a file of a series is no text, or too large", _FORMAT
     DAMAGED_PATCH = "damaged-patch", _INPUT, "a patch is damaged", (
         "fetch it again, or write it by `git format-patch`")
     MIXED_SERIES = "mixed-series", _INPUT, "a file holds several series", "leave one in it"
@@ -211,22 +215,18 @@ class Reason(StrEnum):
         "an unchanged module is not built as its package has it"), "build both kernels whole"
     NOT_PROVABLE = "not-provable", _INPUT, (
         "nothing on the host would prove that a changed module runs"), _WHOLE
-    MODULE_UNREADABLE = "module-unreadable", _BENCH, "a module's file cannot be read", (
-        "build it again")
+    MODULE_UNREADABLE = "module-unreadable", _BENCH, "a module cannot be read", "build it again"
     # the runner
     BUG = "bug", _BUG | _TRIAL, "barometer itself failed", "report it with the traceback"
     INTERRUPTED = "interrupted", _INTERRUPT | _MADE, "the command was interrupted", _AGAIN
     DISK_FULL = "disk-full", _MADE, "there is no room", (
         "make room, or set BAROMETER_CACHE or --out to a larger disk")
-    PROGRAM_MISSING = "program-missing", _MADE, "a program is not installed", (
-        "install it; `barometer doctor` names the package")
+    PROGRAM_MISSING = "program-missing", _MADE, "a program is not installed", _DOCTOR
     PROGRAM_FAILED = "program-failed", _MADE, "a program failed", _QUOTED
-    PROGRAM_TIMEOUT = "program-timeout", _MADE, "a program took too long", (
-        "see whether this machine is overloaded, and try again")
+    PROGRAM_TIMEOUT = "program-timeout", _MADE, "a program took too long", _BUSY
     OUTPUT_FLOOD = "output-flood", _MADE, "a command printed more than is taken", (
         "see the end of its output in the message")
-    TIMEOUT = "timeout", _MADE, "a step of the bench took too long", (
-        "see whether a machine is overloaded, and try again")
+    TIMEOUT = "timeout", _MADE, "a step of the bench took too long", _BUSY
     NO_SUBUID = "no-subuid", _BENCH, "the user has no range in /etc/subuid", (
         "add it: usermod --add-subuids, --add-subgids")
     RECIPE = "recipe", _MADE, "an image's recipe does not fit its packages", (
@@ -236,8 +236,7 @@ class Reason(StrEnum):
     GUEST_CMDLINE = "guest-cmdline", _INPUT | _TRIAL, (
         "the guest's command line cannot be given by GRUB"), "shorten it, or boot directly"
     SURVEY_UNREADABLE = "survey-unreadable", _MADE, (
-        "the list of a machine's PCI devices cannot be read"), (
-        "see whether a login there prints something")
+        "the list of a machine's PCI devices cannot be read"), _LOGIN
     TRIAL_TOO_LARGE = "trial-too-large", _MADE, "a trial's evidence is larger than is kept", (
         "see which file in its folder is large")
     # what `doctor` finds before a run: this machine, or a metal host
@@ -245,10 +244,8 @@ class Reason(StrEnum):
         "raise guest.phys_bits, or lower device.bar")
     BOOT = "boot", _BENCH, "the machine cannot boot another kernel in the way that is asked for", (
         "mend what the message names, or set host.boot")
-    DEVICE = "device", _BENCH, "the device cannot be given to a guest", (
-        "name another: device.address")
-    DISK = "disk", _BENCH, "the disk has no room for a first run", (
-        "make room, or set BAROMETER_CACHE")
+    DEVICE = "device", _BENCH, "the device cannot be given to a guest", "name another device"
+    DISK = "disk", _BENCH, "a first run has no room on disk", "make room, or set BAROMETER_CACHE"
     FIRMWARE = "firmware", _BENCH, "the machine has no OVMF", (
         "install it, or set guest.firmware = \"seabios\"")
     INTERRUPT_REMAPPING = "interrupt-remapping", _BENCH, (
@@ -260,16 +257,14 @@ class Reason(StrEnum):
         "free one: `barometer doctor` says what holds it")
     LIBVIRT = "libvirt", _BENCH, "the machine has no libvirt that answers", (
         "install it, or start its daemon")
-    LIBVIRT_LIBRARY = "libvirt-library", _BENCH, "the libvirt library is missing or too old", (
-        "install it; `barometer doctor` names the package")
+    LIBVIRT_LIBRARY = "libvirt-library", _BENCH, "libvirt's library is missing or too old", _DOCTOR
     LOCKDOWN = "lockdown", _BENCH, "the kernel is locked down", "switch Secure Boot off"
     MEMORY = "memory", _BENCH, "too little memory is available", (
         "end other programs, or lower the memory asked for")
     PROGRAMS = "programs", _BENCH, "the machine lacks programs", "install the ones named"
     PYTHON = "python", _BENCH, "the machine's Python is too old", "install 3.9 or later there"
     QEMU = "qemu", _BENCH, "the machine has no QEMU, or an old one", "install it"
-    ROOT = "root", _BENCH, "the user is not root on the machine", (
-        "log in as root, or allow sudo without password")
+    ROOT = "root", _BENCH, "the user is not root on the machine", _SUDO
     SHM = "shm", _BENCH, "/dev/shm cannot be written", "mount a tmpfs there"
     SUBUID = "subuid", _BENCH, "no image can be built as this user", (
         "add ranges in /etc/subuid and /etc/subgid")
@@ -282,8 +277,7 @@ class Reason(StrEnum):
         "mend ProxyCommand or ProxyJump")
     HOST_NO_LOGIN = "host-no-login", _MADE, "the host refused the login", (
         "name a key without passphrase by IdentityFile")
-    HOST_NO_ROOT = "host-no-root", _MADE, "the user may not become root there", (
-        "log in as root, or allow sudo without password")
+    HOST_NO_ROOT = "host-no-root", _MADE, "the user may not become root there", _SUDO
     HOST_UNKNOWN_HOST_KEY = "host-unknown-host-key", _MADE, "the host's key is not known", (
         "connect once by hand and compare the fingerprint")
     HOST_WRONG_HOST_KEY = "host-wrong-host-key", _MADE, (
@@ -298,28 +292,26 @@ class Reason(StrEnum):
     NO_PYTHON = "no-python", _MADE, "the machine lacks Python", "install Python 3.9 or later there"
     CHECKUP = "checkup", _MADE, "the survey of a machine failed", _QUOTED
     COMMAND_FAILED = "command-failed", _MADE, "a command on a machine failed", _QUOTED
-    ANSWER_GARBLED = "answer-garbled", _MADE, "an agent's answer does not have its form", (
-        "see whether a login there prints something")
+    ANSWER_GARBLED = "answer-garbled", _MADE, "an agent's answer is malformed", _LOGIN
     CONSOLE_COMMAND = "console-command", _MADE, "host.console failed", "try it by hand"
     # libvirt and QEMU
     LIBVIRT_CONNECT = "libvirt-connect", _MADE, "libvirt cannot be reached", "start its daemon"
     LIBVIRT_FAILED = "libvirt-failed", _MADE, "a call into libvirt failed", _QUOTED
-    LIBVIRT_SILENT = "libvirt-silent", _MADE, "a call into libvirt did not return", (
-        "see whether the machine is overloaded")
+    LIBVIRT_SILENT = "libvirt-silent", _MADE, "a call into libvirt did not return", _BUSY
     LIBVIRT_START = "libvirt-start", _MADE, "libvirt could not start a domain", _QUOTED
     LIBVIRT_REBOOT = "libvirt-reboot", _MADE, "libvirt could not reboot a domain", _QUOTED
     BAD_DOMAIN_XML = "bad-domain-xml", _MADE, "libvirt's answer about a domain cannot be read", (
         "report it with `virsh dumpxml`")
-    MONITOR = "monitor", _MADE, "QEMU did not answer its monitor", (
-        "see whether CPUs are overloaded")
+    MONITOR = "monitor", _MADE, "QEMU did not answer its monitor", _BUSY
     NO_KVM = "no-kvm", _MADE, "guests do not run under KVM here", "set host.accel = \"auto\""
     HOST_CRASH = "host-crash", _MADE, "the QEMU that the host runs in crashed", _AGAIN
-    EXTRA_MISSING = (
-        "extra-missing", _BENCH, "a part of barometer is not installed",
-        "install it as the message says",
-    )  # fmt: skip
+    HOST_STOPPED = "host-stopped", _MADE, "the QEMU that the host runs in is stopped", (
+        "see who stops processes (SIGSTOP, a debugger) on the runner")
+    EXTRA_MISSING = "extra-missing", _BENCH, "a part of barometer is not installed", (
+        "install it as the message says")
     EXACT_CRAWL = "exact-crawl", _MADE, "the clock of an emulated host all but stood still", _AGAIN
     HOST_CLOCK = "host-clock", _MADE, "the clock of an emulated host runs too fast", _AGAIN
+    HOST_TIMERS = "host-timers", _MADE, "the timers of a host's CPU no longer fire", _AGAIN
     # the host and its kernel
     HOST_START = "host-start", _MADE, "the first program of the host's image failed", _HOST
     HOST_NO_BOOT = "host-no-boot", _TRIAL, "the host's kernel does not boot", (
@@ -376,8 +368,7 @@ class Reason(StrEnum):
     TRACER_LOST = "tracer-lost", _MADE, "the tracer ended or does not answer", "see the host's log"
     TRACER_LEFT = "tracer-left", _MADE, "probes could not be removed", (
         "run `barometer profile --clear`, or restart the machine")
-    PROFILE = "profile", _MADE, "QEMU's instruction log cannot be used", (
-        "leave the pass `profile` out")
+    PROFILE = "profile", _MADE, "QEMU's instruction log cannot be used", "leave `profile` out"
     PROFILE_BUSY = "profile-busy", _MADE, "another profile is at work", (
         "wait for it, or run `barometer profile --clear`")
     DOMAIN_ENDED = "domain-ended", _BENCH, "the domain ended instead of a reboot", "see its log"
@@ -434,7 +425,7 @@ class Reason(StrEnum):
         "restart the machine into that kernel")
     NO_SYSTEMD = "no-systemd", _MADE, "the machine has no systemd", (
         "set host.power_cycle, which restarts it instead")
-    NOT_ROOT = "not-root", _MADE, "the keeper is not root", "log in as root, or allow sudo"
+    NOT_ROOT = "not-root", _MADE, "the keeper is not root", _SUDO
     ORIGINAL_DAMAGED = "original-damaged", _MADE, (
         "the record of the machine's own kernel is damaged"), (
         "run `barometer recover HOST` once it runs that kernel")
@@ -443,32 +434,27 @@ class Reason(StrEnum):
         "the keeper was asked for a path that is not the bench's"), "report it"
     SYSTEMD_BOOT = "systemd-boot", _MADE, "systemd-boot cannot boot a kernel once", (
         "set host.boot, or mend it")
-    TRACING = "tracing", _MADE, "tracing is off, or leftovers could not be cleared", (
-        "mount tracefs")
+    TRACING = "tracing", _MADE, "tracing is off, or leftovers cannot be cleared", "mount tracefs"
     WATCHDOG = "watchdog", _MADE, "the watchdog cannot be used", _NAMED
     WRONG_IMAGE = "wrong-image", _LEFT | _MADE, "a staged kernel is damaged", _AGAIN
     # evidence, when it is judged
     MISSING_EVIDENCE = "missing-evidence", _JUDGE, "a file of a run is missing", _RESTORE
-    BAD_EVIDENCE = "bad-evidence", _JUDGE, "a file of a run does not have its form", _RESTORE
+    BAD_EVIDENCE = "bad-evidence", _JUDGE, "a file of a run is malformed", _RESTORE
     EVIDENCE_CHANGED = "evidence-changed", _JUDGE, "a file is not what was collected", _RESTORE
-    BAD_HISTOGRAM = "bad-histogram", _JUDGE, "a histogram does not have its form", _REDO
-    BAD_TRACE = "bad-trace", _JUDGE, "a trace does not have its form", _REDO
+    BAD_HISTOGRAM = "bad-histogram", _JUDGE, "a histogram is malformed", _REDO
+    BAD_TRACE = "bad-trace", _JUDGE, "a trace is malformed", _REDO
     UNPAIRED_TRACE = "unpaired-trace", _JUDGE, (
         "a map or unmap began and never returned in a trace"), _REDO
     LOST_EVENTS = "lost-events", _JUDGE, "a trace or histogram lost events", (
         "make the trial again, with fewer samples")
     MISSED_PROBES = "missed-probes", _JUDGE, "a probe missed hits", _REDO
     WRONG_CLOCK = "wrong-clock", _JUDGE, "a trace has another clock than was set", _REDO
-    CLOCK_NOT_CHECKED = (
-        "clock-not-checked", _JUDGE, "a trace has too few lines to check its clock", _REDO
-    )
-    CONDITIONS_NOT_RECORDED = (
-        "conditions-not-recorded", _JUDGE,
-        "a trial lacks what its conditions are compared by", _REDO,
-    )
-    SETTINGS_NOT_PROVEN = (
-        "settings-not-proven", _JUDGE, "a trial does not prove its arm's settings", _REDO
-    )
+    CLOCK_NOT_CHECKED = "clock-not-checked", _JUDGE, (
+        "a trace has too few lines to check its clock"), _REDO
+    CONDITIONS_NOT_RECORDED = "conditions-not-recorded", _JUDGE, (
+        "a trial lacks what its conditions are compared by"), _REDO
+    SETTINGS_NOT_PROVEN = "settings-not-proven", _JUDGE, (
+        "a trial does not prove its arm's settings"), _REDO
     CLOCK_JUMP = "clock-jump", _JUDGE, "two clocks of the host drifted apart in a boot", (
         "use a stable clock source")
     NO_MARK = "no-mark", _JUDGE, "a guest's boot has no mark", _REDO
@@ -484,20 +470,18 @@ class Reason(StrEnum):
     MAPS_DISAGREE = "maps-disagree", _JUDGE, "evidence disagrees on what was mapped", _REPORT
     UNMAPS_DISAGREE = "unmaps-disagree", _JUDGE, "maps and unmaps do not match", _REPORT
     COUNTS_DISAGREE = "counts-disagree", _JUDGE, "evidence disagrees on a count", _REPORT
-    SUMS_DISAGREE = "sums-disagree", _JUDGE, "the parts of a profile do not add up to the whole", (
-        _REPORT)
+    SUMS_DISAGREE = "sums-disagree", _JUDGE, "the parts of a profile do not add up", _REPORT
     IOMMUFD_NOT_TRACED = "iommufd-not-traced", _JUDGE, (
         "QEMU maps by iommufd, whose maps of BARs are not traced"), "set guest.backend = \"type1\""
     NOT_COMPARABLE = "not-comparable", _JUDGE, (
         "the runs differ in what makes numbers comparable"), "compare runs of one kind"
     NO_TIMELINE = "no-timeline", _JUDGE, "the trial has no traced guest boot", (
         "run the pass `timing` of `guest-boot`")
-    NO_EXEC = "no-exec", _JUDGE, "the trace lacks the beginning of the domain's boot", (
-        "profile it again")
+    NO_EXEC = "no-exec", _JUDGE, "the trace lacks the beginning of the boot", "profile it again"
     NO_MAPS = "no-maps", _JUDGE, "VFIO's type 1 container mapped nothing", (
         "see whether the domain uses iommufd")
     UNDECIDED_FAILURE = "undecided-failure", _JUDGE, (
-        "whose the failures are is undecided: inconclusive"), "run more trials"
+        "it is undecided whose the failures are"), "run more trials"
     # fmt: on
 
 

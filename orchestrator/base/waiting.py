@@ -15,12 +15,12 @@ from orchestrator.base import progress
 from orchestrator.base.errors import BarometerError, BenchError
 from orchestrator.base.reasons import Reason
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 _LAST_LOOK_SECONDS = 15.0
 
 
 def until(
-    check: Callable[[], T | None],
+    check: Callable[[], _T | None],
     *,
     within: float,
     waiting_for: str,
@@ -28,7 +28,7 @@ def until(
     error: type[BarometerError] = BenchError,
     reason: Reason = Reason.TIMEOUT,
     last_seen: Callable[[], str] = lambda: "",
-) -> T:
+) -> _T:
     """Call `check` until it returns a value that is not None; return that.
 
     `check` raises if it sees a failure, so that a failure ends the wait at once. After `within`

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -42,12 +43,14 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _verb in (
-    measure.plan, measure.run, measure.ab, measure.bisect,
-    read.report, read.compare, read.timeline,
-    machine.profile, read.schema, machine.recover, machine.doctor, machine.clean,
-):  # fmt: skip
-    app.command()(_verb)
+_VERBS: dict[str, Callable[..., None]] = {
+    "plan": measure.plan, "run": measure.run_scenario, "ab": measure.ab,
+    "bisect": measure.bisect, "report": read.report, "compare": read.compare_saved_runs,
+    "timeline": read.timeline, "profile": machine.profile, "schema": read.schema,
+    "recover": machine.recover, "doctor": machine.doctor, "clean": machine.clean,
+}  # fmt: skip
+for _name, _verb in _VERBS.items():
+    app.command(_name)(_verb)
 
 
 def _print_version(value: bool) -> None:
@@ -80,13 +83,13 @@ def _check_folder() -> None:
         ) from exc
 
 
-def _no_space(exc: OSError) -> BarometerError:
+def _make_no_space_error(exc: OSError) -> BarometerError:
     """Return the error for a full disk: that of the file in `exc`, else that of a folder to which
     every run writes, else that of standard output."""
     from orchestrator.base.cache import disk_full
-    from orchestrator.run.diskspace import full_places
+    from orchestrator.run.diskspace import find_full_places
 
-    if (place := exc.filename or next(iter(full_places()), None)) is not None:
+    if (place := exc.filename or next(iter(find_full_places()), None)) is not None:
         return disk_full(Path(place))
     _drop_output()
     return BenchError(f"standard output: {exc.strerror}", reason=Reason.DISK_FULL)
@@ -115,20 +118,20 @@ def run_verb() -> int:
             with contextlib.suppress(OSError):  # nobody reads it: the exit code still tells
                 print(f"barometer: {text}\nreason: {reason}", file=sys.stderr, flush=True)
 
-    def failed(exc: BarometerError) -> int:
+    def fail(exc: BarometerError) -> int:
         say(f"error: {exc}", exc.reason)
         return exc.exit_code
 
-    def interrupted(by: str = "") -> int:
+    def report_interrupt(by: str = "") -> int:
         say(f"interrupted{by}; what it started was ended, or is named above", Reason.INTERRUPTED)
         return interrupts.EXIT_CODE
 
-    def unexpected() -> int:
+    def report_bug() -> int:
         """Report a bug. After an interrupt, report the interrupt instead: KeyboardInterrupt within
         a wait can break Python's own code."""
         if interrupts.is_requested():
             logging.getLogger("barometer").debug("%s", traceback.format_exc())
-            return interrupted()
+            return report_interrupt()
         say("this is a bug in barometer:\n" + traceback.format_exc().rstrip(), Reason.BUG)
         return 70
 
@@ -136,25 +139,25 @@ def run_verb() -> int:
         with missing_extra_explained():
             return _invoke()
     except BarometerError as exc:
-        return failed(exc)
+        return fail(exc)
     except _UsageError as exc:
         if message := exc.format_message():  # without arguments, the help was printed instead
             say(f"error: {message}", Reason.COMMAND_LINE)
         return ScenarioError.exit_code
     except (KeyboardInterrupt, typer.Abort) as exc:
-        return interrupted(f" by {exc}" if str(exc) else "")
+        return report_interrupt(f" by {exc}" if str(exc) else "")
     except BrokenPipeError:
         _drop_output()
         return 141
     except OSError as exc:
         if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-            return failed(_no_space(exc))
+            return fail(_make_no_space_error(exc))
         if exc.filename is None or exc.errno not in _OF_A_PATH:
-            return unexpected()
+            return report_bug()
         say(f"error: {exc.filename}: {exc.strerror}", Reason.PATH)
         return ScenarioError.exit_code
     except Exception:  # noqa: BLE001  # the last resort: a bug, reported as one
-        return unexpected()
+        return report_bug()
 
 
 def _invoke() -> int:

@@ -28,12 +28,12 @@ def profile(
     connect: Annotated[
         str | None,
         typer.Option(
-            metavar="URI", help="qemu:///system or qemu+ssh://HOST/system (default: as virsh)."
+            metavar="URI", help="qemu:///system or qemu+ssh://HOST/system (default: virsh's)."
         ),
     ] = None,
     ssh_config: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Configuration for ssh -F, with a qemu+ssh URI."),
+        typer.Option(metavar="FILE", help="Configuration for ssh -F, if the URI is qemu+ssh."),
     ] = None,
     reboot: Annotated[
         bool, typer.Option("--reboot", help="Let the guest of a running domain reboot.")
@@ -42,8 +42,8 @@ def profile(
         str,
         typer.Option(
             metavar="SECONDS|agent",
-            help="The boot is over after so long without a map or a line on a serial port, or when"
-            " the guest agent connects.",
+            help="End of the boot: seconds without a map or a line on a serial port, or agent: the"
+            " guest agent connects.",
         ),
     ] = f"{QUIET_SECONDS:g}",
     save: Annotated[
@@ -109,8 +109,13 @@ def profile(
             recorded = [load_evidence(path.absolute()) for path in saved]
         show_profiles(recorded, as_json=as_json, html=html, perfetto=perfetto)
         return
-    from orchestrator.run.profile import ProfileRequest, WaitRequest, record, record_next
-    from orchestrator.run.profile import clear as clear_profile
+    from orchestrator.run.profile import (
+        ProfileRequest,
+        WaitRequest,
+        clear_profile,
+        record,
+        record_next,
+    )
 
     if clear:
         with Progress().task("profile --clear"):
@@ -175,7 +180,7 @@ def _parse_until(text: str) -> float | Literal["agent"]:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
         raise ScenarioError(
-            f"--until {text}: neither seconds above 0 nor the word agent",
+            f"--until {text}: expected a number of seconds above 0, or agent",
             reason=Reason.COMMAND_LINE,
         )
     return seconds
@@ -184,19 +189,21 @@ def _parse_until(text: str) -> float | Literal["agent"]:
 def recover(
     host: Annotated[
         str,
-        typer.Argument(metavar="HOST", help="The machine, as ssh knows it; or a scenario file."),
+        typer.Argument(metavar="HOST", help="SSH address of the machine, or a scenario file."),
     ],
     ssh_config: SshConfig = None,
     deadline: Annotated[
         int | None,
-        typer.Option(min=180, help="Seconds within which it is back after a boot (600)."),
+        typer.Option(
+            min=180, help="Seconds within which the machine answers after a boot (default: 600)."
+        ),
     ] = None,
     wait: Annotated[
         int, typer.Option(min=0, help="Seconds to wait for the lease of a runner that is gone.")
     ] = 120,
     keep_kernel: Annotated[
         bool,
-        typer.Option("--keep-kernel", help="The kernel that runs is the machine's own by now."),
+        typer.Option("--keep-kernel", help="Take the running kernel for the machine's own."),
     ] = False,
     power_cycle: Annotated[
         bool,
@@ -210,24 +217,26 @@ def recover(
     """Put a metal host back as it was before a killed run. It ends on its own kernel."""
     set_logging(verbose)
     from orchestrator.base.progress import Progress
-    from orchestrator.machine.metal.leasing import recover_machine as recover_host
+    from orchestrator.machine.metal.leasing import recover_machine
     from orchestrator.machine.runner.state import bench_state
 
-    spec = _metal_host(host, ssh_config, deadline, wait)
+    spec = _load_metal_host(host, ssh_config, deadline, wait)
     if power_cycle and spec.power_cycle is None:
         raise ScenarioError(
-            "--power-cycle: only a scenario's host.power_cycle says how",
+            "--power-cycle: HOST must be a scenario file with host.power_cycle",
             reason=Reason.COMMAND_LINE,
         )
     with Progress().task(f"recover {spec.address}") as progress, bench_state() as state:
-        was_changed = recover_host(
+        was_changed = recover_machine(
             spec, state.folder / "metal", progress, keep_kernel=keep_kernel,
             power_cycle=power_cycle,
         )  # fmt: skip
     print(f"{spec.address}: " + ("put back as it was" if was_changed else "nothing to recover"))
 
 
-def _metal_host(host: str, ssh_config: Path | None, deadline: int | None, wait: int) -> MetalHost:
+def _load_metal_host(
+    host: str, ssh_config: Path | None, deadline: int | None, wait: int
+) -> MetalHost:
     """Return the metal host at an SSH address, or of a scenario file with its power and console
     settings."""
     from pydantic import ValidationError
@@ -238,7 +247,8 @@ def _metal_host(host: str, ssh_config: Path | None, deadline: int | None, wait: 
     if host.endswith(".toml"):
         if ssh_config is not None:
             raise ScenarioError(
-                f"--ssh-config: {host} says how its host is reached", reason=Reason.COMMAND_LINE
+                f"--ssh-config: not for a scenario file: {host} has its own host.ssh_config",
+                reason=Reason.COMMAND_LINE,
             )
         hosts = [cell.scenario.host for cell in load_scenarios(Path(host)).cells]
         machines = {each.address: each for each in hosts if isinstance(each, MetalHost)}
@@ -253,8 +263,8 @@ def _metal_host(host: str, ssh_config: Path | None, deadline: int | None, wait: 
                 hint="; ".join(f"barometer recover {address}" for address in machines),
                 reason=Reason.COMMAND_LINE,
             )
-        given = {"wait": wait} | ({"deadline": deadline} if deadline is not None else {})
-        return next(iter(machines.values())).model_copy(update=given)
+        options = {"wait": wait} | ({"deadline": deadline} if deadline is not None else {})
+        return next(iter(machines.values())).model_copy(update=options)
     try:
         return MetalHost(
             kind="metal", address=host, ssh_config=ssh_config, deadline=deadline or 600, wait=wait
@@ -269,15 +279,16 @@ def _metal_host(host: str, ssh_config: Path | None, deadline: int | None, wait: 
 def doctor(
     host: Annotated[
         str | None,
-        typer.Option(metavar="HOST", help="A machine, as ssh(1) takes it (default: this one)."),
+        typer.Option(metavar="HOST", help="SSH address of a machine (default: this machine)."),
     ] = None,
     ssh_config: SshConfig = None,
     scenario: Annotated[
         Path | None,
-        typer.Option(help="Scenario file to check the machine for; of a matrix with --cell."),
+        typer.Option(help="Scenario to check the machine for; with a matrix, name a --cell."),
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Count one small map of a device on vfio-pci.")
+        bool,
+        typer.Option("--probe", help="Make one small map of a device on vfio-pci, and count it."),
     ] = False,
     overrides: Overrides = None,
     names: CellNames = None,
@@ -292,7 +303,7 @@ def doctor(
     from orchestrator.report.text.doctor_text import json_diagnosis, text_diagnosis
     from orchestrator.run.doctor import diagnose
 
-    wanted = None
+    chosen = None
     if scenario is not None:
         _, cells = load_cells(scenario, overrides, None, names)
         if len(cells) > 1:
@@ -300,9 +311,9 @@ def doctor(
                 f"--scenario {scenario}: its matrix has {len(cells)} cells",
                 hint=f"name one: --cell {cells[0].name}", reason=Reason.SCENARIO,
             )  # fmt: skip
-        wanted = cells[0].scenario
+        chosen = cells[0].scenario
     with Progress().task("doctor"):
-        diagnosis = diagnose(wanted, host, ssh_config, Cache(), probe=probe)
+        diagnosis = diagnose(chosen, host, ssh_config, Cache(), probe=probe)
     if as_json:
         print_json(json_diagnosis(diagnosis))
     else:
@@ -314,10 +325,10 @@ def clean(as_json: AsJson = False) -> None:
     """End and remove what killed runs left on this machine. All else is left alone."""
     from orchestrator.base.cache import Cache
     from orchestrator.base.progress import Progress
-    from orchestrator.machine.runner.state import clean_killed_runs as clean_state
+    from orchestrator.machine.runner.state import clean_killed_runs
 
     with Progress().task("clean"):
-        lines = [*clean_state(), *(f"removed {path}" for path in Cache().sweep())]
+        lines = [*clean_killed_runs(), *(f"removed {path}" for path in Cache().sweep())]
     if as_json:
         print_json({"schema": 1, "done": lines})
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +26,7 @@ from orchestrator.cli.options import (
     Verbose,
     WorkloadOption,
 )
-from orchestrator.cli.output import end_with, print_json, set_logging, step_summary
+from orchestrator.cli.output import end_with, find_step_summary, print_json, set_logging
 
 if TYPE_CHECKING:
     from orchestrator.scenario.factors import Cell, ScenarioFile
@@ -41,7 +40,7 @@ def load_cells(
 
     more = [] if pairs is None else [f"trials.pairs={pairs}"]
     file = load_scenarios(scenario, [*(overrides or []), *more])
-    return file, file.chosen(names or [])
+    return file, file.select_cells(names or [])
 
 
 def plan(
@@ -53,21 +52,21 @@ def plan(
     file, cells = load_cells(scenario, overrides, pairs, names)
     from orchestrator.base.cache import Cache
     from orchestrator.base.progress import Progress
-    from orchestrator.kernels import describe_kernel
     from orchestrator.report.preview import json_preview, text_preview
+    from orchestrator.run.kernels import RunKernels
 
-    describe_once = functools.cache(functools.partial(describe_kernel, cache=Cache()))
+    describe = RunKernels(Cache()).describe
     if as_json:
         with Progress().task("plan"):
-            document = json_preview(file, cells, describe_once)
+            document = json_preview(file, cells, describe)
         print_json(document)
         return
     with Progress().task("plan"):
-        text = text_preview(file, cells, describe_once)
+        text = text_preview(file, cells, describe)
     print(text)
 
 
-def run(
+def run_scenario(
     scenario: ScenarioPath,
     out: Out = None,
     pairs: Pairs = None,
@@ -80,12 +79,15 @@ def run(
 ) -> None:
     """Boot both kernels, measure and compare them; print the verdict."""
     set_logging(verbose)
-    summary = step_summary(github)
+    summary = find_step_summary(github)
     file, cells = load_cells(scenario, overrides, pairs, names)
+    from orchestrator.base.cache import Cache
     from orchestrator.base.progress import Progress
-    from orchestrator.run.ab import measure, run_folder
+    from orchestrator.run.ab import choose_folder, measure
+    from orchestrator.run.kernels import RunKernels
 
-    judged = measure(file, cells, run_folder(out, file.name), Progress(), keep=keep)
+    folder, kernels = choose_folder(out, file.name), RunKernels(Cache())
+    judged = measure(file, cells, folder, kernels, Progress(), keep=keep)
     end_with(judged, as_json, summary)
 
 
@@ -96,11 +98,13 @@ def ab(
     ],
     candidate: Annotated[
         str | None,
-        typer.Option(metavar="KERNEL", help="The other kernel; also module:PATH on a deb: base."),
+        typer.Option(metavar="KERNEL", help="Kernel to compare; module:PATH needs a deb: base."),
     ] = None,
     series: Annotated[
         list[str] | None,
-        typer.Option(metavar="PATCHES", help="File, folder, A..B or message-id; repeatable."),
+        typer.Option(
+            metavar="PATCHES", help="Patches: file, folder, A..B or message-id; repeatable."
+        ),
     ] = None,
     config: ConfigOption = None,
     bar: BarOption = None,
@@ -109,12 +113,17 @@ def ab(
     guest: GuestOption = None,
     pairs: Pairs = None,
     cmdline: Annotated[
-        str, typer.Option("--candidate-cmdline", metavar="TEXT", help="Kernel command line.")
+        str,
+        typer.Option(
+            "--candidate-cmdline", metavar="TEXT", help="Words for the candidate's command line."
+        ),
     ] = "",
     parameters: Annotated[
         list[str] | None,
         typer.Option(
-            "--candidate-param", metavar="MODULE.NAME=VALUE", help="Module parameter; repeatable."
+            "--candidate-param",
+            metavar="MODULE.NAME=VALUE",
+            help="Module parameter of the candidate; repeatable.",
         ),
     ] = None,
     sysfs: Annotated[
@@ -122,14 +131,14 @@ def ab(
         typer.Option(
             "--candidate-sysfs",
             metavar="PATH=VALUE",
-            help="File under /sys or /proc/sys; repeatable.",
+            help="The candidate's file under /sys or /proc/sys; repeatable.",
         ),
     ] = None,
     overrides: Overrides = None,
     out: Out = None,
     write: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the scenario there, and do nothing else."),
+        typer.Option(metavar="FILE", help="Only write the scenario to this file."),
     ] = None,
     keep: Keep = False,
     as_json: AsJson = False,
@@ -139,13 +148,13 @@ def ab(
     """Compare a kernel with a changed one. A few options describe both; otherwise like
     `run`."""
     set_logging(verbose)
-    summary = step_summary(github)
+    summary = find_step_summary(github)
     from orchestrator.base.progress import Progress
     from orchestrator.run.ab import Options, Pair, describe_ab, run_ab
-    from orchestrator.scenario.builder import knobs_of
+    from orchestrator.scenario.builder import parse_settings
 
-    knobs = knobs_of(cmdline, parameters or [], sysfs or [])
-    pair = Pair(base, candidate, series or [], config or [], knobs)
+    settings = parse_settings(cmdline, parameters or [], sysfs or [])
+    pair = Pair(base, candidate, series or [], config or [], settings)
     progress = Progress()
     with progress.task("ab"):
         question = describe_ab(pair, Options(accel, workload, bar, guest), pairs, overrides or [])
@@ -170,7 +179,8 @@ def bisect(
         list[str], typer.Option(metavar="COMMIT", help="Commit known to be good; repeatable.")
     ],
     bad: Annotated[
-        str, typer.Option(metavar="COMMIT", help="Commit known to be bad; a later one.")
+        str,
+        typer.Option(metavar="COMMIT", help="Commit known to be bad, later than the good ones."),
     ],
     paths: Annotated[
         list[str] | None,
@@ -182,15 +192,13 @@ def bisect(
     ] = "bar_map_cost",
     on: Annotated[
         str | None,
-        typer.Option(
-            metavar="deb:NAME@SUITE", help="The commits change modules of this package's kernel."
-        ),
+        typer.Option(metavar="deb:NAME@SUITE", help="Package whose modules the commits change."),
     ] = None,
     config: ConfigOption = None,
     scenario: Annotated[
         Path | None,
         typer.Option(
-            help="Scenario file that says how to measure, instead of the next four options; its"
+            help="Scenario file with the way to measure, instead of the next four options. Its"
             " arms are not used."
         ),
     ] = None,
@@ -220,25 +228,26 @@ def bisect(
     from orchestrator.base.progress import Progress
     from orchestrator.machine.runner.accel import choose_accel
     from orchestrator.report.text.brief import bisect_brief
-    from orchestrator.run.ab import Options, run_folder
-    from orchestrator.run.bisect import Question, kernels_of, run_bisection
-    from orchestrator.run.commits import commits_of
-    from orchestrator.run.trials import runner
-    from orchestrator.scenario.builder import bisect_text, metric_named, template_of
+    from orchestrator.run.ab import Options, choose_folder
+    from orchestrator.run.bisect import Question, parse_commit_kernels, run_bisection
+    from orchestrator.run.commits import find_commits
+    from orchestrator.run.kernels import RunKernels
+    from orchestrator.run.trials import ready_runner
+    from orchestrator.scenario.builder import build_bisect_file, build_template, parse_metric
     from orchestrator.scenario.loading import load_scenario
     from orchestrator.scenario.machines import NestedHost
 
-    metric = metric_named(metric)
+    metric = parse_metric(metric)
     with Progress().task("bisect") as progress:
-        commits = commits_of(tree, good, bad, paths or [])
-        kernels = kernels_of(commits, on, config or [], Path.cwd())
+        commits = find_commits(tree, good, bad, paths or [])
+        kernels = parse_commit_kernels(commits, on, config or [], Path.cwd())
         short = {"--bar": bar, "--accel": accel, "--workload": workload, "--guest": guest}
         if scenario is None:
-            setting = Options(accel, workload, bar, guest).setting()
-            template = bisect_text(setting, metric, kernels(commits.bad), overrides or [])
-        elif given := [option for option, value in short.items() if value is not None]:
+            setting = Options(accel, workload, bar, guest).choose_setting()
+            template = build_bisect_file(setting, metric, kernels(commits.bad), overrides or [])
+        elif excluded := [option for option, value in short.items() if value is not None]:
             raise ScenarioError(
-                f"{given[0]} and --scenario exclude one another",
+                f"{excluded[0]} and --scenario exclude one another",
                 hint="--set KEY=VALUE overrides what the file says",
                 reason=Reason.SCENARIO,
             )
@@ -247,10 +256,10 @@ def bisect(
             # one accelerator for all steps; a metal host has no choice
             nested = loaded.host if isinstance(loaded.host, NestedHost) else None
             emulator = choose_accel(nested.accel)[0] if nested else None
-            template = template_of(loaded, text, emulator, metric)
+            template = build_template(loaded, text, emulator, metric)
         question = Question(commits, kernels, metric, template, trials)
-        folder = run_folder(out, "bisect")
-        with runner(Cache(), progress, keep=keep) as here:
+        folder = choose_folder(out, "bisect")
+        with ready_runner(RunKernels(Cache()), progress, keep=keep) as here:
             record = run_bisection(question, folder, here)
     if as_json:
         more = {"bisection": str(folder), "exit_code": record.exit_code}

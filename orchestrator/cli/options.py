@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.scenario.choices import GUEST_KERNEL, AccelName, Workload
+from orchestrator.scenario.choices import GUEST_KERNEL, AccelChoice, Workload
 
 ScenarioPath = Annotated[
     Path, typer.Argument(help="Scenario file (TOML); see `barometer schema`.")
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. device.bar=1GiB."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Set a key of the scenario, e.g. device.bar=1GiB."
+    ),
 ]
 Pairs = Annotated[int | None, typer.Option("--pairs", min=1, help="Number of pairs of trials.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show commands and console lines.")]
@@ -34,7 +36,7 @@ BarOption = Annotated[
     str | None, typer.Option(metavar="SIZE", help="Size of the device's BAR (default: 32GiB).")
 ]
 AccelOption = Annotated[
-    AccelName | None,
+    AccelChoice | None,
     typer.Option(
         help="How the host runs (default: kvm if a guest really runs under it, else exact)."
     ),

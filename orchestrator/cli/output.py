@@ -1,4 +1,4 @@
-"""What verbs print, and where: JSON, a judged run, log lines."""
+"""The output of verbs: JSON, a judged run, log lines."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
@@ -25,7 +26,7 @@ def set_logging(verbose: bool) -> None:
     logging.getLogger("paramiko").setLevel(logging.CRITICAL)  # its errors reach us as exceptions
 
 
-def step_summary(github: bool) -> Path | None:
+def find_step_summary(github: bool) -> Path | None:
     """Return the file of GitHub's job summary, checked before anything boots. Raises
     ScenarioError."""
     if not github:
@@ -46,7 +47,7 @@ def step_summary(github: bool) -> Path | None:
     return Path(name)
 
 
-def print_json(document: dict[str, Any]) -> None:
+def print_json(document: Mapping[str, object]) -> None:
     print(json.dumps(document, indent=2))
 
 

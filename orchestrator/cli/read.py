@@ -10,7 +10,7 @@ import typer
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.reasons import Reason
 from orchestrator.cli.options import AsJson, ForGitHub
-from orchestrator.cli.output import end_with, print_json, step_summary
+from orchestrator.cli.output import end_with, find_step_summary, print_json
 
 
 def report(
@@ -28,7 +28,7 @@ def report(
     github: ForGitHub = False,
 ) -> None:
     """Judge the saved evidence of a run again."""
-    summary = step_summary(github)
+    summary = find_step_summary(github)
     from orchestrator.base.progress import Progress
     from orchestrator.run.judgefolder import judge_folder
 
@@ -37,7 +37,7 @@ def report(
     end_with(judged, as_json, summary, table=table)
 
 
-def compare(
+def compare_saved_runs(
     runs: Annotated[
         list[Path], typer.Argument(help="Folders of runs; the others are compared with the first.")
     ],
@@ -53,7 +53,7 @@ def compare(
 ) -> None:
     """Compare runs from different days or machines. One arm of each is compared with the same arm
     of the first run."""
-    summary = step_summary(github)
+    summary = find_step_summary(github)
     from orchestrator.base.progress import Progress
     from orchestrator.run.judge import judge_across
 
@@ -77,10 +77,10 @@ def timeline(
     from orchestrator.analysis.boot.timeline import timeline_json
     from orchestrator.base.progress import Progress
     from orchestrator.report.text.timeline_text import text_timeline
-    from orchestrator.run.judge import traced_boots
+    from orchestrator.run.judge import read_traced_boots
 
     with Progress().task("timeline"):
-        boots = traced_boots(trial.absolute())
+        boots = read_traced_boots(trial.absolute())
         if perfetto is not None:
             # only here: it loads Perfetto's protobuf
             from orchestrator.report.exports.perfetto import perfetto_trace
@@ -103,6 +103,6 @@ def timeline(
 
 def schema() -> None:
     """Print the JSON schema of a scenario file, for editors."""
-    from orchestrator.scenario.factors import file_schema
+    from orchestrator.scenario.factors import build_file_schema
 
-    print_json(file_schema())
+    print_json(build_file_schema())

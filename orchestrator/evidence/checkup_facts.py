@@ -102,7 +102,7 @@ class BarFacts(Evidence):
     """A memory BAR of a PCI function."""
 
     address: str
-    """Of the function: 0000:3b:00.0."""
+    """Address of the function: 0000:3b:00.0."""
     index: int = Field(ge=0, le=5)
     size: Count
     placed: bool
@@ -161,11 +161,11 @@ class BootMeans(Evidence):
 
 class NoMeans(Evidence):
     why: str
-    """Why the keeper did not tell the means, in its words."""
+    """The keeper's own words on why it could not detect the means."""
 
 
 class LeaseOwner(Evidence):
-    """What a runner wrote about itself into its lease; None: it did not."""
+    """What a runner wrote about itself into its lease. Each value is None if it wrote none."""
 
     user: str | None = None
     runner: str | None = None
@@ -203,7 +203,7 @@ class CountedMap(Evidence):
     """One DMA map whose lookups the kernel counted (orchestrator.machine.checkup.probe)."""
 
     address: str
-    """Of the function whose BAR was mapped."""
+    """Address of the function whose BAR was mapped."""
     bytes: Count
     lookups: str
     """Histogram of the page lookups, in the kernel's words."""
@@ -229,7 +229,7 @@ class CheckupFacts(CheckupAnswer):
     """Memory BARs. Examined, like means and leases, for a metal host only."""
     means: BootMeans | NoMeans | NotExamined = NOT_EXAMINED
     leases: tuple[HeldLease, ...] | NotExamined = NOT_EXAMINED
-    """Not examined either if the keeper did not answer."""
+    """NOT_EXAMINED also if the keeper did not answer."""
     device: ChosenDevice | RefusedDevice | None = None
     """None: the scenario names no device."""
     probe: CountedMap | NoCountedMap | None = None

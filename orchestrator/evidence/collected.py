@@ -13,6 +13,7 @@ from pathlib import Path
 
 from orchestrator.base.bounded import TRACE_BYTES
 from orchestrator.base.errors import EvidenceError
+from orchestrator.base.plainfile import open_plain, read_plain_text
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.host_report import HostReport, parse_host_report
 from orchestrator.evidence.model import parse_evidence
@@ -42,27 +43,35 @@ def load_evidence(path: Path) -> ProfileEvidence:
     if path.is_dir():
         if (path / _FACTS).exists():
             return load_profile(path)
-        texts = {
-            name: (path / name).read_text(errors="replace")
-            for name in _FILES
-            if (path / name).exists()
-        }
+        texts = dict(_read_files(path))
     else:
         texts = dict(_unpack(path))
     return make_evidence(texts, str(path))
+
+
+def _read_files(folder: Path) -> Iterator[tuple[str, str]]:
+    for name in _FILES:
+        try:
+            yield name, read_plain_text(folder / name, errors="replace")
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            raise EvidenceError(
+                f"{folder / name} cannot be read: {exc.strerror}", reason=Reason.BAD_EVIDENCE
+            ) from exc
 
 
 def _unpack(path: Path) -> Iterator[tuple[str, str]]:
     """Yield the files of an archive by name. What it holds besides is left out; nothing is
     written to the disk."""
     try:
-        with tarfile.open(path) as archive:
+        with open_plain(path) as file, tarfile.open(fileobj=file) as archive:
             for member in archive:
                 name = member.name.removeprefix("./")
-                file = archive.extractfile(member) if member.isfile() else None
-                if name not in _FILES or file is None:
+                content = archive.extractfile(member) if member.isfile() else None
+                if name not in _FILES or content is None:
                     continue
-                text = file.read(TRACE_BYTES + 1)
+                text = content.read(TRACE_BYTES + 1)
                 if len(text) > TRACE_BYTES:
                     raise EvidenceError(
                         f"{path}: {name} is larger than {TRACE_BYTES >> 20} MiB",

@@ -1,5 +1,5 @@
-"""facts.json of a host and of a guest, and `runner` of a manifest: what machines say of
-themselves. guests/agents/facts.py and survey.py read it there."""
+"""facts.json of a host and of a guest, and `runner` of a manifest: what machines report about
+themselves. On the machine, guests/agents/facts.py and survey.py collect it."""
 
 from __future__ import annotations
 

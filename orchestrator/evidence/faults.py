@@ -33,7 +33,7 @@ Charge = Literal["arm", "bench", "undecided"]
 ATTEMPTS = 3
 """Number of attempts after which a failing trial is given up. Also the fewest attempts of each arm
 that can decide a charge."""
-ALPHA = 0.05
+SAME_RATE_ALPHA = 0.05
 """Largest p of Fisher's test at which failures are charged to an arm."""
 
 
@@ -64,6 +64,7 @@ _DIFFERENT: Mapping[Reason, Fault] = {
     Reason.HOST_HARD_LOCKUP: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
     Reason.HOST_RCU_STALL: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
     Reason.HOST_LOST_INTERRUPT: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
+    Reason.HOST_TIMERS: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
     Reason.HOST_HANG: Fault("undecided", _EMULATOR, "bench", comes_and_goes=True),
     Reason.HOST_SSH_LOST: Fault(
         "undecided", "the machine or the network to it is gone", "bench", comes_and_goes=True
@@ -74,6 +75,7 @@ _DIFFERENT: Mapping[Reason, Fault] = {
     Reason.HOST_ENDED: Fault("undecided", "a reset without a word has many causes"),
     Reason.HOST_NO_BOOT: Fault("undecided", "a machine that does not come up has many causes"),
     Reason.HOST_CRASH: Fault("bench", Reason.HOST_CRASH.meaning, comes_and_goes=True),
+    Reason.HOST_STOPPED: Fault("bench", Reason.HOST_STOPPED.meaning, comes_and_goes=True),
     Reason.EXACT_CRAWL: Fault("bench", Reason.EXACT_CRAWL.meaning, comes_and_goes=True),
     Reason.HOST_CLOCK: Fault("bench", Reason.HOST_CLOCK.meaning, comes_and_goes=True),
     Reason.GUEST_PANIC: Fault("undecided", "its kernel is the same in both arms"),
@@ -172,33 +174,26 @@ class Attempt:
     """Line of a kernel's report during the attempt; else the error's own message."""
 
 
-def attempt_json(attempt: Attempt) -> dict[str, str]:
-    return {
-        "arm": attempt.arm, "reason": attempt.reason, "charge": attempt.charge,
-        "stage": attempt.stage, "line": attempt.line,
-    }  # fmt: skip
-
-
-class Count(NamedTuple):
+class FailureCount(NamedTuple):
     """Number of failures of an arm, and number of attempts."""
 
     failed: int
     of: int
 
 
-def counts(attempts: Iterable[Attempt], arm: ArmName) -> Count:
+def counts(attempts: Iterable[Attempt], arm: ArmName) -> FailureCount:
     """Count an arm's failed attempts and all its attempts, without those that failed because of
     the bench."""
     of_arm = [a for a in attempts if a.arm == arm and not (a.reason and a.charge == "bench")]
-    return Count(sum(bool(a.reason) for a in of_arm), len(of_arm))
+    return FailureCount(sum(bool(a.reason) for a in of_arm), len(of_arm))
 
 
-def bench_counts(attempts: Iterable[Attempt], arm: ArmName) -> Count:
+def bench_counts(attempts: Iterable[Attempt], arm: ArmName) -> FailureCount:
     """Count an arm's attempts that failed because of the bench in a way that a kernel may have
     caused (such a failure comes and goes, or is undecided on real machines), and all its
     attempts."""
     of_arm = [a for a in attempts if a.arm == arm]
-    return Count(sum(_is_imputed(a) for a in of_arm), len(of_arm))
+    return FailureCount(sum(_is_imputed(a) for a in of_arm), len(of_arm))
 
 
 def _is_imputed(attempt: Attempt) -> bool:
@@ -231,11 +226,13 @@ def arm_the_bench_fails(attempts: Sequence[Attempt]) -> ArmName | None:
     return _more_often(failed, {arm: bench_counts(attempts, arm) for arm in ARMS})
 
 
-def _more_often(failed: Sequence[Attempt], counted: Mapping[ArmName, Count]) -> ArmName | None:
+def _more_often(
+    failed: Sequence[Attempt], counted: Mapping[ArmName, FailureCount]
+) -> ArmName | None:
     for arm, other in (ARMS, ARMS[::-1]):
         reasons = Counter(attempt.reason for attempt in failed if attempt.arm == arm)
         comes_back = max(reasons.values(), default=0) > 1
-        if comes_back and chance(*counted[arm], *counted[other]) <= ALPHA:
+        if comes_back and chance(*counted[arm], *counted[other]) <= SAME_RATE_ALPHA:
             return arm
     return None
 

@@ -15,7 +15,7 @@ class PackageRecord(Evidence):
     sha256: str
     """Hash of the .deb file, from Debian's signed lists."""
     source: str | None = None
-    """Source package. The package of a kernel's own source has none."""
+    """Source package that it was built from; null for the package that has the kernel's source."""
     filename: str | None = None
     """Path of the .deb file on the mirror."""
 
@@ -114,4 +114,4 @@ class KernelRecord(Evidence):
     digest: str
     """Identifies the kernel's content: equal for equal kernels."""
     provenance: Provenance = Provenance()
-    """The arm's kernel in a manifest has none; plan.json has it."""
+    """Empty for the kernel in a manifest: plan.json has it."""

@@ -18,12 +18,11 @@ A trial is written as `.0001-baseline.partial` and renamed when it is complete.
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,15 +39,24 @@ from orchestrator.base.errors import (
 )
 from orchestrator.base.folderlock import LOCK
 from orchestrator.base.hashing import digest_of, sha256_file
+from orchestrator.base.plainfile import read_plain_text, unpack_plain
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.facts import GuestFacts, HostFacts
-from orchestrator.evidence.faults import Attempt, Charged, attempt_json
-from orchestrator.evidence.manifest import KEYS, Manifest
+from orchestrator.evidence.faults import Attempt, Charged
+from orchestrator.evidence.manifest import (
+    KEYS,
+    AttemptRecord,
+    GuestRecord,
+    Manifest,
+    StageRecord,
+    TrialFacts,
+    Unended,
+)
 from orchestrator.evidence.maps import LogsRecord, MapRecord
 from orchestrator.evidence.model import Model, parse_evidence, read_evidence
 from orchestrator.evidence.plan import Plan
 from orchestrator.formats.kernelreports import KernelReport, reports_in
-from orchestrator.scenario.vocabulary import ARMS, ArmName
+from orchestrator.scenario.vocabulary import ARMS, ArmName, Pass
 
 MANIFEST = "manifest.json"
 SCHEMA = 1
@@ -66,25 +74,11 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises EvidenceError if it is missing or is not JSON."""
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(read_plain_text(path))
     except FileNotFoundError as exc:
         raise EvidenceError(f"{path} is missing", reason=Reason.MISSING_EVIDENCE) from exc
     except (OSError, ValueError, RecursionError) as exc:
         raise EvidenceError(f"{path} cannot be read: {exc}", reason=Reason.BAD_EVIDENCE) from exc
-
-
-def need_keys(
-    path: Path, value: Any, keys: Sequence[str], schemas: Sequence[int] = (SCHEMA,)
-) -> None:
-    """Raise EvidenceError unless `value`, read from `path`, has one of the schemas and the
-    keys."""
-    known = isinstance(value, dict) and value.get("schema") in schemas
-    if not known or not value.keys() >= {*keys}:
-        numbers = " or ".join(map(str, schemas))
-        raise EvidenceError(
-            f"{path} is not what barometer writes: schema {numbers} with {', '.join(keys)}",
-            reason=Reason.BAD_EVIDENCE,
-        )
 
 
 class TrialFolder:
@@ -108,7 +102,7 @@ class TrialFolder:
         """Return the text of a file of the evidence, plain or from NAME.gz, or None if there is
         none. Raises EvidenceError if a file cannot be read or unpacked."""
         try:
-            return (self.path / name).read_text("utf-8", errors="replace")
+            return read_plain_text(self.path / name, "replace")
         except FileNotFoundError:
             pass
         except OSError as exc:
@@ -116,9 +110,7 @@ class TrialFolder:
                 f"{name} cannot be read: {exc}", reason=Reason.BAD_EVIDENCE
             ) from exc
         try:
-            return gzip.decompress((self.path / f"{name}.gz").read_bytes()).decode(
-                errors="replace"
-            )
+            return unpack_plain(self.path / f"{name}.gz").decode(errors="replace")
         except FileNotFoundError:
             return None
         except (OSError, EOFError, zlib.error) as exc:
@@ -139,7 +131,7 @@ class TrialDir(TrialFolder):
 
     @classmethod
     def open(cls, path: Path) -> TrialDir:
-        """Open a complete trial. Raises EvidenceError if its manifest does not have its form."""
+        """Open a complete trial. Raises EvidenceError if its manifest is malformed."""
         document = read_json(path / MANIFEST)
         manifest = read_evidence(Manifest, path / MANIFEST)
         return cls(path, manifest, digest_of(document))
@@ -176,8 +168,8 @@ class TrialDir(TrialFolder):
         return self.manifest.attempts()
 
     def host_facts(self) -> HostFacts | None:
-        """Return host/facts.json, or None if there is none. This and the next raise EvidenceError
-        if the file does not have its form."""
+        """Return host/facts.json, or None if there is none. Like the next three methods, it
+        raises EvidenceError if the file is malformed."""
         return self._parsed(HostFacts, "host/facts.json")
 
     def guest_facts(self, index: int) -> GuestFacts | None:
@@ -198,9 +190,9 @@ class TrialDir(TrialFolder):
 
     def add_attempt(self, attempt: Attempt) -> None:
         """Add an attempt of the other arm beside this trial to the manifest on disk."""
-        document = read_json(self.path / MANIFEST)
-        repeated = [*document.get("repeated", []), attempt_json(attempt)]
-        write_json(self.path / MANIFEST, document | {"repeated": repeated})
+        repeated = (*self.manifest.repeated, AttemptRecord.of(attempt))
+        self.manifest = self.manifest.model_copy(update={"repeated": repeated})
+        write_json(self.path / MANIFEST, self.manifest.to_json())
 
 
 class TrialWriter(TrialFolder):
@@ -211,7 +203,7 @@ class TrialWriter(TrialFolder):
         """Return the folder in which a trial is written until it is complete."""
         return final.with_name(f".{final.name}.partial")
 
-    def __init__(self, final: Path, facts: dict[str, Any]) -> None:
+    def __init__(self, final: Path, facts: TrialFacts) -> None:
         super().__init__(self.partial_path(final))
         self._final = final
         self._started = time.monotonic()
@@ -219,45 +211,53 @@ class TrialWriter(TrialFolder):
         """The last stage to run; empty if all stages run."""
         self.path.mkdir(parents=True)
         self.host.mkdir()
-        self.manifest: dict[str, Any] = {
+        begun = {
             "schema": SCHEMA, "trial": final.name,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "stages": [], "outcome": {"kind": "unfinished"}, "guests": [],
         }  # fmt: skip
-        """The manifest so far. `complete` reads it back as a Manifest."""
-        self.record(**facts)
+        self.manifest = _manifest_of(facts.to_json() | begun)
+        """The manifest so far, which is on disk, too."""
+        self._save()
 
-    def record(self, **facts: Any) -> None:
+    def record(self, **facts: object) -> None:
         """Add facts to the manifest, on disk at once. Raises TypeError for a key that a Manifest
-        does not have."""
+        does not have, and ValueError for a value that the key does not take."""
         if unknown := facts.keys() - KEYS:
             raise TypeError(f"a manifest has no {', '.join(sorted(unknown))}")
-        self.manifest.update(facts)
+        self.manifest = _manifest_of(self.manifest.to_json() | facts)
         self._save()
+
+    def add_guest(self, index: int, in_pass: Pass, memory: int) -> None:
+        """Record a guest boot that begins."""
+        guest = GuestRecord.model_validate({"index": index, "pass": in_pass, "memory": memory})
+        self._replace(guests=(*self.manifest.guests, guest))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Record the block as a stage: its start and length, in seconds of the runner, and how it
         ended. Raises BenchError if the evidence so far is larger than a trial's may be, and
         LastStageEnded instead of beginning a stage after the last one."""
-        done = [s["name"] for s in self.manifest["stages"] if s["outcome"] == "ok"]
-        if self.last_stage in done:
+        before = self.manifest.stages
+        if self.last_stage in [stage.name for stage in before if stage.outcome == "ok"]:
             raise LastStageEnded
         start = time.monotonic()
-        entry = {"name": name, "start": round(start - self._started, 3), "outcome": "running"}
-        self.manifest["stages"].append(entry)
-        self._save()
+        begun = StageRecord(
+            name=name, start=round(start - self._started, 3), outcome="running"
+        )  # fmt: skip
+        self._replace(stages=(*before, begun))
+        outcome = "ok"
         try:
             self._check_size()
             yield
         except BaseException as exc:
-            entry["outcome"] = getattr(exc, "reason", type(exc).__name__)
+            outcome = str(getattr(exc, "reason", type(exc).__name__))
             raise
-        else:
-            entry["outcome"] = "ok"
         finally:
-            entry["seconds"] = round(time.monotonic() - start, 3)
-            self._save()
+            seconds = round(time.monotonic() - start, 3)
+            ended = begun.model_copy(update={"outcome": outcome, "seconds": seconds})
+            within = self.manifest.stages[len(before) + 1 :]  # stages of the block
+            self._replace(stages=(*before, ended, *within))
 
     def _check_size(self) -> None:
         size = sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file())
@@ -286,15 +286,16 @@ class TrialWriter(TrialFolder):
 
     def complete(self) -> TrialDir:
         """Hash every file, write the manifest for the last time, and give the trial its name."""
-        if self.manifest["outcome"]["kind"] == "unfinished":
-            self.manifest["outcome"] = {"kind": "collected"}
-        self.manifest["seconds"] = round(time.monotonic() - self._started, 3)
-        self.manifest["files"] = {
+        is_whole = self.manifest.outcome.kind == "unfinished"
+        files = {
             path.relative_to(self.path).as_posix(): sha256_file(path)
             for path in sorted(self.path.rglob("*"))
             if path.is_file() and path.name != MANIFEST
         }
-        self._save()
+        self._replace(
+            outcome=Unended(kind="collected") if is_whole else self.manifest.outcome,
+            seconds=round(time.monotonic() - self._started, 3), files=files,
+        )  # fmt: skip
         for path in self.path.rglob("*"):  # QEMU's files are private; evidence is for all
             path.chmod(0o755 if path.is_dir() else 0o644)
         if self._final.exists():  # an earlier attempt
@@ -302,8 +303,21 @@ class TrialWriter(TrialFolder):
         self.path.rename(self._final)
         return TrialDir.open(self._final)
 
+    def _replace(self, **values: object) -> None:
+        """Give fields of the manifest new values, on disk at once."""
+        self.manifest = self.manifest.model_copy(update=values)
+        self._save()
+
     def _save(self) -> None:
-        write_json(self.path / MANIFEST, self.manifest)
+        write_json(self.path / MANIFEST, self.manifest.to_json())
+
+
+def _manifest_of(document: Mapping[str, object]) -> Manifest:
+    """Return the manifest of a JSON object, in which parts may be models. Raises ValueError if it
+    is none: what a writer adds is not evidence yet, and a flaw is a bug."""
+    text = json.dumps(document, default=lambda part: part.to_json(), ensure_ascii=False)
+    # a program's output may have lone surrogates, which are no UTF-8
+    return Manifest.model_validate_json(text.encode(errors="replace"))
 
 
 def _same_plan(path: Path, then: Plan, now: Plan) -> None:
@@ -315,10 +329,10 @@ def _same_plan(path: Path, then: Plan, now: Plan) -> None:
     if now.guest_kernel is not None:
         before = then.guest_kernel.digest if then.guest_kernel is not None else "none"
         pairs.append(("guest's kernel", before, now.guest_kernel.digest))
-    for what, old, new in pairs:
+    for part, old, new in pairs:
         if old != new:
             raise ScenarioError(
-                f"{path} was begun with another {what} ({old}, now {new})",
+                f"{path} was begun with another {part} ({old}, now {new})",
                 hint="its trials would not be comparable: give another --out",
                 reason=Reason.RUN_CHANGED,
             )
@@ -390,14 +404,14 @@ class RunDir:
         return self.path / "trials"
 
     def plan(self) -> Plan:
-        """Read plan.json. Raises EvidenceError if it does not have its form."""
+        """Read plan.json. Raises EvidenceError if it is malformed."""
         return read_evidence(Plan, self.path / "plan.json")
 
     def scenario(self) -> str:
         """Read the scenario that the run was started with. Raises EvidenceError if it cannot be
         read."""
         try:
-            return (self.path / "scenario.toml").read_text("utf-8")
+            return read_plain_text(self.path / "scenario.toml")
         except (OSError, ValueError) as exc:
             raise EvidenceError(
                 f"{self.path / 'scenario.toml'} cannot be read: {exc}",
@@ -409,7 +423,7 @@ class RunDir:
         if it cannot be read."""
         path = self._config_path(arm)
         try:
-            return path.read_text("utf-8", errors="replace")
+            return read_plain_text(path, "replace")
         except FileNotFoundError:
             return None
         except OSError as exc:

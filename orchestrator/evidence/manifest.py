@@ -4,7 +4,7 @@ the hashes of its files."""
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self, TypedDict
 
 from pydantic import AfterValidator, Field
 
@@ -100,9 +100,9 @@ class ProvenSettings(Evidence):
 
     cmdline: ProvenSetting
     parameters: dict[str, ProvenSetting]
-    """By MODULE.NAME."""
+    """Kernel parameters: MODULE.NAME -> setting."""
     sysfs: dict[str, ProvenSetting]
-    """By path."""
+    """Files: path -> setting."""
     unreadable: tuple[str, ...] = ()
     """Parameters of this arm that the kernel does not show."""
 
@@ -118,6 +118,13 @@ class AttemptRecord(Evidence):
     line: str
     """Line of a kernel's report; else the error's own message."""
 
+    @classmethod
+    def of(cls, attempt: Attempt) -> Self:
+        return cls(
+            arm=attempt.arm, reason=str(attempt.reason), charge=attempt.charge,
+            stage=attempt.stage, line=attempt.line,
+        )  # fmt: skip
+
 
 class ReportRecord(Evidence):
     """Report of the host's kernel about itself."""
@@ -128,13 +135,33 @@ class ReportRecord(Evidence):
     """Time on the kernel's clock."""
 
 
-class Manifest(Evidence):
-    """manifest.json. Keys with a default are missing from trials that ended before they were
-    known, from trials of another workload or kind of host, or from older runs."""
+class HostKindFacts(TypedDict, total=False):
+    """Keys of TrialFacts that only nested hosts have."""
 
-    schema_: Literal[1] = Field(alias="schema")
-    trial: FileName
-    """Name of the trial: `0001-baseline`."""
+    host_memory: int
+    host_viommu: str
+    host_viommu_aw_bits: int
+    host_packages: Versions
+
+
+class WorkloadFacts(TypedDict, total=False):
+    """Keys of TrialFacts that only one workload has."""
+
+    map_backend: str
+    map_thp: str
+    guest_cpus: int
+    guest_phys_bits: int | None
+    guest_firmware: str
+    guest_boot: str
+    guest_backing: str
+    guest_viommu: str
+    guest_backend: str
+
+
+class TrialFacts(Evidence):
+    """What is known of a trial when it begins. Keys with a default are missing from trials of
+    another workload or kind of host, or from older runs."""
+
     arm: Role
     pair: Count
     """Number of the pair, from 1; 0 for a warm-up."""
@@ -165,21 +192,9 @@ class Manifest(Evidence):
     """Address width of the IOMMU in bits."""
     host_packages: Versions | None = None
     """Packages of a nested host's image."""
-    host_versions: Versions | None = None
-    """QEMU and libvirt on the host. Trials without a guest lack it."""
-    host_cmdline: str | None = None
-    """Kernel command line that the host was booted with."""
-    host_boot_seconds: Seconds | None = None
-    """Time of the host's boot up to SSH, if no other trial shares the boot."""
-    host_session_seconds: Seconds | None = None
-    """The same of a boot that trials share."""
-    host_left: tuple[str, ...] | None = None
-    """What differed on a shared host after the trial, so that it was ended."""
     map_backend: str | None = None
     """Only trials of the workload map have it, and `map_thp`."""
     map_thp: str | None = None
-    guest_accel: Literal["kvm", "tcg"] | None = None
-    """Accelerator of the guests, known once the devices are bound."""
     guest_cpus: Count | None = None
     """Only trials of the workload guest-boot have it and the other settings of the guest."""
     guest_phys_bits: Count | None = None
@@ -192,12 +207,36 @@ class Manifest(Evidence):
     """Packages that the guest's files are from."""
     passes: tuple[Pass, ...]
     """Planned passes."""
-    guests: tuple[GuestRecord, ...]
-    """Guest boots, also one that failed."""
     runner: RunnerFacts | None = None
     """Older runs lack it."""
     runner_versions: Versions
     """QEMU and libvirt on the runner."""
+    repeated: tuple[AttemptRecord | str, ...] = ()
+    """Attempts before the last one. Older runs have only their reasons, all of them failures of
+    the emulator."""
+
+
+class Manifest(TrialFacts):
+    """manifest.json. Keys with a default are also missing from trials that ended before they were
+    known."""
+
+    schema_: Literal[1] = Field(alias="schema")
+    trial: FileName
+    """Name of the trial: `0001-baseline`."""
+    host_versions: Versions | None = None
+    """QEMU and libvirt on the host. Trials without a guest lack it."""
+    host_cmdline: str | None = None
+    """Kernel command line that the host was booted with."""
+    host_boot_seconds: Seconds | None = None
+    """Time of the host's boot up to SSH, if no other trial shares the boot."""
+    host_session_seconds: Seconds | None = None
+    """The same of a boot that trials share."""
+    host_left: tuple[str, ...] | None = None
+    """What differed on a shared host after the trial, so that it was ended."""
+    guest_accel: Literal["kvm", "tcg"] | None = None
+    """Accelerator of the guests, known once the devices are bound."""
+    guests: tuple[GuestRecord, ...]
+    """Guest boots, also one that failed."""
     arm_settings: ProvenSettings | None = None
     """Proven settings of the arm; missing if neither arm has any."""
     token: str | None = None
@@ -210,9 +249,6 @@ class Manifest(Evidence):
     """Number of reports on a shared host's console that are of earlier trials."""
     kernel_reports: tuple[ReportRecord, ...] | None = None
     """Reports of the host's kernel; for people."""
-    repeated: tuple[AttemptRecord | str, ...] = ()
-    """Attempts before the last one. Older runs have only their reasons, all of them failures of
-    the emulator."""
     started: Time
     """Time at which collecting began."""
     seconds: Seconds | None = None

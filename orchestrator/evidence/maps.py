@@ -10,7 +10,7 @@ from pydantic import Field
 from orchestrator.evidence.model import Address, Change, Count, Evidence, FileName, Size
 
 Nanoseconds = Annotated[int, Field(gt=0, lt=1 << 63)]
-"""Of the host's CLOCK_MONOTONIC. Zero would be a clock that stands still."""
+"""Duration on the host's CLOCK_MONOTONIC. It is not zero, unless the clock stands still."""
 
 
 class SampleRecord(Evidence):

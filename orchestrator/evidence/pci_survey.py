@@ -1,7 +1,7 @@
 """The answer of guests/agents/survey.py: a machine's PCI functions, and what uses them.
 
-What sysfs says about a function is in Documentation/ABI/testing/sysfs-bus-pci, unless another
-source is named. None: there is no such file.
+Documentation/ABI/testing/sysfs-bus-pci describes the files of a function, unless another source is
+named below. A value is None if its file does not exist.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from orchestrator.base.errors import EvidenceError
+from orchestrator.base.plainfile import read_plain, unpack_plain
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import write_json
 from orchestrator.evidence.model import Count, Evidence, parse_evidence
@@ -169,9 +170,8 @@ def load_profile(folder: Path) -> ProfileEvidence:
 
 def _read(path: Path) -> str:
     try:
-        content = path.read_bytes()
-        packed = path.suffix == ".gz"
-        return (gzip.decompress(content) if packed else content).decode(errors="replace")
+        content = unpack_plain(path) if path.suffix == ".gz" else read_plain(path)
+        return content.decode(errors="replace")
     except FileNotFoundError as exc:
         raise EvidenceError(f"{path} is missing", reason=Reason.MISSING_EVIDENCE) from exc
     except (OSError, EOFError, zlib.error) as exc:

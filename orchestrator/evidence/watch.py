@@ -1,5 +1,5 @@
-"""Details in the lines of the watch agent (guests/agents/watch.py). A line may be cut short, so
-what does not have its form is None."""
+"""Details in the lines of the watch agent (guests/agents/watch.py). A line may be cut short: then
+its parser returns None."""
 
 from __future__ import annotations
 

@@ -32,5 +32,5 @@ OVMF_VARIABLES = "/usr/share/OVMF/OVMF_VARS_4M.fd"
 
 def parse_selected(text: str) -> str:
     """Return the selected value of a file under /sys: `always [madvise] never` is madvise."""
-    found = re.search(r"\[(.+?)\]", text)
-    return found[1] if found else text
+    selected = re.search(r"\[(.+?)\]", text)
+    return selected[1] if selected else text

@@ -75,6 +75,8 @@ _CALL = re.compile(
 _END = re.compile(r"---\[ end (?:trace|Kernel panic)| ?</TASK>")
 _LONGEST = 300
 """Characters of a line that are kept."""
+_SHORTEST = len("</TASK>")
+"""Characters of the shortest line that says something: a flood is often one of shorter lines."""
 _MOST = 64
 """Number of reports that are kept, and of functions in each report. The first ones are kept."""
 
@@ -120,7 +122,8 @@ class KernelReports:
         """Read more of the console. A line is searched once it is complete."""
         *lines, rest = (self._rest + text).split("\n")
         for line in lines:
-            self._take_line(line.rstrip("\r"))
+            if len(line) >= _SHORTEST:
+                self._take_line(line.rstrip("\r"))
         rest = _own_part(rest)
         # Keep the end, too: it may have the first half of a timestamp.
         self._rest = rest if len(rest) <= 2 * _LONGEST else rest[:_LONGEST] + rest[-_LONGEST:]
@@ -141,8 +144,8 @@ class KernelReports:
             return  # not the kernel's
         message = line[prefix.end() if prefix else 0 :]
         last = self._reports[-1] if self._reports and not self._reports[-1].ended else None
-        if (found := _REPORT.match(message)) is not None:
-            kind = _FORMS[int(str(found.lastgroup)[1:])][0]
+        if (opening := _REPORT.match(message)) is not None:
+            kind = _FORMS[int(str(opening.lastgroup)[1:])][0]
             # one oops begins with several lines: "BUG: ...", then "Oops: ... [#1]"
             goes_on = kind == "oops" and last and last.kind == "oops" and not last.functions
             if len(self._reports) < _MOST and not goes_on:
@@ -162,7 +165,7 @@ def reports_in(text: str) -> tuple[KernelReport, ...]:
 def _own_part(line: str) -> str:
     """Return the kernel's part of a line: from the last timestamp on, or all of it if it has
     none."""
-    starts = [found.start() for found in _BEGINNING.finditer(line)]
+    starts = [prefix.start() for prefix in _BEGINNING.finditer(line)]
     return line[starts[-1] :] if starts else line
 
 

@@ -18,18 +18,18 @@ def _vmlinuz(kernel: DirKernel) -> Path:
     folder = kernel.dir
     if not folder.is_dir():
         raise ScenarioError(f"{folder} is not a folder", reason=Reason.NO_SUCH_KERNEL)
-    found = [
+    images = [
         *folder.glob("vmlinuz"), *folder.glob("vmlinuz-*"), *folder.glob("bzImage"),
         *folder.glob("boot/vmlinuz-*"),
     ]  # fmt: skip
-    if len(found) != 1:
+    if len(images) != 1:
         raise ScenarioError(
-            f"{folder}: expected one kernel image, found {len(found) or 'none'}",
-            evidence="\n".join(map(str, found)),
+            f"{folder}: expected one kernel image, found {len(images) or 'none'}",
+            evidence="\n".join(map(str, images)),
             hint="put it there as vmlinuz, bzImage or boot/vmlinuz-RELEASE",
             reason=Reason.NO_SUCH_KERNEL,
         )
-    return found[0]
+    return images[0]
 
 
 def release_of(kernel: DirKernel) -> str:
@@ -48,10 +48,10 @@ def _parts(kernel: DirKernel) -> tuple[str, Path, Path]:
             return release, image, kernel.dir / place / release
     if (kernel.dir / "modules").is_dir():
         return release, image, kernel.dir / "modules"
-    there = [p.name for p in kernel.dir.glob("*lib/modules/*")]
+    releases = [p.name for p in kernel.dir.glob("*lib/modules/*")]
     raise ScenarioError(
         f"{image} says it is {release}, but {kernel.dir} has no lib/modules/{release}"
-        + (f", only {', '.join(there)}" if there else ""),
+        + (f", only {', '.join(releases)}" if releases else ""),
         hint="`make modules_install INSTALL_MOD_PATH=FOLDER` puts them there",
         reason=Reason.KERNEL_MODULES_MISSING,
     )

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from orchestrator.base.errors import key_named
 from orchestrator.formats.units import format_size
 from orchestrator.report.words.wording import describe_guest
-from orchestrator.scenario.factors import Cell, ScenarioFile, toml_text
+from orchestrator.scenario.factors import Cell, ScenarioFile, format_toml
 from orchestrator.scenario.kernel_forms import Kernel
-from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
 from orchestrator.scenario.trials import Arm
 from orchestrator.scenario.vocabulary import ARMS
@@ -22,9 +21,9 @@ def text_preview(file: ScenarioFile, cells: Sequence[Cell], describe: Describe) 
     lines = [f"{file.name}: {len(cells)} cells of {len(file.cells)}"] * file.has_matrix
     for cell in cells:
         if file.has_matrix:
-            settings = (f"{key} = {toml_text(value)}" for key, value in cell.settings.items())
+            settings = (f"{key} = {format_toml(value)}" for key, value in cell.settings.items())
             lines.append(f"\ncell {cell.name}: {', '.join(settings)}")
-        lines += _lines(cell.scenario, describe)
+        lines += _lines(cell, describe)
     return "\n".join(lines)
 
 
@@ -36,7 +35,8 @@ def json_preview(
     }  # fmt: skip
 
 
-def _lines(scenario: Scenario, describe: Describe) -> Iterator[str]:
+def _lines(cell: Cell, describe: Describe) -> Iterator[str]:
+    scenario = cell.scenario
     number = f"{scenario.device.count} x " * (scenario.device.count > 1)
     yield (
         f"{scenario.name}: {scenario.workload}, {number}{scenario.device.kind} with a BAR of "

@@ -14,19 +14,20 @@ from orchestrator.base.errors import ScenarioError, key_named
 from orchestrator.base.folderlock import LOCK, only_writer
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
-from orchestrator.kernels import check_kernel, describe_kernel
 from orchestrator.machine.runner.accel import choose_accel
-from orchestrator.run.cells import all_cells_made, run_cells
+from orchestrator.run.cells import is_every_cell_made, run_cells
 from orchestrator.run.diskspace import no_space_explained
-from orchestrator.run.judge import Judged, looks_of
-from orchestrator.run.judgefolder import judge_folder, with_exit_code
-from orchestrator.run.trials import all_made, run_plan, runner
-from orchestrator.scenario.builder import ArmSettings, Setting, ab_text, arms_of
-from orchestrator.scenario.choices import GUEST_KERNEL, AccelName, Workload
+from orchestrator.run.judge import Judged, stop_rule
+from orchestrator.run.judgefolder import judge_folder, replace_exit_code
+from orchestrator.run.kernels import RunKernels
+from orchestrator.run.trials import Runner, Schedule, ready_runner, run_plan
+from orchestrator.scenario.builder import ArmSettings, Setting, build_ab_file, build_arms
+from orchestrator.scenario.choices import GUEST_KERNEL, AccelChoice, Workload
 from orchestrator.scenario.factors import Cell, ScenarioFile, parse_scenarios
 from orchestrator.scenario.kernel_forms import Kernel
 from orchestrator.scenario.kernel_spec import parse_kernel
 from orchestrator.scenario.machines import MetalHost
+from orchestrator.scenario.plan import make_plan
 from orchestrator.scenario.vocabulary import ARMS
 
 _BEGUN = {"plan.json", "matrix.json", "cells", "bisect.json"}
@@ -40,10 +41,10 @@ class Pair:
 
     base: str
     candidate: str | None = None
-    """None: the base with `series` or `knobs`."""
+    """None: the base with `series` or `settings`."""
     series: Sequence[str] = ()
     config: Sequence[str] = ()
-    knobs: ArmSettings = field(default_factory=ArmSettings)
+    settings: ArmSettings = field(default_factory=ArmSettings)
 
 
 @dataclass(frozen=True)
@@ -57,24 +58,26 @@ class AbQuestion:
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, as the options of `barometer ab` and `bisect` say it. None is the
+    """The measurement, as the options of `barometer ab` and `bisect` describe it. None is the
     default."""
 
-    accel: AccelName | None = None
+    accel: AccelChoice | None = None
     """None: chosen for this machine."""
     workload: Workload | None = None
     bar: str | None = None
     guest: str | None = None
     """Kernel of the guest."""
 
-    def setting(self) -> Setting:
+    def choose_setting(self) -> Setting:
         """Return the setting. Without an accelerator, choose the one that is most useful here:
         instruction counts tell more than the seconds of an emulation."""
         kernel, why, accel = None, "", self.accel
         if self.workload == "guest-boot":
             kernel = parse_kernel(self.guest or GUEST_KERNEL, "--guest", folder=Path.cwd())
         elif self.guest is not None:
-            raise ScenarioError("--guest: is of --workload guest-boot", reason=Reason.SCENARIO)
+            raise ScenarioError(
+                "--guest applies to --workload guest-boot only", reason=Reason.SCENARIO
+            )
         if accel is None:
             chosen, why = choose_accel("auto")
             accel = "kvm" if chosen == "kvm" else "exact"
@@ -90,8 +93,8 @@ def describe_ab(
     candidate = None
     if pair.candidate:
         candidate = parse_kernel(pair.candidate, "--candidate", base=base, folder=here)
-    arms = arms_of(base, candidate, pair.series, pair.config, pair.knobs, here)
-    text = ab_text(options.setting(), *arms, pair.knobs, pairs)
+    arms = build_arms(base, candidate, pair.series, pair.config, pair.settings, here)
+    text = build_ab_file(options.choose_setting(), *arms, pair.settings, pairs)
     file = parse_scenarios(text, "ab", here, overrides)
     names = ("--base", "--series" if pair.series else "--candidate")
     return AbQuestion(file, dict(zip(names, arms, strict=True)))
@@ -99,24 +102,24 @@ def describe_ab(
 
 def run_ab(question: AbQuestion, out: Path | None, progress: Progress, *, keep: bool) -> Judged:
     """Check the kernels, write the scenario, then measure and judge it."""
-    folder, cache = run_folder(out, question.file.name), Cache()
+    folder, kernels = choose_folder(out, question.file.name), RunKernels(Cache())
     with progress.stage("looking at the kernels"):
         for arm, (option, kernel) in zip(ARMS, question.kernels.items(), strict=True):
             with key_named(option):
-                check_kernel(kernel, cache)
-                progress.note(f"{arm}: {describe_kernel(kernel, cache)}")
+                kernels.check(kernel)
+                progress.note(f"{arm}: {kernels.describe(kernel)}")
     _begin(folder, question.file.text)
     progress.note(f"scenario: {folder / 'scenario.toml'}")
-    return measure(question.file, question.file.cells, folder, progress, keep=keep)
+    return measure(question.file, question.file.cells, folder, kernels, progress, keep=keep)
 
 
-def run_folder(out: Path | None, name: str) -> Path:
+def choose_folder(out: Path | None, name: str) -> Path:
     """Return the requested folder, or one named after the time. Raises ScenarioError if it holds
     something else than a run."""
     stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     folder = (out or Path("runs") / f"{name}-{stamp}").absolute()
     if folder.exists() and not folder.is_dir():
-        raise ScenarioError(f"--out {folder}: is no folder", reason=Reason.RUN_EXISTS)
+        raise ScenarioError(f"--out {folder}: is not a folder", reason=Reason.RUN_EXISTS)
     names = {path.name for path in folder.iterdir()} if folder.exists() else set()
     # these three are all that a run leaves if it ends right after its start
     if names and not names & _BEGUN and not names <= {"scenario.toml", "repo", LOCK}:
@@ -135,14 +138,19 @@ def _begin(folder: Path, text: str) -> None:
 
 
 def measure(
-    file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, progress: Progress, *, keep: bool
-) -> Judged:
+    file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, kernels: RunKernels,
+    progress: Progress, *, keep: bool,
+) -> Judged:  # fmt: skip
     """Measure what is not measured yet, and judge everything. A run that is interrupted after its
     last trial is judged, too. The exit code reports the interrupt if something may be left undone:
     a metal host may not be as it was."""
     with progress.task("run"):
         try:
-            _run(file, cells, folder, progress, keep=keep)
+            with (
+                no_space_explained(folder),
+                ready_runner(kernels, progress, keep=keep) as here,
+            ):
+                _run(file, cells, folder, here)
             with progress.stage("judging"):
                 return judge_folder(folder)
         except KeyboardInterrupt as exc:
@@ -155,23 +163,21 @@ def measure(
             with judging, progress.stage("judging"):
                 judged = judge_folder(folder)
             on_metal = any(isinstance(cell.scenario.host, MetalHost) for cell in cells)
-            return with_exit_code(judged, interrupts.EXIT_CODE) if on_metal else judged
+            return replace_exit_code(judged, interrupts.EXIT_CODE) if on_metal else judged
 
 
-def _run(
-    file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, progress: Progress, *, keep: bool
-) -> None:
-    with no_space_explained(folder), runner(Cache(), progress, keep=keep) as here:
-        if file.has_matrix:
-            run_cells(file, cells, folder, here)
-        else:
-            (cell,) = cells
-            run_plan(cell.scenario, cell.text, folder, here, looks_of(cell.scenario))
+def _run(file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, here: Runner) -> None:
+    if file.has_matrix:
+        run_cells(file, cells, folder, here)
+    else:
+        (cell,) = cells
+        run_plan(cell.scenario, cell.text, folder, here, stop_rule(cell.scenario))
 
 
 def _is_made(file: ScenarioFile, cells: tuple[Cell, ...], folder: Path) -> bool:
     """True if every trial of these cells has been made."""
     if file.has_matrix:
-        return all_cells_made(cells, folder)
+        return is_every_cell_made(cells, folder)
     (cell,) = cells
-    return all_made(cell.scenario, folder, looks_of(cell.scenario))
+    schedule = Schedule.of(make_plan(cell.scenario), stop_rule(cell.scenario))
+    return schedule.is_all_made(folder)

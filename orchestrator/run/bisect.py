@@ -29,9 +29,9 @@ from orchestrator.analysis.verdict.bisection import (
     Bisection,
     BisectStep,
     Measured,
-    Outcome,
-    Role,
     Skipped,
+    StepOutcome,
+    StepRole,
     build_step,
     step_json,
 )
@@ -44,21 +44,20 @@ from orchestrator.base.reasons import Reason, parse_reason
 from orchestrator.evidence.bisection import BisectRecord
 from orchestrator.evidence.layout import RunDir, write_json
 from orchestrator.evidence.model import read_evidence
-from orchestrator.kernels import check_kernel
 from orchestrator.kernels.debian.package import resolve_version
 from orchestrator.report.text.bisect_text import bisect_report
 from orchestrator.report.words.quantities import format_quantity
 from orchestrator.run.commits import Commits, Search
 from orchestrator.run.diskspace import no_space_explained
-from orchestrator.run.judge import judge, sampled
+from orchestrator.run.judge import judge, read_samples
 from orchestrator.run.trials import Runner, run_plan
-from orchestrator.scenario.builder import commit_text, with_config
+from orchestrator.scenario.builder import add_config, build_commit_file
 from orchestrator.scenario.kernel_forms import (
     DebKernel,
     Kernel,
     ModuleKernel,
     TreeKernel,
-    absolute_kernel,
+    resolve_kernel_paths,
 )
 from orchestrator.scenario.kernel_spec import EXAMPLES, parse_kernel
 from orchestrator.scenario.loading import parse_scenario
@@ -66,7 +65,7 @@ from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric, current_name
 
 RECORD = "bisect.json"
-SCHEMA = 2
+_SCHEMA = 2
 """Version of bisect.json. Up to 1, costs were called seconds (scenario.py `current_name`)."""
 _REPOSITORY = "repo"
 _TRIALS = 3
@@ -76,7 +75,7 @@ _NOT_THE_COMMITS = (Reason.RUN_EXISTS, Reason.RUN_CHANGED, Reason.SCENARIO)
 
 
 @dataclass(frozen=True)
-class Kernels:
+class CommitKernels:
     """Function from a commit to its kernel."""
 
     repository: Path
@@ -88,11 +87,11 @@ class Kernels:
     def __call__(self, commit: BisectCommit) -> Kernel:
         if self.on is None:
             whole = TreeKernel(tree=self.repository, ref=commit.sha)
-            return with_config(whole, self.config)
+            return add_config(whole, self.config)
         package = self.on.model_dump(exclude_none=True)
         return ModuleKernel(**package, module=self.repository, ref=commit.sha)
 
-    def pinned(self, cache: Cache) -> Kernels:
+    def pin(self, cache: Cache) -> CommitKernels:
         """Return the same with the package's present version: the archive may get a newer one
         during the bisection."""
         if self.on is None or self.on.version is not None:
@@ -101,13 +100,15 @@ class Kernels:
         return replace(self, on=self.on.model_copy(update={"version": version}))
 
 
-def kernels_of(commits: Commits, on: str | None, config: Sequence[str], folder: Path) -> Kernels:
+def parse_commit_kernels(
+    commits: Commits, on: str | None, config: Sequence[str], folder: Path
+) -> CommitKernels:
     """Return the kernels as the command line names them, with paths from `folder`. Raises
     ScenarioError."""
     if on is None:
         whole = TreeKernel(tree=commits.repository, config=tuple(config))
-        absolute = absolute_kernel(whole, folder)
-        return Kernels(commits.repository, config=getattr(absolute, "config", ()))
+        absolute = resolve_kernel_paths(whole, folder)
+        return CommitKernels(commits.repository, config=getattr(absolute, "config", ()))
     package = parse_kernel(on, "--on", folder=folder)
     if not isinstance(package, DebKernel):
         raise ScenarioError(
@@ -116,10 +117,10 @@ def kernels_of(commits: Commits, on: str | None, config: Sequence[str], folder: 
         )
     if config:
         raise ScenarioError(
-            "--config: is of kernels that are built whole, and --on builds modules alone",
+            "--config applies to kernels that are built whole, and --on builds modules only",
             reason=Reason.KERNEL_SPELLING,
         )
-    return Kernels(commits.repository, package)
+    return CommitKernels(commits.repository, package)
 
 
 @dataclass(frozen=True)
@@ -128,13 +129,13 @@ class Question:
 
     commits: Commits
     """The first good one is the commit that the others are compared with."""
-    kernel: Kernels
+    kernel: CommitKernels
     metric: Metric
     template: str
     """Text of a scenario file: how to measure."""
-    wanted: int | None = None
+    requested_trials: int | None = None
     """Trials of each commit; None: 1 if numbers are exact, else _TRIALS."""
-    under: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
     """Versions that numbers depend on and that must stay the same: barometer's, the runner's
     QEMU's."""
 
@@ -144,31 +145,33 @@ class Question:
 
     @property
     def trials(self) -> int:
-        return self.wanted or (1 if self.scenario.host.exact else _TRIALS)
+        return self.requested_trials or (1 if self.scenario.host.exact else _TRIALS)
 
-    def asked(self) -> dict[str, object]:
+    def to_json(self) -> dict[str, object]:
         """Return the facts that must be the same if a bisection is resumed."""
         commits, kernel = self.commits, self.kernel
         return {
-            "repository": str(commits.repository), "good": [one.sha for one in commits.good],
+            "repository": str(commits.repository), "good": [commit.sha for commit in commits.good],
             "bad": commits.bad.sha, "paths": list(commits.paths), "metric": self.metric,
             "trials": self.trials, "on": kernel.on and str(kernel.on),
-            "config": list(kernel.config), "scenario": self.template, "under": dict(self.under),
+            "config": list(kernel.config), "scenario": self.template, "under": dict(self.versions),
         }  # fmt: skip
 
 
-class Bench(Protocol):
+class CommitBench(Protocol):
     """A bench that measures commits."""
 
-    def ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
+    def measure_ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
         """Measure the first good commit and the bad one. Raises EvidenceError if either has no
         number, or BenchError if the bench failed to measure it."""
 
-    def step(self, question: Question, commit: BisectCommit, folder: Path) -> Measured | Skipped:
+    def measure_step(
+        self, question: Question, commit: BisectCommit, folder: Path
+    ) -> Measured | Skipped:
         """Measure one commit, alone."""
 
 
-class Record:
+class BisectionFile:
     """bisect.json, which is written after every step. A bisection is resumed from it alone."""
 
     def __init__(self, out: Path, question: Question) -> None:
@@ -176,11 +179,11 @@ class Record:
         else, or another bisection."""
         self._out, self._question = out, question
         self.steps: list[BisectStep] = []
-        self.found: tuple[BisectCommit, ...] = ()
+        self.first_bad: tuple[BisectCommit, ...] = ()
         path = out / RECORD
         if path.exists():
             known = read_evidence(BisectRecord, path)
-            _same(out, known.asked, question.asked())
+            _check_same(out, known.asked, question.to_json())
             # the bench's failure says nothing about the commit, which is measured again
             steps = map(build_step, known.steps)
             self.steps = [step for step in steps if not step.failed_by_bench]
@@ -202,24 +205,26 @@ class Record:
     @property
     def exit_code(self) -> int:
         """4 if skipped commits hide the answer, else 0."""
-        return 0 if len(self.found) == 1 else EvidenceError.exit_code
+        return 0 if len(self.first_bad) == 1 else EvidenceError.exit_code
 
     def bisection(self) -> Bisection:
-        return Bisection(self._question.metric, tuple(self.steps), self.found)
+        return Bisection(self._question.metric, tuple(self.steps), self.first_bad)
 
     def document(self) -> dict[str, object]:
         """Return bisect.json."""
+        first_bad = [asdict(commit) for commit in self.first_bad]
         ends = self.bisection().ends
         return {
-            "schema": SCHEMA, "barometer": __version__, "asked": self._question.asked(),
+            "schema": _SCHEMA, "barometer": __version__, "asked": self._question.to_json(),
             "threshold": ends and ends.threshold,
-            "first_bad": asdict(self.found[0]) if len(self.found) == 1 else None,
-            "one_of": [asdict(commit) for commit in self.found] if len(self.found) > 1 else [],
+            "first_bad": first_bad[0] if len(first_bad) == 1 else None,
+            "one_of": first_bad if len(first_bad) > 1 else [],
             "steps": [step_json(step) for step in self.steps],
         }  # fmt: skip
 
 
-def _same(out: Path, then: Mapping[str, object], now: Mapping[str, object]) -> None:
+def _check_same(out: Path, then: Mapping[str, object], now: Mapping[str, object]) -> None:
+    """Raise ScenarioError if a fact of the question is not what it was."""
     then = dict(then) | {"metric": current_name(str(then.get("metric")))}
     for key, value in now.items():
         if then.get(key) != value:
@@ -231,7 +236,9 @@ def _same(out: Path, then: Mapping[str, object], now: Mapping[str, object]) -> N
             )
 
 
-def bisected(question: Question, out: Path, bench: Bench, progress: Progress) -> Record:
+def bisect_commits(
+    question: Question, out: Path, bench: CommitBench, progress: Progress
+) -> BisectionFile:
     """Run the bisection to its end, from where it was left. Each measurement is saved in `out` at
     once.
 
@@ -239,23 +246,23 @@ def bisected(question: Question, out: Path, bench: Bench, progress: Progress) ->
     cannot be measured, and BenchError if the bench failed twice in a row for the same reason. A
     call with the same arguments resumes the bisection.
     """
-    record = Record(out, question)
+    record = BisectionFile(out, question)
     search = Search(out / _REPOSITORY, question.commits)
     record.save()
     loop = _Loop(question, out, bench, progress, record)
-    ends = loop.ends()
+    ends = loop.measure_ends()
     for step in record.steps:
         if step.role == "step":
-            search.tell(step.commit, step.outcome)
-    while (commit := search.next()) is not None:
+            search.mark(step.commit, step.outcome)
+    while (commit := search.choose_next()) is not None:
         number = 1 + sum(step.role == "step" for step in record.steps)
         title = f"step {number} of about {max(number, search.about)}"
-        step = loop.step(commit, "step", ends, f"steps/{number:04d}-{commit.short}", title)
+        step = loop.measure_step(commit, "step", ends, f"steps/{number:04d}-{commit.short}", title)
         _stop_if_broken(record, step)
-        search.tell(commit, step.outcome)
+        search.mark(commit, step.outcome)
         record.add(step)
-        progress.note(f"{title}: {_said(step)}")
-    record.found = search.found()
+        progress.note(f"{title}: {_describe_step(step)}")
+    record.first_bad = search.find_first_bad()
     record.save()
     return record
 
@@ -266,48 +273,50 @@ class _Loop:
 
     question: Question
     out: Path
-    bench: Bench
+    bench: CommitBench
     progress: Progress
-    record: Record
+    record: BisectionFile
 
-    def ends(self) -> BisectEnds:
+    def measure_ends(self) -> BisectEnds:
         """Return the measurements of both ends, made now unless they are recorded. The other good
         commits are measured, too. Raises EvidenceError if the ends do not differ enough, or if a
         good commit is not good."""
-        record, first, bad = self.record, *self._ends()
+        record, first, bad = self.record, *self._end_commits
         if (ends := record.bisection().ends) is None:
             started = time.monotonic()
             with self.progress.stage(f"good {first.short} and bad {bad.short}"):
-                ends = BisectEnds(*self.bench.ends(self.question, self.out / "ends"))
+                ends = BisectEnds(*self.bench.measure_ends(self.question, self.out / "ends"))
             seconds = time.monotonic() - started
             record.add(
                 BisectStep(first, "good", "good", ends.good, seconds, "ends"),
                 BisectStep(bad, "bad", "bad", ends.bad, seconds, "ends"),
             )
-        self._told_apart(ends)
+        self._check_ends_differ(ends)
         known = {step.commit.sha for step in record.steps if step.role == "good"}
         for commit in self.question.commits.good:
             if commit.sha not in known:
                 folder = f"steps/good-{commit.short}"
-                step = self.step(commit, "good", ends, folder, f"good {commit.short}")
+                step = self.measure_step(commit, "good", ends, folder, f"good {commit.short}")
                 if step.outcome != "good":
                     raise EvidenceError(
-                        f"bisect: --good {commit.short} is not good: {_said(step)}",
+                        f"bisect: --good {commit.short} is not good: {_describe_step(step)}",
                         reason=Reason.NOTHING_TO_BISECT,
                     )
                 record.add(step)
         return ends
 
-    def _ends(self) -> tuple[BisectCommit, BisectCommit]:
+    @property
+    def _end_commits(self) -> tuple[BisectCommit, BisectCommit]:
         return self.question.commits.good[0], self.question.commits.bad
 
-    def _told_apart(self, ends: BisectEnds) -> None:
+    def _check_ends_differ(self, ends: BisectEnds) -> None:
+        """Raise EvidenceError if the numbers of the ends are too near to tell them apart."""
         metric = self.question.metric
         if why := ends.too_near(resolution_of(self.question.scenario.workload, metric)):
             numbers = (format_quantity(end.value, end.unit) for end in (ends.good, ends.bad))
             good, bad = (
                 f"{commit.short} has {number}"
-                for commit, number in zip(self._ends(), numbers, strict=True)
+                for commit, number in zip(self._end_commits, numbers, strict=True)
             )
             raise EvidenceError(
                 f"bisect: good and bad do not differ in {metric}: good {good}, bad {bad}; {why}",
@@ -316,80 +325,86 @@ class _Loop:
                 reason=Reason.NOTHING_TO_BISECT,
             )
 
-    def step(
-        self, commit: BisectCommit, role: Role, ends: BisectEnds, folder: str, title: str
+    def measure_step(
+        self, commit: BisectCommit, role: StepRole, ends: BisectEnds, folder: str, title: str
     ) -> BisectStep:
         started = time.monotonic()
         with self.progress.stage(f"{title}: {commit.short} {commit.subject}"):
-            found = self.bench.step(self.question, commit, self.out / folder)
+            result = self.bench.measure_step(self.question, commit, self.out / folder)
         seconds = time.monotonic() - started
-        outcome: Outcome = ends.side(found) if isinstance(found, Measured) else "skip"
-        return BisectStep(commit, role, outcome, found, seconds, folder)
+        outcome: StepOutcome = ends.side(result) if isinstance(result, Measured) else "skip"
+        return BisectStep(commit, role, outcome, result, seconds, folder)
 
 
-def _said(step: BisectStep) -> str:
+def _describe_step(step: BisectStep) -> str:
     if isinstance(step.found, Measured):
         return f"{step.outcome}, {format_quantity(step.found.value, step.found.unit)}"
     return f"{step.outcome}, {step.found.reason}: {step.found.message}"
 
 
-def _stop_if_broken(record: Record, step: BisectStep) -> None:
+def _stop_if_broken(record: BisectionFile, step: BisectStep) -> None:
     """Raise BenchError if the bench failed at two commits in a row for one reason. That says
     nothing about either commit: both are measured again when the bisection goes on."""
-    reason, found = step.failed_by_bench, step.found
-    if not reason or record.steps[-1].failed_by_bench != reason or isinstance(found, Measured):
+    reason, result = step.failed_by_bench, step.found
+    if not reason or record.steps[-1].failed_by_bench != reason or isinstance(result, Measured):
         return
     record.steps.pop()
     record.save()
     raise BenchError(
-        f"bisect: the bench failed at two commits in a row for the same reason: {found.message}",
+        f"bisect: the bench failed at two commits in a row for the same reason: {result.message}",
         hint="the same command goes on with the first of them, once the bench is in order",
         reason=parse_reason(reason) or Reason.NOT_MEASURED,
     )
 
 
-class Machines:
+class KernelBench:
     """The bench that boots the commits' kernels."""
 
     def __init__(self, here: Runner) -> None:
         self._here = here
 
-    def kernel(self, question: Question, commit: BisectCommit) -> Kernel:
+    def choose_kernel(self, question: Question, commit: BisectCommit) -> Kernel:
         """Return the kernel to build for a commit, or the package itself if the commit has the
         package's own sources. Raises ScenarioError for a commit that is known not to build."""
         kernel = question.kernel(commit)
         try:
-            check_kernel(kernel, self._here.cache)
+            self._here.kernels.check(kernel)
         except ScenarioError as exc:
             if exc.reason == Reason.NOTHING_CHANGED and question.kernel.on is not None:
                 return question.kernel.on
             raise
         return kernel
 
-    def ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
+    def measure_ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
         commits = question.commits
-        good, bad = (self.kernel(question, one) for one in (commits.good[0], commits.bad))
-        text = commit_text(question.template, "bisect-ends", good, bad, question.trials)
+        good, bad = (
+            self.choose_kernel(question, commit) for commit in (commits.good[0], commits.bad)
+        )
+        text = build_commit_file(question.template, "bisect-ends", good, bad, question.trials)
         self._run(text, folder)
         run = RunDir.open(folder)
-        found = {arm: _found(run, arm, question.metric) for arm in ARMS}
+        results = {arm: _read_result(run, arm, question.metric) for arm in ARMS}
         judge(run).save()
-        measured = [one for one in found.values() if isinstance(one, Measured)]
-        for end, one in zip(("good", "bad"), found.values(), strict=True):
-            if isinstance(one, Skipped):
-                kind = BenchError if one.by_bench else EvidenceError
+        for end, result in zip(("good", "bad"), results.values(), strict=True):
+            if isinstance(result, Skipped):
+                kind = BenchError if result.by_bench else EvidenceError
                 raise kind(
-                    f"bisect: the {end} commit has no number: {one.message}",
+                    f"bisect: the {end} commit has no number: {result.message}",
                     hint=f"its evidence is in {folder}/trials",
-                    reason=parse_reason(one.reason) or Reason.NOT_MEASURED,
+                    reason=parse_reason(result.reason) or Reason.NOT_MEASURED,
                 )
+        measured = [result for result in results.values() if isinstance(result, Measured)]
         return measured[0], measured[1]
 
-    def step(self, question: Question, commit: BisectCommit, folder: Path) -> Measured | Skipped:
+    def measure_step(
+        self, question: Question, commit: BisectCommit, folder: Path
+    ) -> Measured | Skipped:
         try:
-            good, one = (self.kernel(question, c) for c in (question.commits.good[0], commit))
+            good, other = (
+                self.choose_kernel(question, each) for each in (question.commits.good[0], commit)
+            )
             name = f"bisect-{commit.short}"
-            text = commit_text(question.template, name, good, one, question.trials)
+            text = build_commit_file(question.template, name, good, other, question.trials)
             self._run(text, folder, only="candidate")
         except ScenarioError as exc:
             if exc.reason in _NOT_THE_COMMITS:
@@ -397,16 +412,16 @@ class Machines:
             return Skipped(exc.reason, exc.message)
         except BenchError as exc:
             return Skipped(exc.reason, exc.message, by_bench=True)
-        return _found(RunDir.open(folder), "candidate", question.metric)
+        return _read_result(RunDir.open(folder), "candidate", question.metric)
 
     def _run(self, text: str, folder: Path, only: ArmName | None = None) -> None:
         scenario, text = parse_scenario(text, str(folder / "scenario.toml"), folder)
         run_plan(scenario, text, folder, self._here, only=only)
 
 
-def _found(run: RunDir, arm: ArmName, metric: Metric) -> Measured | Skipped:
+def _read_result(run: RunDir, arm: ArmName, metric: Metric) -> Measured | Skipped:
     """Return what the trials of one arm measured, even if some of them ended early."""
-    unit, values, unmeasured = sampled(run, arm, metric)
+    unit, values, unmeasured = read_samples(run, arm, metric)
     if values:
         kernel = run.plan().kernels[arm]
         return Measured(unit, values, kernel.release, kernel.digest)
@@ -417,18 +432,20 @@ def _found(run: RunDir, arm: ArmName, metric: Metric) -> Measured | Skipped:
     return Skipped(first.reason, first.message, first.by_bench)
 
 
-def run_bisection(question: Question, out: Path, here: Runner) -> Record:
-    """Run `bisected` on this machine, in one process at a time. Before anything is built, both
-    ends are checked as far as possible, which may raise ScenarioError."""
-    commits, machines = question.commits, Machines(here)
-    question = replace(question, kernel=question.kernel.pinned(here.cache), under=_under(here))
+def run_bisection(question: Question, out: Path, here: Runner) -> BisectionFile:
+    """Run `bisect_commits` on this machine, in one process at a time. Before anything is built,
+    both ends are checked as far as possible, which may raise ScenarioError."""
+    commits, bench = question.commits, KernelBench(here)
+    question = replace(
+        question, kernel=question.kernel.pin(here.cache), versions=_read_versions(here)
+    )
     with no_space_explained(out), only_writer(out):
         with here.progress.stage("looking at the ends"):
             for option, commit in (("--good", commits.good[0]), ("--bad", commits.bad)):
                 with key_named(option):
-                    machines.kernel(question, commit)
-        return bisected(question, out, machines, here.progress)
+                    bench.choose_kernel(question, commit)
+        return bisect_commits(question, out, bench, here.progress)
 
 
-def _under(here: Runner) -> dict[str, str]:
+def _read_versions(here: Runner) -> dict[str, str]:
     return {"barometer": __version__, "qemu": here.libvirt.version()["qemu"]}

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from orchestrator.base.errors import BenchError, key_named
 from orchestrator.base.folderlock import only_writer
 from orchestrator.base.reasons import Reason
-from orchestrator.kernels import describe_kernel
 from orchestrator.run.diskspace import no_space_explained
-from orchestrator.run.judge import looks_of
+from orchestrator.run.judge import stop_rule
 from orchestrator.run.matrix import MatrixDir
-from orchestrator.run.trials import Runner, all_made, run_plan
+from orchestrator.run.trials import Runner, Schedule, run_plan
 from orchestrator.scenario.factors import Cell, ScenarioFile
-from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.kernel_forms import Kernel
+from orchestrator.scenario.plan import make_plan
 from orchestrator.scenario.vocabulary import ARMS
 
 _FAILED_CELLS = 2
@@ -40,7 +39,7 @@ def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner
                 with here.progress.stage(title), key_named(f"cell {cell.name}"):
                     folder = matrix.path / "cells" / cell.name
                     if not run_plan(
-                        cell.scenario, cell.text, folder, here, looks_of(cell.scenario)
+                        cell.scenario, cell.text, folder, here, stop_rule(cell.scenario)
                     ):
                         failed = BenchError(
                             f"{title}: the bench kept failing", reason=Reason.CELL_FAILED
@@ -57,28 +56,27 @@ def run_cells(file: ScenarioFile, cells: Sequence[Cell], out: Path, here: Runner
     return matrix
 
 
-def all_cells_made(cells: Sequence[Cell], out: Path) -> bool:
-    """True if every trial of these cells has been made. `all_made` is the same for one run."""
-    return all(
-        all_made(cell.scenario, out / "cells" / cell.name, looks_of(cell.scenario))
+def is_every_cell_made(cells: Sequence[Cell], out: Path) -> bool:
+    """True if every trial of these cells has been made (`Schedule.is_all_made`)."""
+    schedules = {
+        cell.name: Schedule.of(make_plan(cell.scenario), stop_rule(cell.scenario))
         for cell in cells
-    )
+    }
+    return all(schedule.is_all_made(out / "cells" / name) for name, schedule in schedules.items())
 
 
 def _look_up_kernels(cells: Sequence[Cell], here: Runner) -> None:
     """Look up all kernels, so that a missing one is found before the first cell boots. Raises
     ScenarioError."""
-    seen = set()
     for cell in cells:
-        for key, kernel in _kernels(cell.scenario).items():
-            if kernel not in seen:
-                with key_named(f"cell {cell.name}"), key_named(key):
-                    describe_kernel(kernel, here.cache)
-                seen.add(kernel)
+        for key, kernel in _list_kernels(cell).items():
+            with key_named(f"cell {cell.name}"), key_named(key):
+                here.kernels.describe(kernel)
 
 
-def _kernels(scenario: Scenario) -> dict[str, Any]:
-    kernels: dict[str, Any] = {f"arms.{arm}.kernel": scenario.arms[arm].kernel for arm in ARMS}
+def _list_kernels(cell: Cell) -> dict[str, Kernel]:
+    scenario = cell.scenario
+    kernels: dict[str, Kernel] = {f"arms.{arm}.kernel": scenario.arms[arm].kernel for arm in ARMS}
     if scenario.workload == "guest-boot" and scenario.guest is not None:
         kernels["guest.kernel"] = scenario.guest.kernel
     return kernels

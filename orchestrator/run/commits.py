@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.analysis.verdict.bisection import BisectCommit, Outcome
+from orchestrator.analysis.verdict.bisection import BisectCommit, StepOutcome
 from orchestrator.base.errors import ScenarioError, key_named
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.series.git import Git, commit_id, find_repository, locate, own_repository
@@ -37,21 +37,21 @@ class Commits:
     @property
     def names(self) -> list[str]:
         """Git's arguments for the range: reachable from bad, and not from good."""
-        return [self.bad.sha, *(f"^{one.sha}" for one in self.good), "--", *self.paths]
+        return [self.bad.sha, *(f"^{commit.sha}" for commit in self.good), "--", *self.paths]
 
 
-def commits_of(tree: Path, good: Sequence[str], bad: str, paths: Sequence[str]) -> Commits:
+def find_commits(tree: Path, good: Sequence[str], bad: str, paths: Sequence[str]) -> Commits:
     """Look the commits up in git. Raises ScenarioError if there is no repository, if it has no
     such commit, or if there is nothing to search among."""
-    repository = _repository_at(tree)
+    repository = _find_repository(tree)
     git = locate(repository)
     with key_named("--good"):
-        first = tuple(_commit(git, commit_id(git, name, repository)) for name in good)
+        first = tuple(_read_commit(git, commit_id(git, name, repository)) for name in good)
     with key_named("--bad"):
-        last = _commit(git, commit_id(git, bad, repository))
+        last = _read_commit(git, commit_id(git, bad, repository))
     commits = Commits(repository, tuple(dict.fromkeys(first)), last, tuple(paths))
-    for one in commits.good:
-        _check_order(git, one, last)
+    for commit in commits.good:
+        _check_order(git, commit, last)
     if not int(git.line("rev-list", "--count", *commits.names)):
         raise ScenarioError(
             f"no commit between --good and --bad touches {' '.join(paths)}",
@@ -61,7 +61,7 @@ def commits_of(tree: Path, good: Sequence[str], bad: str, paths: Sequence[str]) 
     return commits
 
 
-def _repository_at(tree: Path) -> Path:
+def _find_repository(tree: Path) -> Path:
     """Return the top folder of the repository that `tree` is in. Raises ScenarioError."""
     here = tree.resolve()
     with key_named("--tree"):
@@ -75,16 +75,16 @@ def _repository_at(tree: Path) -> Path:
     )
 
 
-def _commit(git: Git, sha: str) -> BisectCommit:
+def _read_commit(git: Git, sha: str) -> BisectCommit:
     return BisectCommit(*git.line("log", "-1", f"--format={_FIELDS}", sha, "--").split("\0"))
 
 
 def _check_order(git: Git, good: BisectCommit, bad: BisectCommit) -> None:
     """Raise ScenarioError unless the good commit comes before the bad one."""
 
-    def comes_before(one: BisectCommit, other: BisectCommit) -> bool:
-        asked = ["merge-base", "--is-ancestor", one.sha, other.sha]
-        return git.run(*asked, accept=(0, 1)).returncode == 0
+    def comes_before(first: BisectCommit, last: BisectCommit) -> bool:
+        words = ["merge-base", "--is-ancestor", first.sha, last.sha]
+        return git.run(*words, accept=(0, 1)).returncode == 0
 
     if good == bad:
         raise ScenarioError(
@@ -93,7 +93,7 @@ def _check_order(git: Git, good: BisectCommit, bad: BisectCommit) -> None:
     if not comes_before(good, bad):
         hint = "give a good commit that the bad one is built on"
         if comes_before(bad, good):
-            hint = "what is called bad may be the cheaper one, but it is the later one"
+            hint = "--bad may be the cheaper commit, but it must be the later one"
         raise ScenarioError(
             f"--good {good.short} is no ancestor of --bad {bad.short}",
             hint=hint,
@@ -113,25 +113,26 @@ class Search:
         if Path(shallow).exists():
             shutil.copy(shallow, folder / "shallow")
         self._git.run("update-ref", "--no-deref", "HEAD", commits.bad.sha)
-        ends = [commits.bad.sha, *(one.sha for one in commits.good)]
-        self._tell("start", "--no-checkout", *ends, "--", *commits.paths)
+        ends = [commits.bad.sha, *(commit.sha for commit in commits.good)]
+        self._bisect("start", "--no-checkout", *ends, "--", *commits.paths)
         number = int(self._git.line("rev-list", "--count", *commits.names))
         self.about = math.ceil(math.log2(number))
         """Expected number of steps if no commit is skipped."""
 
-    def _tell(self, *arguments: str) -> None:
+    def _bisect(self, *arguments: str) -> None:
         # git exits with 2 if only skipped commits are left
         self._git.run("bisect", *arguments, accept=(0, 2), doing="bisecting")
 
-    def tell(self, commit: BisectCommit, outcome: Outcome) -> None:
-        self._tell(outcome, commit.sha)
+    def mark(self, commit: BisectCommit, outcome: StepOutcome) -> None:
+        """Tell git the outcome of a commit."""
+        self._bisect(outcome, commit.sha)
 
-    def next(self) -> BisectCommit | None:
+    def choose_next(self) -> BisectCommit | None:
         """Return the commit that git needs to know next; None if it knows enough."""
-        return None if self.found() else _commit(self._git, "BISECT_HEAD")
+        return None if self.find_first_bad() else _read_commit(self._git, "BISECT_HEAD")
 
-    def found(self) -> tuple[BisectCommit, ...]:
+    def find_first_bad(self) -> tuple[BisectCommit, ...]:
         """Return the first bad commit, or several candidates if skipped commits hide which one it
         is. Empty if it is not known yet."""
         log = (self._git.git_dir / "BISECT_LOG").read_text("utf-8", errors="replace")
-        return tuple(_commit(self._git, sha) for sha in dict.fromkeys(_FOUND.findall(log)))
+        return tuple(_read_commit(self._git, sha) for sha in dict.fromkeys(_FOUND.findall(log)))

@@ -19,11 +19,11 @@ def no_space_explained(out: Path) -> Iterator[None]:
         yield
     except OSError as exc:
         if exc.errno in NO_SPACE:
-            raise disk_full(next(iter(full_places(out)), out)) from exc
+            raise disk_full(next(iter(find_full_places(out)), out)) from exc
         raise
 
 
-def full_places(*folders: Path) -> list[Path]:
+def find_full_places(*folders: Path) -> list[Path]:
     """Return those of the folders, and of the folders to which every run writes, whose disks are
     full."""
     own = (Cache().root, state_root(), Path(tempfile.gettempdir()), SHM)

@@ -19,11 +19,12 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason, find_reason
 from orchestrator.evidence.checkup_facts import CheckupFacts
 from orchestrator.machine.checkup.checkup import examine
+from orchestrator.machine.host.machine import AnyMachine, FoundMachine, ThisMachine
 from orchestrator.machine.metal.staging import STATE
 from orchestrator.machine.transport import remote
 from orchestrator.machine.transport.local import LocalMachine
-from orchestrator.machine.transport.shell import Commands
 from orchestrator.report.text.doctor_text import Diagnosis
+from orchestrator.scenario.machines import Device
 from orchestrator.scenario.model import Scenario
 
 HERE = "this machine"
@@ -51,21 +52,27 @@ def diagnose(
     if address is None and host is not None:
         address, ssh_config = host.address, host.ssh_config
     needs = derive_needs(scenario) if scenario else Needs(USES if address is None else METAL)
+    name, device = (scenario.name, scenario.device) if scenario else ("", None)
     if address is None:
-        return _diagnose(HERE, LocalMachine(), scenario, needs, cache, probe=probe)
+        return _diagnose(
+            HERE, ThisMachine(LocalMachine()), name, device, needs, cache, probe=probe
+        )
     endpoint = remote.resolve_address(address, ssh_config)
     try:
         with remote.logged_in(endpoint) as shell:
-            return _diagnose(address, shell, scenario, needs, cache, probe=probe)
+            machine = FoundMachine(shell)
+            return _diagnose(address, machine, name, device, needs, cache, probe=probe)
     except (BenchError, EvidenceError) as exc:
-        name = _EXAMINED_AS.get(exc.reason, "ssh")
         fix = exc.hint or f"ssh {address} must work without a question"
-        lost = Finding(name, "problem", exc.message, tuple(exc.evidence.splitlines()), fix)
-        return Diagnosis(address, "", scenario.name if scenario else "", needs, (lost,))
+        lost = Finding(
+            _EXAMINED_AS.get(exc.reason, "ssh"), "problem", exc.message,
+            tuple(exc.evidence.splitlines()), fix,
+        )  # fmt: skip
+        return Diagnosis(address, "", name, needs, (lost,))
 
 
 def preflight(
-    scenario: Scenario, cache: Cache, progress: Progress, machine: Commands | None = None
+    scenario: Scenario, cache: Cache, progress: Progress, machine: AnyMachine | None = None
 ) -> None:
     """Diagnose, before a run, this machine, or the metal host `machine`. Warnings are reported
     through `progress`. KVM is not examined: the choice of the accelerator does that.
@@ -73,14 +80,18 @@ def preflight(
     Raises BenchError with everything that is in the way.
     """
     needs = derive_needs(scenario)
-    facts = _examine(machine or LocalMachine(), scenario, needs, cache, guests=False)
+    facts = _examine(
+        machine or ThisMachine(LocalMachine()), scenario.device, needs, cache, guests=False
+    )
     # a metal host is examined under this run's own lease, which "experiment" would report
-    all_found = judge_machine(facts, needs)
-    found = tuple(f for f in all_found if machine is None or f.name != "experiment")
-    for finding in found:
+    findings = tuple(
+        finding for finding in judge_machine(facts, needs)
+        if machine is None or finding.name != "experiment"
+    )  # fmt: skip
+    for finding in findings:
         if finding.status == "warning":
             progress.note(f"{finding.name}: {finding.what}")
-    bad = select_problems(found, needs.uses[0])
+    bad = select_problems(findings, needs.uses[0])
     if bad:
         raise BenchError(
             f"the scenario {scenario.name} cannot run here: "
@@ -93,29 +104,31 @@ def preflight(
 
 
 def _diagnose(
-    name: str,
-    machine: Commands,
-    scenario: Scenario | None,
+    machine_name: str,
+    machine: AnyMachine,
+    scenario_name: str,
+    device: Device | None,
     needs: Needs,
     cache: Cache,
     *,
     probe: bool,
 ) -> Diagnosis:
-    facts = _examine(machine, scenario, needs, cache, probe=probe)
+    """Diagnose a machine that can be reached. `scenario_name`: empty without a scenario."""
+    facts = _examine(machine, device, needs, cache, probe=probe)
     system = f"Linux {facts.release}, {facts.architecture}"
-    found = judge_machine(facts, needs)
-    return Diagnosis(name, system, scenario.name if scenario else "", needs, found)
+    return Diagnosis(machine_name, system, scenario_name, needs, judge_machine(facts, needs))
 
 
 def _examine(
-    machine: Commands, scenario: Scenario | None, needs: Needs, cache: Cache, **how: bool
+    machine: AnyMachine, device: Device | None, needs: Needs, cache: Cache, **how: bool
 ) -> CheckupFacts:
-    """Examine a machine for these needs. `how`: arguments of `examine`."""
+    """Examine a machine for these needs. `device`: the scenario's, if it has one. `how`: arguments
+    of `examine`."""
     folders: dict[str, list[str]] = {}
     if "nested" in needs.uses:
         folders["nested"] = [str(cache.root)]
     if metal := "metal" in needs.uses:
         folders["metal"] = [STATE]
-    device = scenario.device if scenario and scenario.device.kind == "hostdev" else None
+    function = device if device is not None and device.kind == "hostdev" else None
     programs = [*PROGRAMS, *FOR_USERS, *FOR_BUILDS]
-    return examine(machine, programs, (*QEMU, *DAEMONS), folders, device, metal=metal, **how)
+    return examine(machine, programs, (*QEMU, *DAEMONS), folders, function, metal=metal, **how)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from orchestrator.analysis.boot import boot
+from orchestrator.analysis.boot.boot import read_timelines
 from orchestrator.analysis.boot.timeline import Timeline
 from orchestrator.analysis.conditions.conditions import compare_conditions, is_recorded_in_all
 from orchestrator.analysis.conditions.variable import find_variable
@@ -26,7 +26,7 @@ from orchestrator.analysis.verdict.comparison import (
     unit_of,
     values_by_pair,
 )
-from orchestrator.analysis.verdict.comparison_file import SCHEMA, comparison_json
+from orchestrator.analysis.verdict.comparison_file import COMPARISON_SCHEMA, comparison_json
 from orchestrator.analysis.verdict.stopping import is_enough
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.extras import MissingExtraError, missing_extra_explained
@@ -44,13 +44,13 @@ from orchestrator.report.text.run_text import text_report
 from orchestrator.scenario.loading import parse_scenario
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
-from orchestrator.scenario.trials import not_a_condition
+from orchestrator.scenario.trials import explain_no_condition
 from orchestrator.scenario.vocabulary import ARMS, CONTROL, WARM_UP, ArmName, Metric, Role
 
-log = logging.getLogger("barometer.judge")
+_log = logging.getLogger("barometer.judge")
 
 
-class Sampled(NamedTuple):
+class ArmSamples(NamedTuple):
     """The values of one metric in one arm of a run."""
 
     unit: str
@@ -127,31 +127,51 @@ class Run:
         command."""
         scenario, comparison, plan = self.scenario, self.comparison, self.plan
         document = self.document()
-        machines = for_machines(scenario, comparison, plan, self.suite)
-        save(self.path, document, {"report.txt": self.report, **machines})
-        _save_page(self.path / "report.html", scenario, comparison, plan)
+        save_reports(self.path, document, {"report.txt": self.report, **self._export_files()})
+        self._save_page()
         _save_timelines(self.path / "timelines", comparison)
         # after the page, which it names only if it exists
-        brief = run_brief(scenario, comparison, plan, self.path)
+        brief = run_brief(scenario.device.bar, comparison, plan, self.path)
         return Judged(self.report, self.exit_code, document, (self.suite,), brief)
+
+    def _export_files(self) -> dict[str, str]:
+        """Return the files that other tools read, besides comparison.json: file name -> text."""
+        scenario, comparison, plan = self.scenario, self.comparison, self.plan
+        objects = kcidb_objects(
+            scenario.host, scenario.device, scenario.workload, comparison, plan
+        )
+        return {
+            "junit.xml": junit_xml([self.suite]),
+            "results.ktap": format_ktap([self.suite]),
+            "kcidb.json": json.dumps(objects, indent=1) + "\n",
+            "results.csv": results_csv(scenario.metrics(), comparison, plan),
+        }
+
+    def _save_page(self) -> None:
+        with _warning_if_refused("page"):
+            # Imported only here: it loads the libraries for pages and charts.
+            from orchestrator.report.html.html import html_report  # noqa: PLC0415
+
+            page = html_report(self.scenario, self.comparison, self.plan)
+            (self.path / "report.html").write_text(page, "utf-8")
 
 
 def judge(run: RunDir, tester: str | None = None) -> Run:
     """Judge a run. `tester`: `Name <mail>` of whoever would give a Tested-by. Raises the errors of
-    `saved_run`."""
-    saved = saved_run(run)
+    `read_saved_run`."""
+    saved = read_saved_run(run)
     scenario, plan = saved.scenario, saved.plan
     sides = {
         arm: [r.conditions for r in saved.results if r.arm in roles and r.kind != "invalid"]
         for arm, roles in (("baseline", ("baseline", CONTROL)), ("candidate", ("candidate",)))
     }
     configs = (saved.configs["baseline"], saved.configs["candidate"])
-    found = compare_conditions(sides, configs, scenario.judgement.allow)
+    conditions = compare_conditions(sides, configs, scenario.judgement.allow)
     comparison = replace(
         compare_trials(
-            scenario, plan.named_kernels(), saved.results, saved.planned, plan.accel, found
+            scenario, plan.named_kernels(), saved.results, saved.planned, plan.accel, conditions
         ),
-        variable=find_variable(plan, found if is_recorded_in_all(sides) else None),
+        variable=find_variable(plan, conditions if is_recorded_in_all(sides) else None),
     )
     report = text_report(scenario, comparison, plan, tester)
     return Run(run.path, scenario, comparison, plan, report, build_suite(comparison, plan))
@@ -169,7 +189,7 @@ def open_run(folder: Path) -> RunDir:
     return RunDir.open(folder)
 
 
-def saved_run(run: RunDir) -> SavedRun:
+def read_saved_run(run: RunDir) -> SavedRun:
     """Read a run's folder. Raises EvidenceError or ScenarioError if the folder does not hold a
     run. A trial with bad evidence raises nothing: it is an invalid result."""
     scenario, _ = parse_scenario(run.scenario(), str(run.path / "scenario.toml"), run.path)
@@ -206,11 +226,11 @@ def _judge_trial(trial: TrialDir, plan: Plan) -> TrialResult:
     )  # fmt: skip
 
 
-def sampled(run: RunDir, arm: ArmName, metric: Metric) -> Sampled:
+def read_samples(run: RunDir, arm: ArmName, metric: Metric) -> ArmSamples:
     """Return the values of a metric in one arm, whether or not the other arm has run. Raises the
-    errors of `saved_run`."""
-    saved = saved_run(run)
-    return Sampled(
+    errors of `read_saved_run`."""
+    saved = read_saved_run(run)
+    return ArmSamples(
         unit_of(metric, saved.plan.accel),
         tuple(values_by_pair(saved.results, arm, metric).values()),
         tuple(r for r in saved.results if r.arm == arm and r.kind != "measured"),
@@ -220,36 +240,36 @@ def sampled(run: RunDir, arm: ArmName, metric: Metric) -> Sampled:
 def judge_across(folders: Sequence[Path], arm: ArmName, allow: Sequence[str]) -> Judged:
     """Judge each run but the first against the first. Nothing is saved. The exit code is 1 if any
     comparison has 1, else the largest. Raises ScenarioError if the request is wrong, and the
-    errors of `saved_run` and `compare_runs`."""
+    errors of `read_saved_run` and `compare_runs`."""
     if len(folders) < 2:
         raise ScenarioError("compare needs two runs or more", reason=Reason.ONE_RUN)
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ScenarioError("compare: the same run is named twice", reason=Reason.ONE_RUN)
-    if wrong := not_a_condition(allow):
+    if wrong := explain_no_condition(allow):
         raise ScenarioError(f"--allow: {wrong}", reason=Reason.NO_CONDITION)
     runs = [open_run(folder) for folder in folders]
-    first, *others = map(saved_run, runs)
+    first, *others = map(read_saved_run, runs)
     reports, documents, suites = [], [], []
     for other in others:
         scenario, comparison = compare_runs(first, other, arm, allow)
         plan = plan_across(first, other, arm)
-        one = build_suite(comparison, plan)
-        suites.append(replace(one, name=f"{other.name} against {first.name}, {arm}"))
+        suite = build_suite(comparison, plan)
+        suites.append(replace(suite, name=f"{other.name} against {first.name}, {arm}"))
         report = text_report(scenario, comparison, plan)
         reports.append(f"{other.name}\n  against {first.name}, {arm}:\n\n{report}")
         documents.append({
-            "run": other.name, "exit_code": one.exit_code, **comparison_json(comparison)
+            "run": other.name, "exit_code": suite.exit_code, **comparison_json(comparison)
         })  # fmt: skip
     code = combine_exit_codes(suites)
     whole = {
-        "schema": SCHEMA, "first": first.name, "arm": arm, "exit_code": code,
+        "schema": COMPARISON_SCHEMA, "first": first.name, "arm": arm, "exit_code": code,
         "comparisons": documents,
     }  # fmt: skip
     report = "\n\n".join(reports)
     return Judged(report, code, whole, tuple(suites), report)  # in full: it is saved nowhere
 
 
-def looks_of(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
+def stop_rule(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
     """Return the stop rule of `trials.until`, called after each block, or None without `until`.
     The rule decides on the first `pairs` pairs, even if an interrupted run left more. Each trial
     is read once."""
@@ -258,7 +278,7 @@ def looks_of(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
     known: dict[str, TrialResult] = {}
     planned_trials = make_plan(scenario)
 
-    def seen_enough(run: RunDir, pairs: int) -> bool:
+    def has_enough(run: RunDir, pairs: int) -> bool:
         blocks = {planned.name for planned in planned_trials if planned.pair <= pairs}
         plan = run.plan()
         for trial in run.trials():
@@ -267,56 +287,36 @@ def looks_of(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
         seen = [result for name, result in known.items() if name in blocks]
         return is_enough(scenario, seen, plan.accel)
 
-    return seen_enough
+    return has_enough
 
 
-def for_machines(
-    scenario: Scenario, comparison: Comparison, plan: Plan, one: Suite
-) -> dict[str, str]:
-    """Return the files that other tools read, besides comparison.json: file name -> text."""
-    return {
-        "junit.xml": junit_xml([one]),
-        "results.ktap": format_ktap([one]),
-        "kcidb.json": json.dumps(kcidb_objects(scenario, comparison, plan), indent=1) + "\n",
-        "results.csv": results_csv(scenario, comparison, plan),
-    }
-
-
-def save(folder: Path, comparison: dict[str, object], texts: Mapping[str, str]) -> None:
+def save_reports(folder: Path, comparison: dict[str, object], texts: Mapping[str, str]) -> None:
     """Write comparison.json and the other files by their names, if the folder's owner permits."""
-    with _if_allowed("report"):
+    with _warning_if_refused("report"):
         write_json(folder / "comparison.json", comparison)
         for name, text in texts.items():
             (folder / name).write_text(text, "utf-8")
 
 
 @contextlib.contextmanager
-def _if_allowed(what: str) -> Iterator[None]:
-    """Only log a warning if the block may not write `what`, or if an extra is missing that makes
-    it. Somebody else's run, or one in a read-only archive, can be judged without the right to
-    write."""
+def _warning_if_refused(report: str) -> Iterator[None]:
+    """Only log a warning if the block may not write the report, or if an extra is missing that
+    makes it. Somebody else's run, or one in a read-only archive, can be judged without the right
+    to write."""
     try:
         with missing_extra_explained():
             yield
     except MissingExtraError as exc:
-        log.warning("barometer: the %s is not saved: %s", what, exc)
+        _log.warning("barometer: the %s is not saved: %s", report, exc)
     except OSError as exc:
         if exc.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise
-        log.warning("barometer: the %s is not saved: %s", what, exc)
-
-
-def _save_page(path: Path, scenario: Scenario, comparison: Comparison, plan: Plan) -> None:
-    with _if_allowed("page"):
-        # Imported only here: it loads the libraries for pages and charts.
-        from orchestrator.report.html.html import html_report  # noqa: PLC0415
-
-        path.write_text(html_report(scenario, comparison, plan), "utf-8")
+        _log.warning("barometer: the %s is not saved: %s", report, exc)
 
 
 def _save_timelines(folder: Path, comparison: Comparison) -> None:
     """Write a trace for ui.perfetto.dev of each traced boot: TRIAL-GUEST.pftrace."""
-    boots = [found for of_arm in boots_of(comparison).values() for found in of_arm]
+    boots = [boot for of_arm in boots_of(comparison).values() for boot in of_arm]
     if not boots:
         return
     try:
@@ -325,42 +325,42 @@ def _save_timelines(folder: Path, comparison: Comparison) -> None:
             from orchestrator.report.exports.perfetto import perfetto_trace  # noqa: PLC0415
 
         folder.mkdir(exist_ok=True)
-        for found in boots:
-            name = f"{found.trial}-{found.guest}.pftrace"
-            (folder / name).write_bytes(perfetto_trace(found))
+        for boot in boots:
+            name = f"{boot.trial}-{boot.guest}.pftrace"
+            (folder / name).write_bytes(perfetto_trace(boot))
     except (OSError, MissingExtraError) as exc:
-        log.warning("barometer: the timelines are not saved: %s", exc)
+        _log.warning("barometer: the timelines are not saved: %s", exc)
 
 
-def traced_boots(folder: Path) -> list[Timeline]:
+def read_traced_boots(folder: Path) -> list[Timeline]:
     """Return the timelines of a trial's traced guest boots, at least one.
 
     Raises ScenarioError for the folder of a run, and EvidenceError if there is no trial, if it has
     no traced guest boot, or if its files are not those that were collected.
     """
-    trial = _trial(folder)
+    trial = _open_trial(folder)
     if (changed := trial.verify()) is not None:
         raise EvidenceError(f"{folder}: {changed}", reason=Reason.EVIDENCE_CHANGED)
     outcome = trial.manifest.outcome
     ended = outcome if isinstance(outcome, Ended) else None
     flaw = f"{ended.reason}: {ended.message}" if ended else ""
     try:
-        found = boot.read_timelines(trial)
+        timelines = read_timelines(trial)
     except EvidenceError as exc:
         if ended is None:
             raise
         hint = f"it ended at {ended.stage}: {ended.message}"
         raise EvidenceError(f"{folder}: {exc.message}", hint=hint, reason=exc.reason) from exc
-    return [replace(one, invalid=one.invalid or flaw) for one in found]
+    return [replace(timeline, invalid=timeline.invalid or flaw) for timeline in timelines]
 
 
-def _trial(folder: Path) -> TrialDir:
+def _open_trial(folder: Path) -> TrialDir:
     if (folder / MANIFEST).exists():
         return TrialDir.open(folder)
     patterns = (f"trials/[0-9]*/{MANIFEST}", f"cells/*/trials/[0-9]*/{MANIFEST}")
     if trials := sorted(path.parent for glob in patterns for path in folder.glob(glob)):
         raise ScenarioError(
-            f"{folder} is a run, and one of its trials is wanted",
+            f"{folder} is a run: give one of its trials",
             hint="its trials are " + ", ".join(map(str, trials)),
             reason=Reason.NOT_A_TRIAL,
         )

@@ -17,7 +17,7 @@ _GIT_SECONDS = 10.0
 
 def judge_folder(folder: Path, tester: str | None = None) -> Judged:
     """Judge and save a run or a matrix. `tester`: `Name <mail>`; git's user if it is None."""
-    tester = tester or git_user()
+    tester = tester or read_git_user()
     with no_space_explained(folder):
         judged = (
             judge_cells(MatrixDir(folder), tester)
@@ -25,14 +25,14 @@ def judge_folder(folder: Path, tester: str | None = None) -> Judged:
             else judge(RunDir.open(folder), tester)
         ).save()
     judged.document["run"] = str(folder)
-    return with_exit_code(judged, judged.exit_code)
+    return replace_exit_code(judged, judged.exit_code)
 
 
-def with_exit_code(judged: Judged, code: int) -> Judged:
+def replace_exit_code(judged: Judged, code: int) -> Judged:
     return judged._replace(exit_code=code, document=judged.document | {"exit_code": code})
 
 
-def git_user() -> str | None:
+def read_git_user() -> str | None:
     """Return `Name <mail>` as git would sign here, or None if git knows no name or no mail."""
     values = []
     for key in ("user.name", "user.email"):

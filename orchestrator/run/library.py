@@ -13,7 +13,7 @@ from orchestrator.base.extras import missing_extra_explained
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.run.judge import Run, judge, open_run
-from orchestrator.scenario.choices import AccelName, Workload
+from orchestrator.scenario.choices import AccelChoice, Workload
 
 
 def load(path: str | Path, tester: str | None = None) -> Run:
@@ -33,7 +33,7 @@ def compare(
     series: Sequence[str] = (),
     config: Sequence[str] = (),
     bar: str | None = None,
-    accel: AccelName | None = None,
+    accel: AccelChoice | None = None,
     workload: Workload | None = None,
     guest: str | None = None,
     pairs: int | None = None,
@@ -57,8 +57,8 @@ def compare(
         from orchestrator.run import ab  # noqa: PLC0415
         from orchestrator.scenario.builder import ArmSettings  # noqa: PLC0415
 
-    knobs = ArmSettings(cmdline, parameters or {}, sysfs or {})
-    pair = ab.Pair(base, candidate, series, config, knobs)
+    settings = ArmSettings(cmdline, parameters or {}, sysfs or {})
+    pair = ab.Pair(base, candidate, series, config, settings)
     options = ab.Options(accel, workload, bar, guest)
     question = ab.describe_ab(pair, options, pairs, overrides)
     if question.file.has_matrix:

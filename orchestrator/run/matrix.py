@@ -6,23 +6,25 @@ RUN/cells/NAME/                          an ordinary run, that can be judged alo
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from orchestrator.analysis.verdict.comparison import worst_verdict
-from orchestrator.analysis.verdict.comparison_file import SCHEMA
+from orchestrator.analysis.verdict.comparison_file import COMPARISON_SCHEMA
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.folderlock import LOCK
 from orchestrator.base.reasons import Reason
-from orchestrator.evidence.layout import RunDir, need_keys, read_json, write_json
+from orchestrator.evidence.layout import RunDir, write_json
+from orchestrator.evidence.matrix import MatrixRecord
+from orchestrator.evidence.model import read_evidence
 from orchestrator.report.exports.cases import Suite, combine_exit_codes, not_run
 from orchestrator.report.exports.junit import junit_xml
 from orchestrator.report.exports.ktap import format_ktap
 from orchestrator.report.text.brief import matrix_brief
 from orchestrator.report.text.matrix_text import matrix_report
-from orchestrator.run.judge import Judged, Run, judge, save
+from orchestrator.run.judge import Judged, Run, judge, save_reports
 from orchestrator.scenario.factors import Cell, ScenarioFile
 
 _NOT_RUN = EvidenceError.exit_code
@@ -53,7 +55,7 @@ class MatrixDir:
                     hint="give another --out, or the scenario it was started with to go on",
                     reason=Reason.RUN_EXISTS,
                 )
-            names |= {cell["name"] for cell in matrix.facts()["cells"]}
+            names |= {cell.name for cell in matrix.record().cells}
         # matrix.json is written last: without it nothing has run yet
         elif path.exists() and not {p.name for p in path.iterdir()} <= {"scenario.toml", LOCK}:
             raise ScenarioError(
@@ -67,36 +69,21 @@ class MatrixDir:
             if cell.name in names
         ]
         facts = {"schema": 1, "scenario": file.name, "cells": listed}
-        write_json(path / "matrix.json", facts)
+        record = MatrixRecord.model_validate_json(json.dumps(facts))
+        write_json(path / "matrix.json", record.to_json())
         return matrix
 
-    def facts(self) -> dict[str, Any]:
-        """Return matrix.json. Raises EvidenceError if it cannot be read."""
-        path = self.path / "matrix.json"
-        facts: dict[str, Any] = read_json(path)
-        need_keys(path, facts, ("scenario", "cells"))
-        cells = facts["cells"]
-        if not isinstance(cells, list) or not cells or not all(map(_is_listed, cells)):
-            raise EvidenceError(
-                f"{path} does not list cells with name, folder and settings",
-                reason=Reason.BAD_EVIDENCE,
-            )
-        return facts
+    def record(self) -> MatrixRecord:
+        """Read matrix.json. Raises EvidenceError if it does not have its form."""
+        return read_evidence(MatrixRecord, self.path / "matrix.json")
 
     def runs(self) -> dict[str, RunDir | None]:
         """Return the run of each cell by the cell's name; None if it has not begun."""
-        folders = {cell["name"]: self.path / cell["folder"] for cell in self.facts()["cells"]}
+        folders = {cell.name: self.path / cell.folder for cell in self.record().cells}
         return {
             name: RunDir.open(folder) if (folder / "plan.json").is_file() else None
             for name, folder in folders.items()
         }
-
-
-def _is_listed(cell: Any) -> bool:
-    return isinstance(cell, dict) and all(
-        isinstance(cell.get(key), kind)
-        for key, kind in (("name", str), ("folder", str), ("settings", dict))
-    )
 
 
 @dataclass(frozen=True)
@@ -112,7 +99,7 @@ class Matrix:
     def save(self) -> Judged:
         """Save each cell's result in the cell, and that of the whole in the run. The exit code is
         1 if any cell has 1, else the largest."""
-        documents: dict[str, dict[str, Any] | None] = {}
+        documents: dict[str, Mapping[str, object] | None] = {}
         suites: list[Suite] = []
         for name, run in self.cells.items():
             judged = None if run is None else run.save()
@@ -126,7 +113,7 @@ class Matrix:
         emulated = any(run.plan.accel == "tcg" for run in begun)
         report = matrix_report(self.scenario, verdict, comparisons, emulated=emulated)
         whole = {
-            "schema": SCHEMA,
+            "schema": COMPARISON_SCHEMA,
             "scenario": self.scenario,
             "verdict": verdict,
             "cells": documents,
@@ -135,14 +122,13 @@ class Matrix:
             "report.txt": report, "junit.xml": junit_xml(suites),
             "results.ktap": format_ktap(suites),
         }  # fmt: skip
-        save(self.path, whole, texts)
+        save_reports(self.path, whole, texts)
         brief = matrix_brief(self.scenario, verdict, comparisons, self.path)
         return Judged(report, combine_exit_codes(suites), whole, tuple(suites), brief)
 
 
 def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Matrix:
     """Judge all cells together, each as a suite. `tester` is that of `judge`."""
-    name = str(matrix.facts()["scenario"])
     runs = matrix.runs()
     cells = {cell: None if run is None else judge(run, tester) for cell, run in runs.items()}
-    return Matrix(matrix.path, name, cells)
+    return Matrix(matrix.path, matrix.record().scenario, cells)

@@ -35,8 +35,9 @@ from orchestrator.evidence.profile_facts import (
     ProfileFacts,
 )
 from orchestrator.machine.host.device import LIST_DEVICES, parse_devices
+from orchestrator.machine.host.machine import AnyMachine, FoundMachine, ThisMachine
 from orchestrator.machine.metal.staging import STATE
-from orchestrator.machine.tracing import collecting, profiler
+from orchestrator.machine.tracing import armer, collecting, profiler
 from orchestrator.machine.tracing.probes import FAULT
 from orchestrator.machine.transport import remote
 from orchestrator.machine.transport.answers import parsing
@@ -96,7 +97,8 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
     Raises ScenarioError for a domain that does not exist, has no PCI device, or runs although no
     reboot was requested; BenchError if libvirt, the machine or its kernel refuses something.
     """
-    with connected_host(request.uri, request.ssh_config) as (shell, connection):
+    with connected_host(request.uri, request.ssh_config) as (machine, connection):
+        shell = machine.shell
         domain = connection.lookup(request.domain)
         _check_may_boot(domain, request)
         _check_not_leased(shell)
@@ -116,15 +118,15 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
                 ladder.enter_context(
                     interrupts.duty(
                         f"the probes on {shell.name} are being removed",
-                        _clear_command(before.uri, request.ssh_config),
+                        _build_clear_command(before.uri, request.ssh_config),
                     )
                 )
-                tracer = ladder.enter_context(profiler.armed_profiler(shell, spec))
-            happened = ladder.enter_context(domain.watched())
+                tracer = ladder.enter_context(armer.armed_probes(shell, spec))
+            events = ladder.enter_context(domain.watched())
             try:
                 with progress.stage(f"{request.domain}: {before.boot}"):
                     try:
-                        _boot(domain, tracer, happened, request)
+                        _boot(domain, tracer, events, request)
                     except BenchError as exc:
                         if exc.reason != Reason.LIBVIRT_START:
                             raise
@@ -132,7 +134,7 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
                     pid = _read_pid(shell, request.domain)
                     tracer.focus(pid)
                 with progress.stage(f"{request.domain}: boot"):
-                    watch = _Watch(tracer, pid, happened, request, progress)
+                    watch = _Watch(tracer, pid, events, request, progress)
                     ended: ProfileEnd = until(
                         watch.find_end, within=2 * _LONGEST, every=0.1,
                         waiting_for="end of the boot",
@@ -154,7 +156,7 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
 
 def _keep_failure(
     shell: Commands,
-    tracer: profiler.Tracer,
+    tracer: armer.ArmedProbes,
     before: DomainFacts,
     host: str,
     xml: str,
@@ -175,29 +177,29 @@ def _check_not_leased(shell: Commands) -> None:
     leases = shell.run(f"ls {STATE}/lease-*.json || :", doing="looking for leases")
     if leases.stdout:
         raise BenchError(
-            f"{shell.name} is leased to a run of barometer's, which boots it as it needs",
+            f"{shell.name} is leased to a run of barometer, which may reboot it",
             evidence=leases.stdout.strip(),
-            hint="wait for its end; what a killed run left: barometer recover HOST",
+            hint="wait for its end; if it was killed: barometer recover HOST",
             reason=Reason.LEASE_HELD,
         )
 
 
-def _clear_command(uri: str, ssh_config: Path | None) -> str:
+def _build_clear_command(uri: str, ssh_config: Path | None) -> str:
     config = ["--ssh-config", str(ssh_config)] if ssh_config else []
     return shlex.join(["barometer", "profile", "--clear", "--connect", uri, *config])
 
 
-def clear(uri: str | None, ssh_config: Path | None) -> None:
+def clear_profile(uri: str | None, ssh_config: Path | None) -> None:
     """Undo what a killed profile left on a host."""
-    with connected_host(uri, ssh_config) as (shell, _):
-        profiler.clear_probes(shell)
+    with connected_host(uri, ssh_config) as (machine, _):
+        armer.clear_probes(machine.shell, profiler.INSTANCE, profiler.GROUP)
 
 
 @contextlib.contextmanager
 def connected_host(
     uri: str | None, ssh_config: Path | None = None
-) -> Iterator[tuple[Commands, hypervisor.Connection]]:
-    """Yield a shell on the host of a libvirt URI, as root, and a connection to its libvirt.
+) -> Iterator[tuple[AnyMachine, hypervisor.Connection]]:
+    """Yield the host of a libvirt URI, whose shell is root's, and a connection to its libvirt.
     `ssh_config`: file for ssh -F, which libvirt's connection uses, too.
 
     Raises ScenarioError unless the URI is that of the system's QEMU, here or over SSH.
@@ -207,36 +209,37 @@ def connected_host(
         if uri is None:
             connection = stack.enter_context(hypervisor.at(None))
             uri = connection.uri
-        shell, endpoint = stack.enter_context(_connected_shell(uri, ssh_config))
+        machine, endpoint = stack.enter_context(_connected_machine(uri, ssh_config))
         if endpoint is not None and ssh_config is not None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             program = remote.client_program(endpoint, folder)
             uri = f"qemu+ssh://{endpoint.hostname}/system?command={program}&no_tty=1"
-        yield shell, connection or stack.enter_context(hypervisor.at(uri))
+        yield machine, connection or stack.enter_context(hypervisor.at(uri))
 
 
 @contextlib.contextmanager
-def _connected_shell(
+def _connected_machine(
     uri: str, ssh_config: Path | None
-) -> Iterator[tuple[Commands, remote.Endpoint | None]]:
-    """Yield a shell on the host of a libvirt URI, as root, and its address if it is reached over
-    SSH. Raises ScenarioError unless the URI is that of the system's QEMU, here or over SSH."""
+) -> Iterator[tuple[AnyMachine, remote.Endpoint | None]]:
+    """Yield the host of a libvirt URI, whose shell is root's, and its address if it is reached
+    over SSH. Raises ScenarioError unless the URI is that of the system's QEMU, here or over
+    SSH."""
     parts = urlsplit(uri)
     if parts.path != "/system" or parts.scheme not in ("qemu", "qemu+unix", *_SSH):
         raise ScenarioError(
             f"{uri}: barometer profiles domains of qemu:///system and"
             " qemu+ssh://[USER@]HOST/system",
-            hint="give the host's with --connect",
+            hint="name one of these with --connect",
             reason=Reason.BAD_URI,
         )
     if parts.scheme not in _SSH:
-        yield LocalShell(), None
+        yield ThisMachine(LocalShell()), None
         return
     endpoint = remote.resolve_address(f"ssh://{parts.netloc}", ssh_config)
     for key in parse_qs(parts.query).get("keyfile", []):
         endpoint = replace(endpoint, identities=(Path(key), *endpoint.identities))
     with remote.logged_in(endpoint) as shell:
-        yield shell, endpoint
+        yield FoundMachine(shell), endpoint
 
 
 def _check_may_boot(domain: hypervisor.Domain, request: ProfileRequest) -> None:
@@ -247,21 +250,21 @@ def _check_may_boot(domain: hypervisor.Domain, request: ProfileRequest) -> None:
         )  # fmt: skip
     if request.reboot and not domain.active():
         raise ScenarioError(
-            f"{request.domain} is not running, so that it cannot reboot",
-            hint="without --reboot it is started", reason=Reason.DOMAIN_NOT_RUNNING,
+            f"{request.domain} is not running and cannot reboot",
+            hint="leave --reboot out, and it is started", reason=Reason.DOMAIN_NOT_RUNNING,
         )  # fmt: skip
 
 
 def _check_can_be_profiled(definition: Definition, request: ProfileRequest) -> None:
     if not definition.devices:
         raise ScenarioError(
-            f"{request.domain} has no PCI device of its host's (hostdev): VFIO maps nothing",
+            f"{request.domain} owns no PCI device of its host (hostdev): VFIO maps nothing",
             reason=Reason.NO_HOSTDEV,
         )
     if request.until == "agent" and not definition.agent:
         raise ScenarioError(
             f"--until agent: {request.domain} has no channel for a guest agent",
-            hint="--until SECONDS: so long without a map or unmap",
+            hint="give --until SECONDS: the boot ends after that time without a map or unmap",
             reason=Reason.NO_AGENT,
         )
 
@@ -283,7 +286,7 @@ def _read_facts(
     version = shell.run([definition.emulator, "--version"], doing="asking QEMU's version").stdout
     qemu = _VERSION.search(version)
     symbols = shell.run(f"grep -cw {FAULT} /proc/kallsyms", check=False).stdout.strip()
-    kvm = shell.run(["test", "-d", f"{profiler.TRACEFS}/events/kvm"], check=False).code == 0
+    kvm = shell.run(["test", "-d", f"{armer.TRACEFS}/events/kvm"], check=False).code == 0
     parts, bars = profiler.can_take_return_arguments(shell), _list_bars(shell, definition.devices)
     versions = connection.version()
     with parsing("the host's facts", answer):
@@ -325,8 +328,8 @@ def _list_bars(shell: Commands, addresses: Sequence[str]) -> tuple[ProfileBar, .
 
 def _boot(
     domain: hypervisor.Domain,
-    tracer: profiler.Tracer,
-    happened: hypervisor.DomainEvents,
+    tracer: armer.ArmedProbes,
+    events: hypervisor.DomainEvents,
     request: ProfileRequest,
 ) -> None:
     if not request.reboot:
@@ -341,7 +344,7 @@ def _boot(
             raise BenchError(
                 f"{request.domain} ended instead of a reboot", reason=Reason.DOMAIN_ENDED
             )
-        return True if "reset" in happened else None
+        return True if "reset" in events else None
 
     until(
         reset, within=_LONGEST, every=0.02, waiting_for=f"reboot of {request.domain}'s guest",
@@ -360,17 +363,17 @@ class _Watch:
     """Observer of a boot that detects its end."""
 
     def __init__(
-        self, tracer: profiler.Tracer, pid: int, happened: hypervisor.DomainEvents,
+        self, tracer: armer.ArmedProbes, pid: int, events: hypervisor.DomainEvents,
         request: ProfileRequest, progress: Progress,
     ) -> None:  # fmt: skip
-        self._tracer, self._pid, self._happened = tracer, pid, happened
+        self._tracer, self._pid, self._events = tracer, pid, events
         self._request, self._progress = request, progress
         self._first = tracer.records(pid)
         self._stall, self._started, self._looked = Stall(), time.monotonic(), 0.0
         self._agent = False
 
     def find_end(self) -> ProfileEnd | None:
-        if "agent" in self._happened and not self._agent:
+        if "agent" in self._events and not self._agent:
             self._agent = True
             self._tracer.mark("agent")
             self._progress.note("the guest agent is there")
@@ -403,7 +406,8 @@ def record_next(request: WaitRequest, progress: Progress) -> ProfileEvidence:
     Raises BenchError if the machine or its kernel refuses something.
     """
     uri = request.uri or "qemu:///system"
-    with _connected_shell(uri, request.ssh_config) as (shell, _):
+    with _connected_machine(uri, request.ssh_config) as (machine, _):
+        shell = machine.shell
         _check_not_leased(shell)
         with progress.stage("looking at the host"):
             devices = collecting.list_bar_devices(shell)
@@ -421,10 +425,10 @@ def record_next(request: WaitRequest, progress: Progress) -> ProfileEvidence:
                 ladder.enter_context(
                     interrupts.duty(
                         f"the probes on {shell.name} are being removed",
-                        _clear_command(uri, request.ssh_config),
+                        _build_clear_command(uri, request.ssh_config),
                     )
                 )
-                tracer = ladder.enter_context(profiler.armed_profiler(shell, spec))
+                tracer = ladder.enter_context(armer.armed_probes(shell, spec))
             progress.note("armed: start the virtual machine now")
             with progress.stage("waiting for QEMU"):
                 pid: int = until(
@@ -455,7 +459,7 @@ def _find_next(shell: Commands, name: str, known: Sequence[str]) -> int | None:
     """Return the process id of the next QEMU, _FAILED if one ended after a refused map, or None if
     there is none yet."""
     pid = collecting.find_qemu(shell, name, known)
-    trace = f"{profiler.TRACEFS}/instances/{profiler.INSTANCE}/trace"
+    trace = f"{armer.TRACEFS}/instances/{profiler.INSTANCE}/trace"
     if pid is None and collecting.has_failed_start(shell, trace):
         return _FAILED
     return pid
@@ -463,7 +467,7 @@ def _find_next(shell: Commands, name: str, known: Sequence[str]) -> int | None:
 
 def _read_tracing(shell: Commands, *, can_have_parts: bool) -> str:
     """Return the sections about the tracer, as a collecting program writes them."""
-    kvm = shell.run(["test", "-d", f"{profiler.TRACEFS}/events/kvm"], check=False).code == 0
+    kvm = shell.run(["test", "-d", f"{armer.TRACEFS}/events/kvm"], check=False).code == 0
     symbols = shell.run(f"grep -cw {FAULT} /proc/kallsyms", check=False).stdout.strip()
     words = [f"parts={int(can_have_parts)}", *(["kvm=1"] if kvm else [])]
     words += ["huge_fault=1"] if symbols not in ("", "0") else []

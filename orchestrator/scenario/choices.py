@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Literal
 
 Workload = Literal["map", "guest-boot"]
-AccelName = Literal["auto", "kvm", "tcg", "exact"]
+AccelChoice = Literal["auto", "kvm", "tcg", "exact"]
 GUEST_KERNEL = "deb:linux-image-cloud-amd64@trixie"
 """Kernel that boots in a guest unless another is requested."""
 QUIET_SECONDS = 20.0

@@ -28,7 +28,7 @@ def explain(source: str, error: ValidationError) -> list[str]:
         key = ".".join(map(str, where))
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            names = _names_at(where[:-1])
+            names = _list_names_at(where[:-1])
             message = "unknown key" + nearest_name(str(where[-1]), names, names)
         elif item["type"] == "literal_error":
             valid = re.findall(r"'([^']*)'", str(item.get("ctx", {}).get("expected", "")))
@@ -57,7 +57,7 @@ def explain(source: str, error: ValidationError) -> list[str]:
     return list(lines.values()) or [f"{source}: {error}"]
 
 
-def _names_at(where: tuple[int | str, ...]) -> list[str]:
+def _list_names_at(where: tuple[int | str, ...]) -> list[str]:
     """Return the field names of the model at a place in the scenario."""
     annotation: Any = Scenario
     for part in where:
@@ -78,7 +78,7 @@ def models_of(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def json_schema() -> dict[str, Any]:
+def build_schema() -> dict[str, Any]:
     """Return the JSON schema of a scenario file, for editors."""
     schema = Scenario.model_json_schema()
     for model in schema["$defs"].values():

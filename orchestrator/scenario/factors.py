@@ -22,13 +22,13 @@ from pydantic import BaseModel
 from orchestrator.base.errors import ScenarioError
 from orchestrator.base.reasons import Reason
 from orchestrator.base.spelling import nearest_name
-from orchestrator.scenario.explaining import json_schema, models_of
+from orchestrator.scenario.explaining import build_schema, models_of
 from orchestrator.scenario.loading import (
+    build_scenario,
     note_former_names,
     parse_override,
     parse_toml,
     read_file,
-    scenario_of,
     set_key,
 )
 from orchestrator.scenario.model import Scenario
@@ -62,7 +62,7 @@ class ScenarioFile:
     def has_matrix(self) -> bool:
         return self.cells[0].name != ""
 
-    def chosen(self, names: Sequence[str]) -> tuple[Cell, ...]:
+    def select_cells(self, names: Sequence[str]) -> tuple[Cell, ...]:
         """Return the cells with these names, in the file's order; all cells if there are no names.
         Raises ScenarioError for a name that no cell has."""
         known = [cell.name for cell in self.cells]
@@ -105,20 +105,20 @@ def parse_scenarios(
             pinned[".".join(parts)] = override
     note_former_names(document, source)
     text = tomlkit.dumps(document)
-    factors = _factors(document, source)
-    _not_overridden(factors, pinned)
+    factors = _parse_factors(document, source)
+    _check_not_overridden(factors, pinned)
     document.pop("matrix", None)
     if not factors:
-        scenario = scenario_of(document, source, folder)
+        scenario = build_scenario(document, source, folder)
         return ScenarioFile(
             scenario.name, text, (Cell("", {}, scenario, tomlkit.dumps(document)),)
         )
     return ScenarioFile(
-        str(document.unwrap().get("name")), text, _cells(document, factors, source, folder)
+        str(document.unwrap().get("name")), text, _expand_cells(document, factors, source, folder)
     )
 
 
-def _cells(
+def _expand_cells(
     document: tomlkit.TOMLDocument, factors: dict[str, list[Any]], source: str, folder: Path
 ) -> tuple[Cell, ...]:
     """Return a cell for each combination of the factors' values. The last factor varies
@@ -128,23 +128,24 @@ def _cells(
     ]
     base = tomlkit.dumps(document)
     cells: list[Cell] = []
-    for name, settings in zip(_names(combinations), combinations, strict=True):
+    for name, settings in zip(_name_cells(combinations), combinations, strict=True):
         where = f"{source}: cell {name}"
-        one = parse_toml(base, where)
+        cell = parse_toml(base, where)
         for key, value in settings.items():
-            set_key(one, key.split("."), _toml_value(value))
-        if isinstance(one.get("name"), str):  # else scenario_of() reports it
-            one["name"] = f"{one['name']}-{name}"
-        cells.append(Cell(name, settings, scenario_of(one, where, folder), tomlkit.dumps(one)))
-    _all_different(cells, source)
+            set_key(cell, key.split("."), _to_toml(value))
+        if isinstance(cell.get("name"), str):  # else build_scenario() reports it
+            cell["name"] = f"{cell['name']}-{name}"
+        scenario = build_scenario(cell, where, folder)
+        cells.append(Cell(name, settings, scenario, tomlkit.dumps(cell)))
+    _check_all_different(cells, source)
     return tuple(cells)
 
 
-def _toml_value(value: Any) -> Any:
+def _to_toml(value: Any) -> Any:
     """Convert a value for TOML so that a kernel, also one in a list, is an inline table."""
     if isinstance(value, list):
         array = tomlkit.array()
-        array.extend(map(_toml_value, value))
+        array.extend(map(_to_toml, value))
         return array
     if isinstance(value, Mapping):
         table = tomlkit.inline_table()
@@ -153,24 +154,24 @@ def _toml_value(value: Any) -> Any:
     return value
 
 
-def _all_different(cells: Sequence[Cell], source: str) -> None:
+def _check_all_different(cells: Sequence[Cell], source: str) -> None:
     """Raise ScenarioError if two cells are the same: equal values may be spelled differently, such
     as 32GiB and 32768MiB."""
-    for one, other in itertools.combinations(cells, 2):
-        if one.scenario == other.scenario.model_copy(update={"name": one.scenario.name}):
-            key = next(k for k, value in one.settings.items() if other.settings[k] != value)
+    for cell, other in itertools.combinations(cells, 2):
+        if cell.scenario == other.scenario.model_copy(update={"name": cell.scenario.name}):
+            key = next(k for k, value in cell.settings.items() if other.settings[k] != value)
             raise ScenarioError(
-                f"{source}: matrix.{key}: {toml_text(one.settings[key])} and"
-                f" {toml_text(other.settings[key])} are the same",
+                f"{source}: matrix.{key}: {format_toml(cell.settings[key])} and"
+                f" {format_toml(other.settings[key])} are the same",
                 reason=Reason.SCENARIO,
             )
 
 
-def _factors(document: tomlkit.TOMLDocument, source: str) -> dict[str, list[Any]]:
+def _parse_factors(document: tomlkit.TOMLDocument, source: str) -> dict[str, list[Any]]:
     """Return key -> values, in the file's order. Raises a ScenarioError that names the key."""
     factors: dict[str, list[Any]] = {}
-    for key, values in _flat(document.unwrap().get("matrix", {}), source):
-        wrong = _wrong_key(key) or _wrong_values(values)
+    for key, values in _flatten(document.unwrap().get("matrix", {}), source):
+        wrong = _explain_wrong_key(key) or _explain_wrong_values(values)
         if key in factors:
             wrong = "named twice, as a quoted key and in tables"
         if wrong:
@@ -181,13 +182,13 @@ def _factors(document: tomlkit.TOMLDocument, source: str) -> dict[str, list[Any]
         product = " x ".join(f"{len(values)} of {key}" for key, values in factors.items())
         raise ScenarioError(
             f"{source}: matrix: {product} are {math.prod(sizes)} cells, more than {MOST_CELLS};"
-            " make several files of it",
+            " split it into several files",
             reason=Reason.SCENARIO,
         )
     return factors
 
 
-def _flat(matrix: Any, source: str) -> Iterator[tuple[str, Any]]:
+def _flatten(matrix: Any, source: str) -> Iterator[tuple[str, Any]]:
     """Yield each key with its values. `"guest.firmware" = [...]` and `guest.firmware = [...]` are
     the same key."""
     if not isinstance(matrix, Mapping):
@@ -198,7 +199,7 @@ def _flat(matrix: Any, source: str) -> Iterator[tuple[str, Any]]:
         )
     for key, value in matrix.items():
         if isinstance(value, Mapping):
-            yield from ((f"{key}.{rest}", values) for rest, values in _flat(value, source))
+            yield from ((f"{key}.{rest}", values) for rest, values in _flatten(value, source))
         else:
             yield key, value
 
@@ -206,36 +207,36 @@ def _flat(matrix: Any, source: str) -> Iterator[tuple[str, Any]]:
 def _set_factor(document: tomlkit.TOMLDocument, key: str, value: Any, source: str) -> None:
     """Set a factor within [matrix] to the value of an override, in whatever form the file has its
     key."""
-    matrix = dict(_flat(document.unwrap().get("matrix", {}), source)) | {key: value}
+    matrix = dict(_flatten(document.unwrap().get("matrix", {}), source)) | {key: value}
     table = tomlkit.table()
     for name, values in matrix.items():
-        table[name] = _toml_value(values)
+        table[name] = _to_toml(values)
     document.pop("matrix", None)
     document["matrix"] = table
 
 
-def _wrong_key(key: str) -> str | None:
-    top, known = key.partition(".")[0], factor_keys()
+def _explain_wrong_key(key: str) -> str | None:
+    top, known = key.partition(".")[0], list_factor_keys()
     if top in _NO_FACTORS:
         return (
-            f"{top} is no factor: a cell is an A/B of its own, and every cell asks the same"
-            " question; write another scenario file"
+            f"{top} cannot be a factor: every cell asks the same question; write another"
+            " scenario file"
         )
     if key not in known:
         return "unknown key" + nearest_name(key, list(known), list(known))
     return None
 
 
-def _wrong_values(values: Any) -> str | None:
+def _explain_wrong_values(values: Any) -> str | None:
     if not isinstance(values, list):
-        return f"expected a list of values, for example [{toml_text(values)}]"
+        return f"expected a list of values, for example [{format_toml(values)}]"
     if not values:
-        return "an empty list makes no cells; give it values, or take the key out"
+        return "the list is empty: give it values, or take the key out"
     twice = next((v for i, v in enumerate(values) if v in values[:i]), None)
-    return None if twice is None else f"names {toml_text(twice)} twice"
+    return None if twice is None else f"names {format_toml(twice)} twice"
 
 
-def _not_overridden(factors: Mapping[str, Any], pinned: Mapping[str, str]) -> None:
+def _check_not_overridden(factors: Mapping[str, Any], pinned: Mapping[str, str]) -> None:
     """Raise ScenarioError if an override sets a key that the matrix replaces in every cell."""
     for dotted, override in pinned.items():
         for key in factors:
@@ -248,18 +249,18 @@ def _not_overridden(factors: Mapping[str, Any], pinned: Mapping[str, str]) -> No
 
 
 @functools.cache
-def factor_keys() -> Mapping[str, Any]:
+def list_factor_keys() -> Mapping[str, Any]:
     """Return every key that can be a factor -> the JSON schema of its value."""
-    schema = json_schema()
+    schema = build_schema()
     return {
         key: value
         for name in Scenario.model_fields
         if name not in _NO_FACTORS
-        for key, value in _keys_below(name, Scenario, schema)
+        for key, value in _list_keys_below(name, Scenario, schema)
     }
 
 
-def _keys_below(
+def _list_keys_below(
     name: str, model: type[BaseModel], schema: dict[str, Any]
 ) -> Iterator[tuple[str, Any]]:
     """Yield the field `name` of a model and the keys below it, each with its JSON schema. The
@@ -270,13 +271,13 @@ def _keys_below(
         yield name, properties["properties"][name]
     for below in inner:
         for field in below.model_fields:
-            for key, value in _keys_below(field, below, schema):
+            for key, value in _list_keys_below(field, below, schema):
                 yield f"{name}.{key}", value
 
 
-def file_schema() -> dict[str, Any]:
+def build_file_schema() -> dict[str, Any]:
     """Return the JSON schema of a scenario file with its [matrix], for editors."""
-    schema = json_schema()
+    schema = build_schema()
     schema["properties"]["matrix"] = {
         "type": "object",
         "title": "Matrix",
@@ -289,18 +290,18 @@ def file_schema() -> dict[str, Any]:
                 "type": "array", "minItems": 1, "uniqueItems": True,
                 "items": {k: v for k, v in value.items() if k != "default"},
             }
-            for key, value in factor_keys().items()
+            for key, value in list_factor_keys().items()
         },
         "additionalProperties": {"type": "object"},
     }  # fmt: skip
     return schema
 
 
-def _names(combinations: Sequence[Mapping[str, Any]]) -> list[str]:
+def _name_cells(combinations: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a name for each cell, made from its values. If two names are equal, all get a
     number."""
     names = [
-        "-".join(_label(key, value) for key, value in settings.items())[:_NAME_LENGTH].rstrip(
+        "-".join(_make_label(key, value) for key, value in settings.items())[:_NAME_LENGTH].rstrip(
             "-._"
         )
         for settings in combinations
@@ -310,7 +311,7 @@ def _names(combinations: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"{number}-{name}" for number, name in enumerate(names, 1)]
 
 
-def _label(key: str, value: Any) -> str:
+def _make_label(key: str, value: Any) -> str:
     """Return a value as a word of a cell's name: the suite, version or folder of a kernel, the
     key's name (or `no-` and the name) for a boolean, else the value itself."""
     last = key.rpartition(".")[2]
@@ -326,6 +327,6 @@ def _label(key: str, value: Any) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-._") or last
 
 
-def toml_text(value: Any) -> str:
+def format_toml(value: Any) -> str:
     """Return a value as TOML spells it."""
-    return str(tomlkit.item(_toml_value(value)).as_string())
+    return str(tomlkit.item(_to_toml(value)).as_string())

@@ -47,7 +47,7 @@ _size_schema = WithJsonSchema({"type": "string", "pattern": SIZE.pattern, "examp
 _as_text = PlainSerializer(format_size, return_type=str)
 
 
-Size = Annotated[int, BeforeValidator(parse_size), _as_text, _size_schema]
+ByteSize = Annotated[int, BeforeValidator(parse_size), _as_text, _size_schema]
 
 
 BarSize = Annotated[int, BeforeValidator(_parse_bar), _as_text, _size_schema]
@@ -99,7 +99,7 @@ def _parse_expectation(text: object) -> object:
         if match is None:
             near = difflib.get_close_matches(text, _OUTCOMES, 1, 0.5)
             raise ValueError(
-                f'"{text}" is no expectation'
+                f'"{text}" is not an expectation'
                 + (f'; did you mean "{near[0]}"?' if near else "")
                 + f': one of {", ".join(_OUTCOMES)}, or a bound of the ratio as "<= 1.02"'
             )
@@ -107,7 +107,7 @@ def _parse_expectation(text: object) -> object:
     return text
 
 
-Series = tuple[Annotated[str, Field(min_length=1)], ...]
+PatchSources = tuple[Annotated[str, Field(min_length=1)], ...]
 """Sources of patches, in the order in which the patches are applied."""
 
 
@@ -122,20 +122,20 @@ Expectation = Annotated[
 ]  # fmt: skip
 
 
-class Model(BaseModel):
+class ScenarioModel(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-def _a_path(value: Path) -> Path:
+def _expand_path(value: Path) -> Path:
     if "\0" in str(value):
         raise ValueError("a path cannot hold a NUL byte")
     return Path(os.path.expanduser(value))  # noqa: PTH111  # Path.expanduser() raises for ~nobody
 
 
-KernelPath = Annotated[Path, AfterValidator(_a_path)]
+KernelPath = Annotated[Path, AfterValidator(_expand_path)]
 
 
-Suite = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
+DebianSuite = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")]
 
 
 PackageName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
@@ -149,49 +149,49 @@ LONGEST_CMDLINE = 1800
 of it (COMMAND_LINE_SIZE), and barometer's own words take some of them."""
 
 
-def _words(cmdline: str) -> str:
+def _check_words(cmdline: str) -> str:
     if not all(" " <= c <= "~" for c in cmdline):
-        raise ValueError("a kernel's command line is of printable ASCII, on one line")
+        raise ValueError("a kernel's command line must be printable ASCII on one line")
     if '"' in cmdline:
-        raise ValueError("a word with a quote would be another for the kernel, which takes it off")
+        raise ValueError("a word cannot contain a quote: the kernel takes quotes off")
     if len(cmdline) > LONGEST_CMDLINE:
-        raise ValueError(f"{len(cmdline)} characters; there is room for {LONGEST_CMDLINE}")
+        raise ValueError(f"it has {len(cmdline)} characters; there is room for {LONGEST_CMDLINE}")
     for word in cmdline.split():
         if word_name(word) in _OWN_WORDS:
             raise ValueError(f'"{word}": {word.partition("=")[0]} is set by barometer itself')
     return cmdline
 
 
-CommandLine = Annotated[str, AfterValidator(_words)]
+CommandLine = Annotated[str, AfterValidator(_check_words)]
 """Words of a host's kernel command line, besides those that barometer needs."""
 
 
 _ADDRESS = re.compile(r"(ssh://)?[A-Za-z0-9_][A-Za-z0-9_.:@%\[\]-]*/?")
 
 
-def _an_address(text: str) -> str:
+def _check_address(text: str) -> str:
     if not _ADDRESS.fullmatch(text):
         raise ValueError(
-            f'"{text}" is no address for ssh: expected a name that it knows, "root@gpu1.lab" or'
+            f'"{text}" is not an SSH address: expected a name that ssh knows, "root@gpu1.lab" or'
             ' "ssh://root@gpu1.lab:2222"'
         )
     return text
 
 
-def _a_command(text: str) -> str:
+def _check_command(text: str) -> str:
     try:
         words = shlex.split(text)
     except ValueError as exc:
-        raise ValueError(f"{text!r} is no command line: {exc}") from exc
+        raise ValueError(f"{text!r} is not a command line: {exc}") from exc
     if not words:
-        raise ValueError("an empty command does nothing: leave the key out")
+        raise ValueError("the command is empty: leave the key out")
     return text
 
 
-Address = Annotated[str, AfterValidator(_an_address)]
+SshAddress = Annotated[str, AfterValidator(_check_address)]
 
 
-Command = Annotated[str, AfterValidator(_a_command)]
+Command = Annotated[str, AfterValidator(_check_command)]
 """A program and its arguments, quoted as for a shell. It runs without a shell."""
 
 
@@ -216,17 +216,19 @@ PARAMETER = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 SETTING = re.compile(r"/(sys|proc/sys)(/[^/\0\s]+)+")
 
 
-def _scalar(value: object) -> str:
+def _parse_scalar(value: object) -> str:
     if isinstance(value, bool):
         return "Y" if value else "N"
     if not isinstance(value, str | int) or not str(value) or re.search(r"[\s\0\"]", str(value)):
-        raise ValueError(f"{value!r} is no value: a number, true, false, or a word without spaces")
+        raise ValueError(
+            f"{value!r} is not a value: expected a number, true, false, or a word without spaces"
+        )
     return str(value)
 
 
 Scalar = Annotated[
     str,
-    BeforeValidator(_scalar),
+    BeforeValidator(_parse_scalar),
     WithJsonSchema({"type": ["string", "integer", "boolean"]}),
 ]
 """A value as the kernel takes it; true becomes Y."""

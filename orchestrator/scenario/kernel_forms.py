@@ -10,7 +10,13 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag, model_validator
 
-from orchestrator.scenario.fields import KernelPath, Model, PackageName, Series, Suite
+from orchestrator.scenario.fields import (
+    DebianSuite,
+    KernelPath,
+    PackageName,
+    PatchSources,
+    ScenarioModel,
+)
 from orchestrator.scenario.vocabulary import is_config_line
 
 _MESSAGE_ID = re.compile(r"<?[^\s<>@/]+@[^\s<>@/]+>?")
@@ -19,23 +25,23 @@ _MESSAGE_ID = re.compile(r"<?[^\s<>@/]+@[^\s<>@/]+>?")
 _RANGE = re.compile(r"[^\s/.][^\s]*\.\.[^\s.][^\s]*")
 
 
-class DebKernel(Model):
+class DebKernel(ScenarioModel):
     """A kernel from Debian's packages, resolved by apt with Debian's own keyring."""
 
     deb: PackageName
     """Package name, for example linux-image-cloud-amd64."""
-    suite: Suite | None = None
+    suite: DebianSuite | None = None
     """Debian suite, for example trixie or trixie-backports."""
     version: str | None = None
     """Exact package version; with or without a suite."""
 
     @model_validator(mode="after")
-    def _one_of(self) -> DebKernel:
-        _some_version("deb", self.deb, self.version, self.suite)
+    def _check_version_is_named(self) -> DebKernel:
+        _check_version("deb", self.deb, self.version, self.suite)
         return self
 
     def __str__(self) -> str:
-        return "deb:" + _package(self.deb, self.version, self.suite)
+        return "deb:" + _spell_package(self.deb, self.version, self.suite)
 
 
 class ModuleKernel(DebKernel):
@@ -47,11 +53,11 @@ class ModuleKernel(DebKernel):
     (drivers/vfio/vfio_iommu_type1.c). They replace the package's files."""
     ref: str | None = None
     """Commit of the git repository `module`. Default: the files that are in the folder now."""
-    series: Series = ()
+    series: PatchSources = ()
     """Patches on top of the package's source (and of `module`)."""
 
     @model_validator(mode="after")
-    def _changed(self) -> ModuleKernel:
+    def _check_changed(self) -> ModuleKernel:
         if self.module is None and not self.series:
             raise ValueError("needs changed sources: module, or series")
         if self.ref is not None and self.module is None:
@@ -66,10 +72,10 @@ class ModuleKernel(DebKernel):
     def __str__(self) -> str:
         at = f"@{self.ref}" if self.ref else ""
         module = [f"module:{self.module}{at}"] if self.module else []
-        return " + ".join([str(self.package), *module, *map(_shown, self.series)])
+        return " + ".join([str(self.package), *module, *map(_shorten_patches, self.series)])
 
 
-class DirKernel(Model):
+class DirKernel(ScenarioModel):
     """A kernel that is built already: a folder with vmlinuz and its modules."""
 
     dir: KernelPath
@@ -80,10 +86,10 @@ class DirKernel(Model):
         return f"dir:{self.dir}"
 
 
-class _Built(Model):
+class _Built(ScenarioModel):
     """Keys that all kernels built from source share."""
 
-    series: Series = ()
+    series: PatchSources = ()
     """Patches on top of the source, in this order: a file (mbox, patch), a folder of patches, a
     range of commits of the tree's repository (A..B), or the message-id of a mail on
     lore.kernel.org."""
@@ -104,7 +110,7 @@ class TreeKernel(_Built):
 
     def __str__(self) -> str:
         at = f"@{self.ref}" if self.ref else ""
-        return " + ".join([f"tree:{self.tree}{at}", *map(_shown, self.series)])
+        return " + ".join([f"tree:{self.tree}{at}", *map(_shorten_patches, self.series)])
 
 
 class SourceKernel(_Built):
@@ -112,29 +118,29 @@ class SourceKernel(_Built):
 
     source: PackageName
     """Package name, for example linux-source-7.3, or linux-source for a suite's default."""
-    suite: Suite | None = None
+    suite: DebianSuite | None = None
     version: str | None = None
 
     @model_validator(mode="after")
-    def _one_of(self) -> SourceKernel:
-        _some_version("source", self.source, self.version, self.suite)
+    def _check_version_is_named(self) -> SourceKernel:
+        _check_version("source", self.source, self.version, self.suite)
         return self
 
     def __str__(self) -> str:
-        name = "source:" + _package(self.source, self.version, self.suite)
-        return " + ".join([name, *map(_shown, self.series)])
+        name = "source:" + _spell_package(self.source, self.version, self.suite)
+        return " + ".join([name, *map(_shorten_patches, self.series)])
 
 
-def _some_version(key: str, name: str, version: str | None, suite: str | None) -> None:
+def _check_version(key: str, name: str, version: str | None, suite: str | None) -> None:
     if suite is None and version is None:
         raise ValueError(f'{{ {key} = "{name}" }} needs a suite or a version beside it')
 
 
-def _package(name: str, version: str | None, suite: str | None) -> str:
+def _spell_package(name: str, version: str | None, suite: str | None) -> str:
     return name + (f"={version}" if version else "") + (f"@{suite}" if suite else "")
 
 
-def _shown(patches: str) -> str:
+def _shorten_patches(patches: str) -> str:
     return patches if is_message_id(patches) else Path(patches).name
 
 
@@ -149,7 +155,7 @@ def is_range(patches: str) -> bool:
     return _RANGE.fullmatch(patches) is not None and not os.path.lexists(patches)
 
 
-def _kernel_tag(value: Any) -> str:
+def _find_kernel_tag(value: Any) -> str:
     """Return the tag of the kernel form that the table's keys select."""
     if not isinstance(value, Mapping):
         forms: dict[type[Any], str] = {
@@ -169,11 +175,11 @@ Kernel = Annotated[
     | Annotated[TreeKernel, Tag("tree")]
     | Annotated[SourceKernel, Tag("source")]
     | Annotated[ModuleKernel, Tag("module")],
-    Discriminator(_kernel_tag),
+    Discriminator(_find_kernel_tag),
 ]
 
 
-def absolute_kernel(kernel: Kernel, folder: Path) -> Kernel:
+def resolve_kernel_paths(kernel: Kernel, folder: Path) -> Kernel:
     """Return the kernel with its relative paths resolved from `folder`."""
     more: dict[str, Any] = {}
     for key in ("dir", "tree", "module"):

@@ -53,102 +53,101 @@ def parse_kernel(
     else.
     """
     if not text.isprintable():
-        raise _wrong(option, text, "has characters that do not print")
+        raise _spelling_error(option, text, "has unprintable characters")
     kind, colon, rest = text.partition(":")
     if not colon:
-        return _commit_here(text, option, folder)
+        return _parse_commit(text, option, folder)
     if kind not in EXAMPLES:
         near = difflib.get_close_matches(kind, EXAMPLES, 1, 0.5)
-        raise _wrong(
-            option, text,
-            f'"{kind}:" is no kind of kernel' + (f'; did you mean "{near[0]}:"?' if near else ""),
-        )  # fmt: skip
+        nearest = f'; did you mean "{near[0]}:"?' if near else ""
+        raise _spelling_error(option, text, f'"{kind}:" is not a kind of kernel{nearest}')
     if not rest:
-        raise _wrong(option, text, f"expected more, as {EXAMPLES[kind]}")
+        raise _spelling_error(option, text, f"expected more, as {EXAMPLES[kind]}")
     if kind in ("deb", "source"):
-        return _valid(option, text, _package(kind, rest))
+        return _validate(option, text, _parse_package(kind, rest))
     if kind == "dir":
-        return _valid(option, text, {"dir": _existing(option, text, rest, folder)})
-    path, ref = _path_and_ref(option, text, rest, folder)
-    package = _package_of(base, option, text) if kind == "module" else {}
-    return _valid(option, text, package | {kind: path} | ({"ref": ref} if ref else {}))
+        return _validate(option, text, {"dir": _resolve_existing(option, text, rest, folder)})
+    path, ref = _split_ref(option, text, rest, folder)
+    package = _choose_package(base, option, text) if kind == "module" else {}
+    return _validate(option, text, package | {kind: path} | ({"ref": ref} if ref else {}))
 
 
-def with_series(kernel: Kernel, series: tuple[str, ...], option: str) -> Kernel:
+def add_series(kernel: Kernel, series: tuple[str, ...], option: str) -> Kernel:
     """Return the kernel with these patches on top. Raises ScenarioError for a kernel that cannot
     be patched."""
     if isinstance(kernel, DirKernel):
         raise ScenarioError(
-            f"{option}: {kernel} is built already and takes no patches",
+            f"{option}: {kernel} is built already and cannot be patched",
             hint=f"give the tree it was built from, as {EXAMPLES['tree']}",
             reason=Reason.KERNEL_SPELLING,
         )
     if isinstance(kernel, TreeKernel | SourceKernel | ModuleKernel):
         return kernel.model_copy(update={"series": (*kernel.series, *series)})
     package = kernel.model_dump(exclude_none=True)
-    return _valid(option, " ".join(series), package | {"series": series})
+    return _validate(option, " ".join(series), package | {"series": series})
 
 
-def _package(kind: str, text: str) -> dict[str, str]:
+def _parse_package(kind: str, text: str) -> dict[str, str]:
     """Parse NAME=VERSION@SUITE; version and suite are optional."""
     name, at, suite = text.rpartition("@") if "@" in text else (text, "", "")
     name, equals, version = name.partition("=")
-    found = {kind: name} | ({"version": version} if equals else {})
-    return found | ({"suite": suite} if at else {})
+    package = {kind: name} | ({"version": version} if equals else {})
+    return package | ({"suite": suite} if at else {})
 
 
-def _package_of(base: Kernel | None, option: str, text: str) -> dict[str, Any]:
+def _choose_package(base: Kernel | None, option: str, text: str) -> dict[str, Any]:
     if isinstance(base, ModuleKernel):
         base = base.package
     if not isinstance(base, DebKernel):
-        there = f"that is {base}" if base is not None else "there is none"
-        raise _wrong(
+        other = f"it is {base}" if base is not None else "there is none"
+        raise _spelling_error(
             option, text,
-            f"module: changes modules of a package that is the other kernel, and {there};"
-            f" expected it to be as {EXAMPLES['deb']}",
+            f"module: needs the other kernel to be a package, as {EXAMPLES['deb']}; {other}",
         )  # fmt: skip
     return base.model_dump(exclude_none=True)
 
 
-def _commit_here(text: str, option: str, folder: Path) -> Kernel:
+def _parse_commit(text: str, option: str, folder: Path) -> Kernel:
     """Return a bare commit as a kernel of the tree that `folder` is."""
     if not text.strip():
-        raise _wrong(option, text, "is empty")
+        raise _spelling_error(option, text, "is empty")
     if _exists(folder / ".git") and all(_exists(folder / name) for name in _TOP_OF_A_KERNEL):
-        return _valid(option, text, {"tree": folder.resolve(), "ref": text})
+        return _validate(option, text, {"tree": folder.resolve(), "ref": text})
     if _exists(folder / text):
-        raise _wrong(option, text, f"names no kind; did you mean tree:{text}, or dir:{text}?")
-    raise _wrong(
+        raise _spelling_error(
+            option, text, f"names no kind; did you mean tree:{text}, or dir:{text}?"
+        )
+    raise _spelling_error(
         option, text,
-        f"names no kind, and to be a commit it needs a git repository of a kernel, which"
-        f" {folder.absolute()} is not",
+        f"names no kind; it can be a commit only in a kernel's git repository, and"
+        f" {folder.absolute()} is none",
     )  # fmt: skip
 
 
-def _path_and_ref(option: str, text: str, rest: str, folder: Path) -> tuple[Path, str | None]:
+def _split_ref(option: str, text: str, rest: str, folder: Path) -> tuple[Path, str | None]:
     """Split PATH@COMMIT at the last @ that has an existing path before it: both may contain an
     @."""
     at = len(rest)
     while (at := rest.rfind("@", 0, at)) > 0:
         if _exists(folder / os.path.expanduser(rest[:at])):  # noqa: PTH111  # like KernelPath
             if at + 1 == len(rest):
-                raise _wrong(option, text, "expected a commit behind @")
-            return _existing(option, text, rest[:at], folder), rest[at + 1 :]
-    return _existing(option, text, rest, folder), None
+                raise _spelling_error(option, text, "expected a commit after @")
+            return _resolve_existing(option, text, rest[:at], folder), rest[at + 1 :]
+    return _resolve_existing(option, text, rest, folder), None
 
 
-def _existing(option: str, text: str, path: str, folder: Path) -> Path:
-    there = folder / os.path.expanduser(path)  # noqa: PTH111  # like KernelPath
-    if not _exists(there):
-        raise _wrong(option, text, f"there is no {there.absolute()}")
-    return there.resolve()
+def _resolve_existing(option: str, text: str, path: str, folder: Path) -> Path:
+    place = folder / os.path.expanduser(path)  # noqa: PTH111  # like KernelPath
+    if not _exists(place):
+        raise _spelling_error(option, text, f"{place.absolute()} does not exist")
+    return place.resolve()
 
 
 def _exists(path: Path) -> bool:
     return os.path.exists(path)  # noqa: PTH110  # Path.exists() raises for a name that is too long
 
 
-def _valid(option: str, text: str, value: dict[str, Any]) -> Kernel:
+def _validate(option: str, text: str, value: dict[str, Any]) -> Kernel:
     try:
         return _KERNEL.validate_python(value)
     except ValidationError as exc:
@@ -156,10 +155,10 @@ def _valid(option: str, text: str, value: dict[str, Any]) -> Kernel:
             ": ".join([*map(str, item["loc"][1:]), item["msg"].removeprefix("Value error, ")])
             for item in exc.errors()
         )
-        raise _wrong(option, text, wrong) from exc
+        raise _spelling_error(option, text, wrong) from exc
 
 
-def _wrong(option: str, text: str, why: str) -> ScenarioError:
+def _spelling_error(option: str, text: str, why: str) -> ScenarioError:
     return ScenarioError(
         f"{option} {text!r}: {why}",
         hint="a kernel is " + ", ".join(EXAMPLES.values()) + "; in a kernel's repository also a"

@@ -16,12 +16,12 @@ from orchestrator.base.errors import ScenarioError
 from orchestrator.base.packaged import packaged
 from orchestrator.base.reasons import Reason
 from orchestrator.scenario.explaining import explain
-from orchestrator.scenario.kernel_forms import absolute_kernel
+from orchestrator.scenario.kernel_forms import resolve_kernel_paths
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.trials import Arm, Arms
 from orchestrator.scenario.vocabulary import current_name, former_names_note
 
-log = logging.getLogger("barometer.scenario")
+_log = logging.getLogger("barometer.scenario")
 
 
 _DOT = re.compile(r"""\.(?=(?:[^"']|"[^"]*"|'[^']*')*$)""")
@@ -33,9 +33,9 @@ def load_scenario(path: Path, overrides: Sequence[str] = ()) -> tuple[Scenario, 
 
     Raises ScenarioError, which names the file, the key and the nearest valid name.
     """
-    document = _overridden(read_file(path), str(path), overrides)
+    document = _apply_overrides(read_file(path), str(path), overrides)
     note_former_names(document, str(path))
-    return scenario_of(document, str(path), path.parent), tomlkit.dumps(document)
+    return build_scenario(document, str(path), path.parent), tomlkit.dumps(document)
 
 
 _LONGEST = 1 << 20
@@ -51,7 +51,7 @@ def read_file(path: Path) -> str:
                 f"{path}: is longer than {_LONGEST} characters", reason=Reason.SCENARIO
             )
     except (OSError, UnicodeDecodeError) as exc:
-        nearest = difflib.get_close_matches(path.name, _toml_files(path) - {path.name}, 1)
+        nearest = difflib.get_close_matches(path.name, _list_toml_files(path) - {path.name}, 1)
         examples = f"examples are in {packaged('fixtures') / 'scenarios'}"
         raise ScenarioError(
             f"{path}: cannot be read: {getattr(exc, 'strerror', None) or exc}",
@@ -61,7 +61,7 @@ def read_file(path: Path) -> str:
     return text
 
 
-def _toml_files(path: Path) -> set[str]:
+def _list_toml_files(path: Path) -> set[str]:
     try:
         return {p.name for p in path.parent.glob("*.toml")}
     except OSError:
@@ -72,11 +72,11 @@ def parse_scenario(
     text: str, source: str, folder: Path = Path(), overrides: Sequence[str] = ()
 ) -> tuple[Scenario, str]:
     """Parse text like `load_scenario`. Relative paths start at `folder`."""
-    document = _overridden(text, source, overrides)
-    return scenario_of(document, source, folder), tomlkit.dumps(document)
+    document = _apply_overrides(text, source, overrides)
+    return build_scenario(document, source, folder), tomlkit.dumps(document)
 
 
-def _overridden(text: str, source: str, overrides: Sequence[str]) -> tomlkit.TOMLDocument:
+def _apply_overrides(text: str, source: str, overrides: Sequence[str]) -> tomlkit.TOMLDocument:
     document = parse_toml(text, source)
     for override in overrides:
         set_key(document, *parse_override(override))
@@ -87,7 +87,7 @@ def note_former_names(document: tomlkit.TOMLDocument, source: str) -> None:
     """Log the present names of metrics that a user's scenario expects under former names."""
     expect = document.unwrap().get("expect")
     if isinstance(expect, dict) and (note := former_names_note(f"{source}: expect", expect)):
-        log.warning(note)
+        _log.warning(note)
 
 
 def parse_toml(text: str, source: str) -> tomlkit.TOMLDocument:
@@ -98,11 +98,11 @@ def parse_toml(text: str, source: str) -> tomlkit.TOMLDocument:
         raise ScenarioError(f"{source}: not valid TOML: {exc}", reason=Reason.SCENARIO) from exc
 
 
-def scenario_of(document: tomlkit.TOMLDocument, source: str, folder: Path) -> Scenario:
+def build_scenario(document: tomlkit.TOMLDocument, source: str, folder: Path) -> Scenario:
     """Return the scenario of a document without a [matrix]. Raises ScenarioError."""
     if "matrix" in document:
         raise ScenarioError(
-            f"{source}: matrix: makes several scenarios of a file, and here is one expected",
+            f"{source}: matrix: makes several scenarios, and only one is expected here",
             reason=Reason.SCENARIO,
         )
     try:
@@ -113,7 +113,7 @@ def scenario_of(document: tomlkit.TOMLDocument, source: str, folder: Path) -> Sc
             hint="`barometer schema` prints every key with its meaning",
             reason=Reason.SCENARIO,
         ) from exc
-    return _absolute_paths(scenario, folder)
+    return _resolve_paths(scenario, folder)
 
 
 def parse_override(override: str) -> tuple[tuple[str, ...], Any]:
@@ -150,16 +150,16 @@ def set_key(document: tomlkit.TOMLDocument, parts: Sequence[str], value: Any) ->
     table[parts[-1]] = value
 
 
-def _absolute_paths(scenario: Scenario, folder: Path) -> Scenario:
+def _resolve_paths(scenario: Scenario, folder: Path) -> Scenario:
     """Make relative paths absolute; they start at the scenario's folder."""
 
     def absolute(arm: Arm) -> Arm:
-        return arm.model_copy(update={"kernel": absolute_kernel(arm.kernel, folder)})
+        return arm.model_copy(update={"kernel": resolve_kernel_paths(arm.kernel, folder)})
 
     arms = Arms(baseline=absolute(scenario.arms.baseline),
                 candidate=absolute(scenario.arms.candidate))  # fmt: skip
     guest = scenario.guest and scenario.guest.model_copy(
-        update={"kernel": absolute_kernel(scenario.guest.kernel, folder)}
+        update={"kernel": resolve_kernel_paths(scenario.guest.kernel, folder)}
     )
     host = scenario.host
     if host.ssh_config is not None:

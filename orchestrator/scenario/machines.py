@@ -16,21 +16,21 @@ from orchestrator.formats.windows import (
     find_window,
 )
 from orchestrator.scenario.fields import (
-    Address,
     BarSize,
+    ByteSize,
     Command,
     CommandLine,
     FunctionAddress,
     KernelPath,
-    Model,
-    Size,
+    ScenarioModel,
+    SshAddress,
 )
 from orchestrator.scenario.kernel_forms import Kernel
 from orchestrator.scenario.vocabulary import Backing, BootWay
 
 
-class HostSpec(Model):
-    """What every kind of host answers about itself. A kind overrides what differs."""
+class HostRules(ScenarioModel):
+    """Facts and checks of every kind of host. A kind overrides what differs."""
 
     @property
     def exact(self) -> bool:
@@ -58,7 +58,7 @@ class HostSpec(Model):
         """Raise ValueError if the host would not find the pages of the guest's memory."""
 
 
-class NestedHost(HostSpec):
+class NestedHost(HostRules):
     """The host under test is a VM of this machine."""
 
     kind: Literal["nested"] = "nested"
@@ -79,7 +79,7 @@ class NestedHost(HostSpec):
     phys_bits: Annotated[int, Field(ge=36, le=52)] = 46
     """Physical address bits of the host's CPU. The BARs must fit into its window for 64-bit BARs,
     a quarter of the address space."""
-    memory: Annotated[Size, Field(ge=GIB)] = 4 * GIB
+    memory: Annotated[ByteSize, Field(ge=GIB)] = 4 * GIB
     cpus: Annotated[int, Field(ge=1, le=64)] = 2
     """Number of CPUs. An exact host always has 1, which is then also the default."""
     cmdline: CommandLine = ""
@@ -95,13 +95,13 @@ class NestedHost(HostSpec):
 
     @model_validator(mode="before")
     @classmethod
-    def _one_cpu_is_the_default_of_exact(cls, data: Any) -> Any:
+    def _default_exact_to_one_cpu(cls, data: Any) -> Any:
         if isinstance(data, Mapping) and data.get("accel") == "exact":
             return {"cpus": 1, **data}
         return data
 
     @model_validator(mode="after")
-    def _one_cpu(self) -> NestedHost:
+    def _check_cpus(self) -> NestedHost:
         if self.accel == "exact" and self.cpus != 1:
             raise ValueError(
                 f'accel = "exact" counts the instructions of one CPU; cpus is {self.cpus}'
@@ -148,8 +148,8 @@ class NestedHost(HostSpec):
     def check_guest(self, guest: Guest) -> None:
         if guest.memory > self.memory - GIB:
             raise ValueError(
-                f"guest.memory is {format_size(guest.memory)}; it needs to be 1GiB less than"
-                f" host.memory ({format_size(self.memory)}), or still less"
+                f"guest.memory is {format_size(guest.memory)}; it must be at least 1GiB less than"
+                f" host.memory ({format_size(self.memory)})"
             )
 
     def check_backing(self, guest: Guest) -> None:
@@ -161,7 +161,7 @@ class NestedHost(HostSpec):
             )
 
 
-class MetalHost(HostSpec):
+class MetalHost(HostRules):
     """The host under test is an existing machine, reached over SSH as root or with sudo. A run
     leaves it as it was, and on the kernel that it ran before."""
 
@@ -170,7 +170,7 @@ class MetalHost(HostSpec):
     viommu: ClassVar[None] = None
     cpus: ClassVar[None] = None
     phys_bits: ClassVar[None] = None
-    address: Address
+    address: SshAddress
     """Address as ssh(1) takes it: a Host of its configuration, USER@HOST, or
     ssh://USER@HOST:PORT."""
     ssh_config: KernelPath | None = None
@@ -205,21 +205,23 @@ class MetalHost(HostSpec):
 
     def check_guest(self, guest: Guest) -> None:
         if guest.boot == "disk":
-            raise ValueError('guest.boot: "disk" is of a nested host; a metal one has "direct"')
+            raise ValueError('guest.boot: "disk" needs a nested host; use "direct"')
 
 
-def _host_tag(value: Any) -> str | None:
+def _find_host_tag(value: Any) -> str | None:
     kind = value.get("kind", "nested") if isinstance(value, Mapping) else value.kind
     return kind if kind in ("nested", "metal") else None
 
 
-Host = Annotated[
+HostSpec = Annotated[
     Annotated[NestedHost, Tag("nested")] | Annotated[MetalHost, Tag("metal")],
-    Discriminator(_host_tag, custom_error_type="kind", custom_error_message='"nested" or "metal"'),
+    Discriminator(
+        _find_host_tag, custom_error_type="kind", custom_error_message='"nested" or "metal"'
+    ),
 ]
 
 
-class EmulatedDevice(Model):
+class EmulatedDevice(ScenarioModel):
     """A device that barometer makes for a nested host."""
 
     host_kind: ClassVar[str] = "nested"
@@ -235,7 +237,7 @@ class EmulatedDevice(Model):
     to it traps. For guest boots only."""
 
 
-class HostDevice(Model):
+class HostDevice(ScenarioModel):
     """A PCI function of a metal host."""
 
     host_kind: ClassVar[str] = "metal"
@@ -253,11 +255,11 @@ class HostDevice(Model):
     to it traps. For guest boots only."""
 
     @model_validator(mode="after")
-    def _one_way(self) -> HostDevice:
-        given = [key for key in ("address", "id", "pick") if getattr(self, key) is not None]
-        if len(given) != 1:
+    def _check_one_way(self) -> HostDevice:
+        present = [key for key in ("address", "id", "pick") if getattr(self, key) is not None]
+        if len(present) != 1:
             raise ValueError(
-                "needs one of address, id and pick; it has " + (" and ".join(given) or "none")
+                "needs one of address, id and pick; it has " + (" and ".join(present) or "none")
             )
         return self
 
@@ -266,7 +268,7 @@ class HostDevice(Model):
         return 1
 
 
-def _device_tag(value: Any) -> str | None:
+def _find_device_tag(value: Any) -> str | None:
     kind = value.get("kind", "ivshmem") if isinstance(value, Mapping) else value.kind
     return {"hostdev": "hostdev", "ivshmem": "emulated", "pci-testdev": "emulated"}.get(kind)
 
@@ -274,17 +276,17 @@ def _device_tag(value: Any) -> str | None:
 Device = Annotated[
     Annotated[EmulatedDevice, Tag("emulated")] | Annotated[HostDevice, Tag("hostdev")],
     Discriminator(
-        _device_tag, custom_error_type="kind",
+        _find_device_tag, custom_error_type="kind",
         custom_error_message='"ivshmem", "pci-testdev" or "hostdev"',
     ),
 ]  # fmt: skip
 
 
-class Guest(Model):
+class Guest(ScenarioModel):
     kernel: Kernel
     """Kernel of the guest, the same in both arms. Its PCI code decides how often a BAR is
     mapped."""
-    memory: Size = 512 * MIB
+    memory: ByteSize = 512 * MIB
     cpus: Annotated[int, Field(ge=1, le=64)] = 1
     cmdline: str = ""
     """Words appended to the guest's kernel command line in both arms."""

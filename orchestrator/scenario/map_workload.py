@@ -7,11 +7,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from orchestrator.formats.units import format_size
-from orchestrator.scenario.fields import MapSize, Model
+from orchestrator.scenario.fields import MapSize, ScenarioModel
 from orchestrator.scenario.vocabulary import Alignment, State
 
 
-class Map(Model):
+class Map(ScenarioModel):
     """The `map` workload: the BAR is mapped and unmapped from the host's user space."""
 
     sizes: Annotated[tuple[MapSize, ...], Field(min_length=1)] = ("full",)
@@ -30,7 +30,7 @@ class Map(Model):
     prctl. nohugepage, hugepage: off or on by madvise."""
 
     @model_validator(mode="after")
-    def _no_repeats(self) -> Map:
+    def _check_no_repeats(self) -> Map:
         for key in ("sizes", "alignment", "state"):
             values = getattr(self, key)
             if len(set(values)) != len(values):

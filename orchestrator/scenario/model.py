@@ -10,8 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from orchestrator.base.spelling import nearest_name
 from orchestrator.formats.abi import LEAVES, PAGE
 from orchestrator.formats.units import MIB, format_size
-from orchestrator.scenario.fields import LONGEST_CMDLINE, Expectation, Model
-from orchestrator.scenario.machines import Device, EmulatedDevice, Guest, Host, NestedHost
+from orchestrator.scenario.fields import LONGEST_CMDLINE, Expectation, ScenarioModel
+from orchestrator.scenario.machines import Device, EmulatedDevice, Guest, HostSpec, NestedHost
 from orchestrator.scenario.map_workload import Map
 from orchestrator.scenario.trials import Arms, Judgement, Trace, Trials
 from orchestrator.scenario.vocabulary import (
@@ -29,11 +29,11 @@ from orchestrator.scenario.vocabulary import (
 )
 
 
-class Scenario(Model):
+class Scenario(ScenarioModel):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     workload: Literal["guest-boot", "map"] = "guest-boot"
     """guest-boot: boot a guest that owns the device. map: map the BAR without a guest."""
-    host: Host = NestedHost()
+    host: HostSpec = NestedHost()
     device: Device = EmulatedDevice()
     guest: Guest | None = None
     """Guest of the workload guest-boot, which needs this table."""
@@ -57,18 +57,20 @@ class Scenario(Model):
         """Return every point of the map workload in the order of measurement, the best alignment
         first. A guest boot has one point, for its counts: the full BAR at its best alignment,
         cold."""
-        asked = self.map if self.workload == "map" else Map(state=("cold",))
+        maps = self.map if self.workload == "map" else Map(state=("cold",))
         return tuple(
-            self._point(size, alignment, state)
-            for alignment in sorted(asked.alignment, key=lambda name: -LEAVES[name])
-            for size in asked.sizes
-            if size != self.device.bar or "full" not in asked.sizes
-            for state in sorted(asked.state)
+            self._make_point(size, alignment, state)
+            for alignment in sorted(maps.alignment, key=lambda name: -LEAVES[name])
+            for size in maps.sizes
+            if size != self.device.bar or "full" not in maps.sizes
+            for state in sorted(maps.state)
         )
 
-    def _point(self, asked: int | Literal["full"], alignment: Alignment, state: State) -> Point:
-        size = self.device.bar if asked == "full" else asked
-        spelled = "full" if asked == "full" else format_size(asked)
+    def _make_point(
+        self, map_size: int | Literal["full"], alignment: Alignment, state: State
+    ) -> Point:
+        size = self.device.bar if map_size == "full" else map_size
+        spelled = "full" if map_size == "full" else format_size(map_size)
         headline = self.workload == "guest-boot" or is_headline(
             f"{spelled}/{alignment}/{state}", whole=size == self.device.bar
         )
@@ -105,7 +107,7 @@ class Scenario(Model):
         return {current_name(name): value for name, value in expect.items()}
 
     @model_validator(mode="after")
-    def _workload_is_whole(self) -> Scenario:
+    def _check_workload(self) -> Scenario:
         if self.workload == "guest-boot":
             if self.guest is None:
                 raise ValueError('guest: workload = "guest-boot" needs a [guest] with a kernel')
@@ -120,35 +122,35 @@ class Scenario(Model):
             )
         if self.workload == "guest-boot":
             if self.map != Map():
-                raise ValueError('map: is of workload = "map"; a guest boot has nothing of it')
+                raise ValueError('map: applies to workload = "map" only')
             if self.host.exact and not self.host.fresh_boots:
                 raise ValueError(
                     'host.fresh_boots: false, and workload = "guest-boot" with host.accel ='
                     ' "exact": a second guest boot on one exact host all but stands still'
                 )
             return self
-        self._maps_fit()
+        self._check_maps()
         return self
 
-    def _maps_fit(self) -> None:
+    def _check_maps(self) -> None:
         if self.device.count != 1:
             raise ValueError(
-                f'device.count: workload = "map" maps the BAR of one device; count is'
-                f" {self.device.count}"
+                f'device.count: {self.device.count}, and workload = "map" maps the BAR of one'
+                " device"
             )
         if not self.device.mmap:
             raise ValueError(
-                'device.mmap: false is of workload = "guest-boot"; workload = "map" does nothing'
-                " but map the BAR"
+                'device.mmap: false applies to workload = "guest-boot" only: workload = "map" does'
+                " nothing but map the BAR"
             )
         if not {"plain", "counts"} & {*self.trace.passes}:
-            raise ValueError("trace.passes: needs plain or counts, or nothing is measured")
+            raise ValueError("trace.passes: needs plain or counts: else nothing is measured")
         self.host.check_map(self.device.bar)
         for size in self.map.sizes:
             if size == "full":
                 continue
             if size % PAGE:
-                raise ValueError(f"map.sizes: {format_size(size)} is no multiple of 4KiB")
+                raise ValueError(f"map.sizes: {format_size(size)} is not a multiple of 4KiB")
             if size > self.device.bar:
                 raise ValueError(
                     f"map.sizes: {format_size(size)} is more than the BAR,"
@@ -156,7 +158,7 @@ class Scenario(Model):
                 )
 
     @model_validator(mode="after")
-    def _arms_are_set_apart(self) -> Scenario:
+    def _check_command_lines(self) -> Scenario:
         """Raise ValueError if host.cmdline also sets what an arm sets, or if a command line is too
         long."""
         common = {word_name(word): word for word in self.host.cmdline.split()}
@@ -176,21 +178,21 @@ class Scenario(Model):
         return self
 
     @model_validator(mode="after")
-    def _device_is_the_hosts(self) -> Scenario:
+    def _check_device_kind(self) -> Scenario:
         if self.device.host_kind != self.host.kind:
             raise ValueError(
-                'device.kind: "hostdev" is a device of host.kind = "metal", and such a host has no'
-                f' other; here they are "{self.device.kind}" and "{self.host.kind}"'
+                'device.kind: "hostdev" and host.kind = "metal" need one another; here they are'
+                f' "{self.device.kind}" and "{self.host.kind}"'
             )
         return self
 
     @model_validator(mode="after")
-    def _bars_fit(self) -> Scenario:
+    def _check_bars(self) -> Scenario:
         self.host.check_device(self.device, self.guest)
         return self
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> Scenario:
+    def _check_sizes(self) -> Scenario:
         if self.workload != "guest-boot" or self.guest is None:
             return self
         if self.guest.memory == self.device.bar:
@@ -203,10 +205,10 @@ class Scenario(Model):
                 f"guest.memory is {format_size(self.guest.memory)}; it needs 128MiB or more"
             )
         self.host.check_guest(self.guest)
-        self._memory_suits(self.guest)
+        self._check_memory(self.guest)
         return self
 
-    def _memory_suits(self, guest: Guest) -> None:
+    def _check_memory(self, guest: Guest) -> None:
         """Raise ValueError unless the guest's memory suits its boot and its backing."""
         memory, page = format_size(guest.memory), BACKING_PAGE[guest.backing]
         if guest.boot == "disk" and guest.memory < 512 * MIB:
@@ -219,14 +221,14 @@ class Scenario(Model):
         self.host.check_backing(guest)
 
     @model_validator(mode="after")
-    def _expected_is_measured(self) -> Scenario:
+    def _check_expected(self) -> Scenario:
         names = self.metrics()
         headline = {f"{m}@{p.name}": m for p in self.points() if p.headline for m in AT_POINTS}
         for name in self.expect:
             if name in names:
                 continue
             known = name in METRICS or name.partition("@")[0] in AT_POINTS
-            why = "is not measured by this workload and its passes" if known else "is no metric"
+            why = "is not measured by this workload and its passes" if known else "is not a metric"
             if headline.get(name) in names:
                 near = f'; its name is "{headline[name]}"'
             else:

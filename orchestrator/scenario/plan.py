@@ -52,7 +52,7 @@ def make_plan(scenario: Scenario) -> tuple[PlannedTrial, ...]:
     def add(pair: int, arm: Role, boot: tuple[Pass, ...]) -> None:
         planned.append(PlannedTrial(len(planned) + 1, pair, arm, boot))
 
-    if warms_up(scenario):
+    if has_warm_up(scenario):
         for boot in boots:
             add(0, WARM_UP, boot)
     draw = random.Random(trials.seed)
@@ -73,7 +73,7 @@ def make_plan(scenario: Scenario) -> tuple[PlannedTrial, ...]:
     return tuple(planned)
 
 
-def warms_up(scenario: Scenario) -> bool:
+def has_warm_up(scenario: Scenario) -> bool:
     trials = scenario.trials
     if trials.warm_up == "auto":
         return trials.most_pairs > 1 and not scenario.host.exact

@@ -7,12 +7,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from orchestrator.scenario.fields import PARAMETER, SETTING, CommandLine, Model, Percent, Scalar
+from orchestrator.scenario.fields import (
+    PARAMETER,
+    SETTING,
+    CommandLine,
+    Percent,
+    Scalar,
+    ScenarioModel,
+)
 from orchestrator.scenario.kernel_forms import Kernel
 from orchestrator.scenario.vocabulary import ArmName, Pass, word_name
 
 
-class Arm(Model):
+class Arm(ScenarioModel):
     """A kernel and its settings."""
 
     kernel: Kernel
@@ -26,7 +33,7 @@ class Arm(Model):
     "/sys/kernel/mm/transparent_hugepage/enabled" = "never"."""
 
     @model_validator(mode="after")
-    def _named_well(self) -> Arm:
+    def _check_names(self) -> Arm:
         for name in self.parameters:
             if not PARAMETER.fullmatch(name):
                 raise ValueError(
@@ -42,14 +49,14 @@ class Arm(Model):
         return self
 
     @model_validator(mode="after")
-    def _set_once(self) -> Arm:
+    def _check_set_once(self) -> Arm:
         for word in self.cmdline.split():
             if word == "--" or word_name(word) == "rdinit":
-                raise ValueError(f'cmdline: "{word}": what init is given is barometer\'s own')
+                raise ValueError(f'cmdline: "{word}": barometer itself sets what init gets')
         by_name: dict[str, str] = {}
         for name in self.parameters:
             if (other := by_name.setdefault(word_name(name), name)) != name:
-                raise ValueError(f'parameters: "{other}" and "{name}" are one parameter')
+                raise ValueError(f'parameters: "{other}" and "{name}" are the same parameter')
         for word in self.cmdline.split():
             if (name := by_name.get(word_name(word), "")) != "":
                 raise ValueError(f'"{name}" is set in parameters and in cmdline: take one out')
@@ -73,7 +80,7 @@ class Arm(Model):
         return (*self.cmdline.split(), *parameters)
 
 
-class Arms(Model):
+class Arms(ScenarioModel):
     baseline: Arm
     """The unpatched kernel."""
     candidate: Arm
@@ -83,7 +90,7 @@ class Arms(Model):
         return self.baseline if name == "baseline" else self.candidate
 
 
-class Until(Model):
+class Until(ScenarioModel):
     """Rule that ends a run, in place of a number of pairs."""
 
     precision: Percent = 0.02
@@ -94,7 +101,7 @@ class Until(Model):
     """Most pairs of trials. A block is two pairs, so the number is even."""
 
 
-class Trials(Model):
+class Trials(ScenarioModel):
     pairs: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Number of pairs. A pair is two trials, one host boot of each arm. Two pairs are a block, and
     the second has the arms in the opposite order. A verdict on a time that changes by less than a
@@ -113,7 +120,7 @@ class Trials(Model):
     on."""
 
     @model_validator(mode="after")
-    def _one_of(self) -> Trials:
+    def _check_one_of(self) -> Trials:
         if self.until is not None and self.pairs != Trials.model_fields["pairs"].default:
             raise ValueError("pairs and until exclude one another: take one of them out")
         return self
@@ -131,19 +138,19 @@ _CONDITIONS_ALONE = ("accel", "barometer", "workload")
 """Conditions whose names have no dot."""
 
 
-def not_a_condition(names: Iterable[str]) -> str | None:
+def explain_no_condition(names: Iterable[str]) -> str | None:
     """Explain the first name that cannot be a condition's, or return None if all can."""
     for name in names:
         room = name.partition(".")[0]
         if room not in CONDITION_ROOMS:
             rooms = ", ".join(CONDITION_ROOMS)
-            return f'"{name}" is no condition; one begins with {rooms}, as "runner.qemu"'
+            return f'"{name}" is not a condition; conditions begin with {rooms}: "runner.qemu"'
         if name == room and room not in _CONDITIONS_ALONE:
-            return f'"{name}" is no condition; all that begin with it are "{room}.*"'
+            return f'"{name}" is not a condition; "{room}.*" is all that begin with it'
     return None
 
 
-class Judgement(Model):
+class Judgement(ScenarioModel):
     margin: Percent = 0.03
     """Margin of `equivalent`: the 95 % interval of the ratio must lie within 1 / (1 + margin) and
     1 + margin."""
@@ -155,28 +162,28 @@ class Judgement(Model):
 
     @field_validator("allow")
     @classmethod
-    def _of_a_room(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        if wrong := not_a_condition(names):
+    def _check_allow(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := explain_no_condition(names):
             raise ValueError(wrong)
         return names
 
     @model_validator(mode="after")
-    def _floor_within_margin(self) -> Judgement:
+    def _check_floor(self) -> Judgement:
         if self.floor > self.margin:
             raise ValueError(
-                f"floor is {self.floor:.2%}, more than margin, {self.margin:.2%}: a change that is"
-                " not called would not be equivalent either"
+                f"floor is {self.floor:.2%}, more than margin, {self.margin:.2%}: a change"
+                " below the floor must count as equivalent"
             )
         return self
 
 
-class Trace(Model):
+class Trace(ScenarioModel):
     passes: Annotated[tuple[Pass, ...], Field(min_length=1)] = ("plain", "timing", "counts")
     """plain: untraced. timing: a few records per map. counts: exact page counts. profile (map
     workload, accel exact): instructions by kernel function."""
 
     @model_validator(mode="after")
-    def _no_repeats(self) -> Trace:
+    def _check_no_repeats(self) -> Trace:
         if len(set(self.passes)) != len(self.passes):
             raise ValueError("each pass is named once")
         return self

@@ -35,7 +35,7 @@ METRICS: dict[Metric, Literal["cost", "s", "count"]] = {
     "iova_lookups_per_unmap": "count",
     "iommu_map_cost": "cost",
 }
-"""What each metric measures. A cost is in seconds, or on an exact host in Ginsn (10^9
+"""Kind of each metric's number. A cost is in seconds, or on an exact host in Ginsn (10^9
 instructions): analysis/comparison.py `unit_of`. Its name has no unit, so that an expectation, a
 bisection and a plot apply to every accelerator as they are; the unit stands beside each number."""
 

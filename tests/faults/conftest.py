@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.faults.place import fault, place  # noqa: F401
 from tests.lab.conftest import (  # noqa: F401  # fixtures
     kept_host,
+    machine,
     means,
     one_trial,
     own_state,

@@ -153,8 +153,8 @@ def changed(file: str, change: Callable[[bytes], bytes]) -> Behaviour:
     """Serve one file with other content than was signed."""
 
     def serve(handler: Handler) -> bool:
-        there = Path(handler.directory) / handler.path.lstrip("/")
-        return handler.say(200, change(there.read_bytes()))
+        local = Path(handler.directory) / handler.path.lstrip("/")
+        return handler.say(200, change(local.read_bytes()))
 
     return instead(file, serve)
 

@@ -50,8 +50,8 @@ class Ended:
     def reason(self) -> str:
         """NAME, if the last line on standard error is `reason: NAME`; otherwise empty."""
         last = (self.err.splitlines() or [""])[-1]
-        found = re.fullmatch(r"reason: ([a-z-]+)", last)
-        return found[1] if found else ""
+        match = re.fullmatch(r"reason: ([a-z-]+)", last)
+        return match[1] if match else ""
 
 
 class Place:
@@ -153,14 +153,14 @@ class Place:
         """Return process id -> command line of each process that a command in this place started.
         The processes have inherited BAROMETER_STATE from it."""
         ours = f"BAROMETER_STATE={self.state}".encode()
-        found = {}
+        owned = {}
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if ours in (folder / "environ").read_bytes().split(b"\0"):
                     words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
                     if words != [""]:  # a zombie has no command line
-                        found[int(folder.name)] = shlex.join(words)[:200]
-        return found
+                        owned[int(folder.name)] = shlex.join(words)[:200]
+        return owned
 
     def programs(self, *without: str, scripts: Mapping[str, str] = MappingProxyType({})) -> str:
         """Return a PATH that has every program of this machine except those in `without`.
@@ -172,10 +172,10 @@ class Place:
                 if program.name not in without and not (folder / program.name).is_symlink():
                     (folder / program.name).symlink_to(program)
         for name, script in scripts.items():
-            there = folder / name
-            there.unlink(missing_ok=True)
-            there.write_text(f"#!/bin/sh\n{script}\n")
-            there.chmod(0o755)
+            target = folder / name
+            target.unlink(missing_ok=True)
+            target.write_text(f"#!/bin/sh\n{script}\n")
+            target.chmod(0o755)
         return str(folder)
 
 
@@ -226,13 +226,13 @@ def row_of(test: str) -> Row:
 
 def check(row: Row, ended: Ended) -> None:
     """Raise AssertionError unless a command ended as the row says."""
-    said = f"{ended.out}\n{ended.err}"
-    assert "Traceback" not in said, said
-    assert (ended.code, ended.reason) == (row.code, row.last_reason), said
-    unbroken = "".join(said.split())  # a report breaks a path that is longer than its lines
+    output = f"{ended.out}\n{ended.err}"
+    assert "Traceback" not in output, output
+    assert (ended.code, ended.reason) == (row.code, row.last_reason), output
+    unbroken = "".join(output.split())  # a report breaks a path that is longer than its lines
     for name in row.names:
-        assert "".join(name.split()) in unbroken, f"it does not name {name}:\n{said}"
-    assert ended.seconds < row.seconds, f"{ended.seconds:.1f} s:\n{said}"
+        assert "".join(name.split()) in unbroken, f"it does not name {name}:\n{output}"
+    assert ended.seconds < row.seconds, f"{ended.seconds:.1f} s:\n{output}"
 
 
 # means ---------------------------------------------------------------------------------------

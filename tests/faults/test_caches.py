@@ -14,6 +14,7 @@ from orchestrator.base.cache import ENTRY, VERIFIED
 from tests.faults.mirrors import SUITE, Archive, Key, serving, works
 from tests.faults.place import Fault, made_place, namespace
 from tests.faults.test_mirrors import SCENARIO
+from tests.faults.test_records import deep, pipe
 
 Damage = Callable[[Path], object]
 
@@ -85,6 +86,8 @@ def half_written(entry: Path) -> None:
 ENTRIES: dict[str, Damage] = {
     "truncated": truncated, "changed": changed, "replaced-by-a-folder": replaced,
     "module-gone": module_gone, "is-a-file": a_file, "is-a-link": a_link, "seal-cut": seal_cut,
+    "seal-is-deep": lambda entry: deep(entry / ENTRY),
+    "seal-is-a-pipe": lambda entry: pipe(entry / ENTRY),
     "seal-is-a-list": seal_is_a_list, "seal-lacks-sums": seal_lacks_sums,
     "stamps-are-a-list": stamps_are_a_list, "half-written": half_written,
 }  # fmt: skip
@@ -124,6 +127,7 @@ def contents(entry: Path) -> dict[str, bytes]:
 
 LISTS: dict[str, Damage] = {
     "answers-cut": lambda root: (root / "answers.json").write_text('{"lists": '),
+    "answers-are-deep": lambda root: deep(root / "answers.json"),
     "answers-are-a-list": lambda root: (root / "answers.json").write_text("[]"),
     "settings-changed": lambda root: (root / "apt.conf").write_text('Dir "/nowhere";\n'),
     "lists-gone": lambda root: shutil.rmtree(root / "var/lib/apt/lists"),

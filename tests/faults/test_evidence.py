@@ -4,9 +4,8 @@ runs as it does on a machine: each request brings its program and starts a proce
 from __future__ import annotations
 
 import json
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,19 +14,12 @@ from orchestrator.base.errors import BenchError
 from orchestrator.machine.metal.keeper import MACHINE, Image, Keeper
 from orchestrator.machine.transport.local import LocalMachine
 from tests.faults.place import Fault
-from tests.faults.test_records import cut, rubbish
-from tests.unit.agents.keeper.machines import HUGE, THP, Machine, made_up, sealed_by_a_newer
+from tests.faults.test_records import cut, pipe, rubbish
+from tests.unit.agents.keeper.machines import HUGE, THP, Machine, sealed_by_a_newer
 from tests.unit.recorded import MEASURED, rewrite, sealed
 
 JOURNAL, LEASE = "var/lib/barometer/journal.jsonl", "var/lib/barometer/lease-*.json"
 Damage = Callable[[Path], object]
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    with made_up() as made:
-        (made.root / "fakes/python3").symlink_to(sys.executable)
-        yield made
 
 
 @pytest.fixture
@@ -54,9 +46,9 @@ def put_back(fault: Fault, keeper: Keeper, machine: Machine) -> None:
     """Put back, and check that every change with a readable record is undone. The keeper's report
     on the other records must have the row's names."""
     left = keeper.putback()
-    said = "\n".join(map(str, [*left.failed, *keeper.unreadable()]))
+    problems = "\n".join(map(str, [*left.failed, *keeper.unreadable()]))
     for name in fault.row.names:
-        assert name in said, said
+        assert name in problems, problems
     assert bool(left.failed) == bool(fault.row.names)
     assert machine.text(THP) == "defer\n"
     assert machine.text(HUGE) == "0\n"
@@ -79,9 +71,9 @@ def cut_off(path: Path) -> None:
 
 
 def by_a_newer(path: Path) -> None:
-    what = {"number": 3, "kind": "teleport", "token": 7, "boot_id": "x", "what": {}}
+    entry = {"number": 3, "kind": "teleport", "token": 7, "boot_id": "x", "what": {}}
     with path.open("ab") as file:
-        file.write(sealed_by_a_newer(what) + b"\n")
+        file.write(sealed_by_a_newer(entry) + b"\n")
 
 
 def zeroes(path: Path) -> None:
@@ -112,6 +104,13 @@ def test_journal_is_a_folder(fault: Fault, keeper: Keeper, machine: Machine) -> 
     put_back(fault, keeper, machine)
 
 
+def test_journal_is_a_pipe(fault: Fault, keeper: Keeper, machine: Machine) -> None:
+    """Whoever opens a named pipe waits for its writer."""
+    pipe(machine.root / JOURNAL)
+    machine.file(THP, "defer\n")
+    put_back(fault, keeper, machine)
+
+
 def test_change_on_a_machine_with_a_damaged_journal(
     fault: Fault, keeper: Keeper, machine: Machine
 ) -> None:
@@ -123,8 +122,8 @@ def test_change_on_a_machine_with_a_damaged_journal(
 
 
 def lease(machine: Machine) -> Path:
-    [found] = machine.root.glob(LEASE)
-    return found
+    [lease] = machine.root.glob(LEASE)
+    return lease
 
 
 def test_lease_is_held(fault: Fault, keeper: Keeper) -> None:
@@ -207,7 +206,9 @@ def test_boot_entry_of_a_run_whose_journal_is_lost(
 
 
 @pytest.mark.parametrize(
-    "script", ["echo '<html>'", "exit 127", "echo '{\"leases\": '"], ids=["rubbish", "no", "cut"]
+    "script",
+    ["echo '<html>'", "exit 127", "echo '{\"leases\": '", f"echo '{'[' * 100_000}'"],
+    ids=["rubbish", "no", "cut", "deep"],
 )
 def test_keepers_answer(fault: Fault, machine: Machine, script: str) -> None:
     (machine.root / "fakes/python3").unlink()

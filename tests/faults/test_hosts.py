@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 
 from orchestrator.base.progress import Progress
+from orchestrator.base.waiting import until
 from orchestrator.machine.guest import guest
 from orchestrator.machine.guest.watching import Limits, wait_for
 from orchestrator.machine.host.host import Host
+from orchestrator.machine.nested import nested
+from orchestrator.machine.nested.nested import StartedVm
 from orchestrator.machine.runner.state import token_prefix
 from orchestrator.run import trials
-from orchestrator.run.trials import run_trial
+from orchestrator.run.trial import run_trial
 from tests.lab.conftest import Outcome, RunOne
 
 pytestmark = pytest.mark.vm
@@ -32,10 +35,11 @@ MOST_SECONDS = 60.0
 
 
 def on_host(name: str, number: str) -> str:
-    """Return a script that sends a signal to the programs of that name."""
+    """Return a script that sends a signal to the programs of that name. It starts no program: a
+    busy emulated host takes half a minute to start one for each process."""
     return (
-        f'for p in /proc/[0-9]*; do case "$(cat $p/comm 2>/dev/null)" in {name})'
-        f' kill -{number} "${{p#/proc/}}";; esac; done'
+        f'for p in /proc/[0-9]*; do read -r comm < $p/comm || continue; case "$comm" in {name})'
+        f' kill -{number} "${{p#/proc/}}";; esac; done 2> /dev/null'
     )
 
 
@@ -65,8 +69,8 @@ class Provoked:
     def __call__(self, event: str, fault: str | Callable[[], None]) -> None:
         def provoke(limits: Limits, what: str, words: str, progress: Progress) -> None:
             if what == event and not self.at:
-                self.at = time.monotonic()
                 self._provoke(limits.host, fault)
+                self.at = time.monotonic()
             wait_for(limits, what, words, progress)
 
         def attempt(*given: Any, **more: Any) -> None:
@@ -133,6 +137,35 @@ def test_hosts_qemu_crashes_and_the_trial_is_begun_again(
     outcome = one_trial(PLAIN, QUIET)
     assert attempts(outcome) == [("host-crash", "bench")]
     assert outcome.result.kind == "measured"
+
+
+@pytest.mark.full
+def test_hosts_qemu_is_stopped_while_the_host_boots(
+    one_trial: RunOne, provoked: Provoked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host whose console is silent would be given up after 90 s only."""
+    wait_for_sshd = nested._wait_for_sshd
+
+    def stop(machine: StartedVm, *more: Any) -> None:
+        until(lambda: machine.console.size() or None, within=60, waiting_for="the first line")
+        provoked.at = time.monotonic()
+        to_qemu(signal.SIGSTOP)
+        wait_for_sshd(machine, *more)
+
+    provoked("never", "")
+    monkeypatch.setattr(nested, "_wait_for_sshd", stop)
+    outcome = one_trial(PLAIN, QUIET)
+    assert attempts(outcome) == [("host-stopped", "bench")]
+    assert outcome.result.stage == "host-boot"
+    assert 0 < provoked.over - provoked.at < MOST_SECONDS
+
+
+@pytest.mark.full
+def test_hosts_qemu_is_stopped_while_a_guest_boots(one_trial: RunOne, provoked: Provoked) -> None:
+    provoked("mark", lambda: to_qemu(signal.SIGSTOP))
+    outcome = one_trial(PLAIN, QUIET)
+    assert attempts(outcome) == [("host-stopped", "bench")]
+    assert provoked.over - provoked.at < MOST_SECONDS
 
 
 @pytest.mark.full

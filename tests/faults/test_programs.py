@@ -28,7 +28,7 @@ def test_program_of_a_run_is_missing(fault: Fault, names: tuple[str, ...]) -> No
     # /dev/null is not executable, so shutil.which() does not find what it hides. The interpreter
     # that runs barometer itself is never hidden.
     places = [] if "python3" in names else places_of(names)
-    hidden = "\n".join(f"mount --bind /dev/null {there}" for there in places)
+    hidden = "\n".join(f"mount --bind /dev/null {program}" for program in places)
     fault.ends("run", place.scenario(), "--out", "out", under=namespace(hidden), PATH=path)
 
 

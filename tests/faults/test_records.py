@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -48,6 +49,22 @@ def folder(path: Path) -> None:
     path.mkdir()
 
 
+def pipe(path: Path) -> None:
+    """Make a named pipe: whoever opens it waits for its writer, and nobody writes."""
+    path.unlink()
+    os.mkfifo(path)
+
+
+def endless(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("/dev/zero")
+
+
+def huge(path: Path) -> None:
+    """Make the file longer than the memory. It is sparse, and takes no disk space."""
+    os.truncate(path, 1 << 40)
+
+
 def deep(path: Path) -> None:
     path.write_text("[" * 100_000)
 
@@ -68,6 +85,10 @@ RECORDS: dict[str, tuple[str, Damage]] = {
     "manifest-rubbish": (f"trials/{MEASURED}/manifest.json", rubbish),
     "manifest-newer": (f"trials/{MEASURED}/manifest.json", newer),
     "manifest-is-a-folder": (f"trials/{MEASURED}/manifest.json", folder),
+    "manifest-is-a-pipe": (f"trials/{MEASURED}/manifest.json", pipe),
+    "manifest-is-endless": (f"trials/{MEASURED}/manifest.json", endless),
+    "manifest-is-huge": (f"trials/{MEASURED}/manifest.json", huge),
+    "scenario-is-a-pipe": ("scenario.toml", pipe),
     "outcome-is-none": (
         f"trials/{MEASURED}/manifest.json", lambda path: edit(path, outcome="well")
     ),
@@ -86,6 +107,7 @@ EVIDENCE: dict[str, tuple[str, Damage]] = {
     "empty": ("guest-0/marks.txt", empty),
     "changed": ("host/hist-lookup.txt", lambda path: rewrite(path, lambda t: t + " ")),
     "is-a-folder": ("host/dmesg.txt", folder),
+    "is-a-pipe": ("host/dmesg.txt", pipe),
 }
 
 
@@ -172,9 +194,9 @@ def test_record_of_the_tests(fault: Fault, name: str) -> None:
     place = fault.place
     for path in (ROOT / "ci").rglob("*"):
         if path.suffix in (".py", ".toml") and "bench" not in path.parts:
-            there = place.work / path.relative_to(ROOT)
-            there.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(path, there)
+            copy = place.work / path.relative_to(ROOT)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
     with (place.work / f"ci/{name}.toml").open("a") as file:
         file.write("\nmain-job = 4 = 00\n")
     program = [sys.executable, "-m", "ci.lanes", "--prove", "faults"]
@@ -227,6 +249,11 @@ def test_record_of_a_killed_run(fault: Fault, damage: Damage) -> None:
 def test_record_is_a_folder(fault: Fault) -> None:
     path = record(fault.place)
     folder(path)
+    fault.ends("clean", left=["record"])
+
+
+def test_record_is_a_pipe(fault: Fault) -> None:
+    pipe(record(fault.place))
     fault.ends("clean", left=["record"])
 
 

@@ -8,6 +8,7 @@ import itertools
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,11 +26,14 @@ from orchestrator.machine.nested.nested import BootSpec
 from orchestrator.machine.nested.sharing import HostPool, NestedMachine
 from orchestrator.machine.runner.state import SHM, BenchState, bench_state, token_prefix
 from orchestrator.machine.vm import hypervisor
-from orchestrator.run.prepare import plan_facts, prepare
-from orchestrator.run.trials import Bench, run_until_it_counts
+from orchestrator.run.kernels import RunKernels
+from orchestrator.run.prepare import build_plan, prepare
+from orchestrator.run.trial import Bench
+from orchestrator.run.trials import run_until_it_counts
 from orchestrator.scenario.loading import load_scenario
 from orchestrator.scenario.plan import make_plan
 from tests.lab.machine.standin import StandIn, standin
+from tests.unit.agents.keeper.machines import Machine, made_up
 
 SCENARIOS = Path(__file__).parents[2] / "fixtures/scenarios"
 SMALL = SCENARIOS / "small.toml"
@@ -103,10 +107,10 @@ def _run_one(
 ) -> Outcome:
     scenario, text = load_scenario(SMALL, ["expect={}", *overrides])
     cache, progress = Cache(), Progress()
-    machine = Claiming.of(scenario, pool)
+    machine = Claiming.of(scenario.host, scenario.device, pool)
     machine.claimed = release
-    prepared = prepare(scenario, machine, cache, progress)
-    run_dir = RunDir.create(folder, text, plan_facts(scenario, prepared))
+    prepared = prepare(scenario, machine, RunKernels(cache), progress)
+    run_dir = RunDir.create(folder, text, build_plan(scenario, prepared))
     bench = Bench(scenario, prepared, run_dir, *shared, progress, machine=machine)
     try:
         run_until_it_counts(bench, make_plan(scenario)[0])
@@ -164,6 +168,15 @@ def metal(tmp_path_factory: pytest.TempPathFactory, means: None) -> Iterator[Sta
     """The stand-in metal machine. A test that uses it leaves it on its own kernel, as it was."""
     with standin(tmp_path_factory.mktemp("metal")) as machine:
         yield machine
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    """A made-up metal machine, whose only real program is Python: the keeper runs there as it does
+    on a real one."""
+    with made_up() as made:
+        (made.root / "fakes/python3").symlink_to(sys.executable)
+        yield made
 
 
 def leftovers() -> set[str]:

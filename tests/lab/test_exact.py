@@ -105,7 +105,7 @@ def test_trials_that_share_a_host_count_the_same_as_those_that_do_not(
     for metric in ("bar_map_cost", "bar_map_cost@full/1GiB/cold", "bar_unmap_cost"):
         every = [n for arm in samples.values() for n in arm[metric]["samples"]]
         assert every == pytest.approx([every[0]] * 4, rel=5e-4, abs=400e-9)
-    assert "share a boot of the host" in " ".join(report.split())
+    assert "host.fresh_boots = true" in " ".join(report.split())
     assert leftovers() == before
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 
 import pytest
@@ -13,7 +12,7 @@ from orchestrator.machine.metal.keeper import MACHINE, Keeper, Lease
 from orchestrator.machine.transport.shell import Shell
 from tests.lab.sshd import Server, server_in, serving
 from tests.lab.test_shell import connection
-from tests.unit.agents.keeper.machines import THP, Machine, made_up
+from tests.unit.agents.keeper.machines import THP, Machine
 
 pytestmark = pytest.mark.ssh
 
@@ -22,13 +21,6 @@ pytestmark = pytest.mark.ssh
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with serving(server_in(tmp_path_factory.mktemp("sshd"))) as running:
         yield running
-
-
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    with made_up() as made:
-        (made.root / "fakes/python3").symlink_to(sys.executable)
-        yield made
 
 
 @pytest.fixture

@@ -19,13 +19,13 @@ from orchestrator.formats.units import GIB
 from orchestrator.machine.guest.guest import stage_guest
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host
-from orchestrator.machine.tracing import profiler
+from orchestrator.machine.tracing import armer, profiler
 from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.machine.vm.domain import GuestDomain
 from orchestrator.machine.vm.hypervisor import Connection, Domain
-from orchestrator.run import trials
+from orchestrator.run import trial as one_trial
 from orchestrator.run.profile import ProfileRequest, record
-from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.machines import Guest
 from tests.lab.conftest import RunOne
 from tests.lab.domains import define
 
@@ -48,8 +48,8 @@ def defined(host: Host, libvirt: Connection, devices: Sequence[BoundDevice]) -> 
 def left(host: Host) -> str:
     """List what a profile left on the host."""
     return host.shell.run(
-        f"ls -d {profiler.TRACEFS}/instances/{profiler.INSTANCE} 2> /dev/null;"
-        f" grep {profiler.GROUP} {profiler.TRACEFS}/kprobe_events; :"
+        f"ls -d {armer.TRACEFS}/instances/{profiler.INSTANCE} 2> /dev/null;"
+        f" grep {profiler.GROUP} {armer.TRACEFS}/kprobe_events; :"
     ).stdout
 
 
@@ -68,24 +68,22 @@ def on_a_host(
     *overrides: str,
 ) -> None:
     """Run `check` on a real host with a domain defined, and remove the domain and its log
-    afterwards."""
+    if it passes."""
 
     def boots(
-        host: Host, devices: Sequence[BoundDevice], scenario: Scenario, *_: Any, keys: RunKeys,
+        host: Host, devices: Sequence[BoundDevice], guest: Guest, *_: Any, keys: RunKeys,
         **_more: Any,
     ) -> None:  # fmt: skip
-        assert scenario.guest is not None
-        stage_guest(host, scenario.guest, keys)
+        stage_guest(host, guest, keys)
         with host.libvirt() as libvirt:
             domain = defined(host, libvirt, devices)
-            try:
-                check(host, domain)
-            finally:
-                domain.destroy()
-                domain._raw.undefine()
-                host.shell.run(["rm", "-f", f"/var/log/libvirt/qemu/{NAME}.log"])
+            # after a failure the host is ended, and a second error would hide the first
+            check(host, domain)
+            domain.destroy()
+            domain._raw.undefine()
+            host.shell.run(["rm", "-f", f"/var/log/libvirt/qemu/{NAME}.log"])
 
-    monkeypatch.setattr(trials, "run_guest_boots", boots)
+    monkeypatch.setattr(one_trial, "run_guest_boots", boots)
     outcome = trial('trace.passes=["plain"]', "device.bar=1GiB", *overrides)
     stages = {stage.name: stage.outcome for stage in outcome.evidence.manifest.stages}
     assert stages == {"host-boot": "ok", "device": "ok"}
@@ -112,7 +110,7 @@ def test_a_domain_that_is_there_is_profiled_and_left_as_it_was(
             record(asked, Progress())
 
         domain.destroy()
-        host.shell.run(["mkdir", f"{profiler.TRACEFS}/instances/{profiler.INSTANCE}"])
+        host.shell.run(["mkdir", f"{armer.TRACEFS}/instances/{profiler.INSTANCE}"])
         with pytest.raises(BenchError, match="at work already"):
             record(asked, Progress())
         assert not domain.active()

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from orchestrator.machine.host.host import Host
 from orchestrator.machine.metal import staging
+from orchestrator.machine.runner.agents import AgentProgram
 from orchestrator.machine.transport.local import LocalMachine
 from orchestrator.machine.transport.shell import Completed, Shell
 
@@ -40,6 +43,18 @@ class HostShell(LocalMachine, Shell):
         return super()._words([re.sub(_PLACES, f"{self.root}/", word) for word in words])
 
 
+class AgentHost(SimpleNamespace):
+    """A made-up host, with a shell. The command of an agent is its name."""
+
+    shell: Any
+
+    def agent(self, name: str) -> AgentProgram:
+        return AgentProgram((name,))
+
+    run_agent = Host.run_agent
+    staying_agent = Host.staying_agent
+
+
 class Recorded:
     """Records changes in `log`, where a test may also record what the host then does."""
 
@@ -51,6 +66,9 @@ class Recorded:
         self.written[path] = value
         self._note("write", path, value)
 
+    def bind(self, addresses: Sequence[str]) -> None:
+        self._note("bind", *addresses)
+
     def tracing(self, instance: str, group: str) -> None:
         self._note("tracing", instance, group)
 
@@ -59,6 +77,9 @@ class Recorded:
 
     def files(self, *paths: str) -> None:
         self._note("files", *paths)
+
+    def put_back(self) -> None:
+        self._note("put back")
 
     def _note(self, *words: str) -> None:
         self.log.append(" ".join(["change:", *words]))

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.base.hashing import sha256_file
 from orchestrator.evidence.facts import GuestFacts, HostFacts
 from orchestrator.evidence.layout import MANIFEST, TrialDir
-from orchestrator.evidence.manifest import Manifest
+from orchestrator.evidence.manifest import Manifest, TrialFacts
 from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import GIB
 
@@ -52,6 +52,10 @@ PLAN: dict[str, Any] = {
 
 def plan_of(**changes: Any) -> Plan:
     return Plan.model_validate_json(json.dumps(PLAN | changes))
+
+
+def facts_of(**changes: Any) -> TrialFacts:
+    return TrialFacts.model_validate_json(json.dumps(FACTS | changes))
 
 
 def manifest_of(**changes: Any) -> Manifest:

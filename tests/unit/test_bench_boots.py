@@ -12,7 +12,7 @@ from orchestrator.base.errors import ArmFailedError, BenchError
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import Charge, Charged
 from orchestrator.evidence.layout import TrialWriter
-from tests.unit.manifests import FACTS
+from tests.unit.manifests import facts_of
 
 PATH = Path(__file__).parents[2] / "ci/bench/boots.py"
 
@@ -32,7 +32,7 @@ def boots() -> ModuleType:
 def test_row_has_whom_the_failure_was_charged_to(
     boots: ModuleType, tmp_path: Path, error: type[BenchError], charge: Charge
 ) -> None:
-    trial = TrialWriter(tmp_path / "trial", FACTS | {"arm": "candidate"})
+    trial = TrialWriter(tmp_path / "trial", facts_of(arm="candidate"))
     with trial.stage("host-boot"):
         pass
     trial.failed(error("x", reason=Reason.GUEST_HANG), "guest-0-plain", Charged(charge, "why"))
@@ -42,5 +42,5 @@ def test_row_has_whom_the_failure_was_charged_to(
 
 
 def test_row_of_a_host_that_went_well_has_no_charge(boots: ModuleType, tmp_path: Path) -> None:
-    row = boots.row_of(TrialWriter(tmp_path / "trial", FACTS).complete())
+    row = boots.row_of(TrialWriter(tmp_path / "trial", facts_of()).complete())
     assert (row["reason"], row["charged"], row["host_seconds"]) == ("", "", None)

@@ -13,9 +13,15 @@ import pytest
 from orchestrator.analysis.verdict.bisection import BisectCommit, Measured, Skipped
 from orchestrator.base.errors import BenchError, EvidenceError, ScenarioError
 from orchestrator.base.progress import Progress
-from orchestrator.run.bisect import Kernels, Question, Record, bisected, kernels_of
-from orchestrator.run.commits import commits_of
-from orchestrator.scenario.builder import Setting, bisect_text
+from orchestrator.run.bisect import (
+    BisectionFile,
+    CommitKernels,
+    Question,
+    bisect_commits,
+    parse_commit_kernels,
+)
+from orchestrator.run.commits import find_commits
+from orchestrator.scenario.builder import Setting, build_bisect_file
 from orchestrator.scenario.kernel_forms import DebKernel, ModuleKernel, TreeKernel
 from tests.unit.histories import history, straight
 
@@ -40,14 +46,16 @@ class Fake:
         self.asked: list[str] = []
         self.folders: list[Path] = []
 
-    def ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
+    def measure_ends(self, question: Question, folder: Path) -> tuple[Measured, Measured]:
         self.folders.append(folder)
         good, bad = self._say(question.commits.good[0]), self._say(question.commits.bad)
         assert isinstance(good, Measured)
         assert isinstance(bad, Measured)
         return good, bad
 
-    def step(self, question: Question, commit: BisectCommit, folder: Path) -> Measured | Skipped:
+    def measure_step(
+        self, question: Question, commit: BisectCommit, folder: Path
+    ) -> Measured | Skipped:
         self.folders.append(folder)
         return self._say(commit)
 
@@ -64,13 +72,13 @@ class Fixture:
         self, good: str = "c0", bad: str = "", paths: tuple[str, ...] = (),
         metric: str = "bar_map_cost", accel: Any = "exact",
     ) -> Question:  # fmt: skip
-        commits = commits_of(self.linux, good.split(), bad or self._last, paths)
-        kernels = Kernels(self.linux)
-        text = bisect_text(Setting(accel), metric, kernels(commits.bad))
+        commits = find_commits(self.linux, good.split(), bad or self._last, paths)
+        kernels = CommitKernels(self.linux)
+        text = build_bisect_file(Setting(accel), metric, kernels(commits.bad))
         return Question(commits, kernels, metric, text)
 
-    def run(self, bench: Fake, **asked: Any) -> Record:
-        return bisected(self.question(**asked), self.out, bench, Progress())
+    def run(self, bench: Fake, **asked: Any) -> BisectionFile:
+        return bisect_commits(self.question(**asked), self.out, bench, Progress())
 
     def saved(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self.out / "bisect.json").read_text())
@@ -118,8 +126,8 @@ def finished(short: Fixture, ended: Path) -> Fixture:
     return short
 
 
-def subjects(record: Record) -> list[str]:
-    return [commit.subject for commit in record.found]
+def subjects(record: BisectionFile) -> list[str]:
+    return [commit.subject for commit in record.first_bad]
 
 
 @pytest.mark.parametrize("first", [1, 23, 64])
@@ -352,12 +360,14 @@ def test_other_good_commits_are_measured_too(fixture: Fixture) -> None:
     assert again.asked == []
 
 
-@pytest.mark.parametrize(("says", "said"), [
+@pytest.mark.parametrize(("says", "expected"), [
     (from_(5), r"--good \w+ is not good: bad, 22 Minsn"),
     (skipping(23, 9), r"--good \w+ is not good: skip, build-failed: c9 does not do"),
 ])  # fmt: skip
-def test_good_commit_that_is_not_good_is_an_error(fixture: Fixture, says: Says, said: str) -> None:
-    with pytest.raises(EvidenceError, match=said):
+def test_good_commit_that_is_not_good_is_an_error(
+    fixture: Fixture, says: Says, expected: str
+) -> None:
+    with pytest.raises(EvidenceError, match=expected):
         fixture.run(Fake(says), good="c0 c9")
 
 
@@ -431,26 +441,26 @@ def test_merges_are_bisected(tmp_path: Path) -> None:
 
 
 def test_kernel_of_a_commit_is_its_tree_or_changed_modules(linux: Path) -> None:
-    commits = commits_of(linux, ["c0"], "c64", ())
+    commits = find_commits(linux, ["c0"], "c64", ())
     sha = commits.bad.sha
-    assert kernels_of(commits, None, ["CONFIG_A=y", "x.config"], Path("/etc"))(commits.bad) == (
-        TreeKernel(tree=linux, ref=sha, config=("CONFIG_A=y", "/etc/x.config"))
-    )
+    assert parse_commit_kernels(commits, None, ["CONFIG_A=y", "x.config"], Path("/etc"))(
+        commits.bad
+    ) == (TreeKernel(tree=linux, ref=sha, config=("CONFIG_A=y", "/etc/x.config")))
     on = "deb:linux-image-cloud-amd64@trixie"
-    assert kernels_of(commits, on, [], Path())(commits.bad) == ModuleKernel(
+    assert parse_commit_kernels(commits, on, [], Path())(commits.bad) == ModuleKernel(
         deb="linux-image-cloud-amd64", suite="trixie", module=linux, ref=sha
     )
-    assert kernels_of(commits, on, [], Path()).on == DebKernel(
+    assert parse_commit_kernels(commits, on, [], Path()).on == DebKernel(
         deb="linux-image-cloud-amd64", suite="trixie"
     )
 
 
 @pytest.mark.parametrize(
-    ("on", "config", "said"),
+    ("on", "config", "expected"),
     [("dir:/usr", [], "expected the package"), ("deb:a1@trixie", ["CONFIG_A=y"], "--config")],
 )
 def test_modules_are_of_a_package_and_have_no_configuration(
-    linux: Path, on: str, config: list[str], said: str
+    linux: Path, on: str, config: list[str], expected: str
 ) -> None:
-    with pytest.raises(ScenarioError, match=said):
-        kernels_of(commits_of(linux, ["c0"], "c64", ()), on, config, Path())
+    with pytest.raises(ScenarioError, match=expected):
+        parse_commit_kernels(find_commits(linux, ["c0"], "c64", ()), on, config, Path())

@@ -20,11 +20,13 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import RunDir
 from orchestrator.run import bisect
-from orchestrator.run.bisect import Kernels, Machines, Question, run_bisection
-from orchestrator.run.commits import commits_of
-from orchestrator.run.judge import judge, sampled
+from orchestrator.run import kernels as run_kernels
+from orchestrator.run.bisect import CommitKernels, KernelBench, Question, run_bisection
+from orchestrator.run.commits import find_commits
+from orchestrator.run.judge import judge, read_samples
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.trials import Runner
-from orchestrator.scenario.builder import Setting, bisect_text
+from orchestrator.scenario.builder import Setting, build_bisect_file
 from orchestrator.scenario.kernel_forms import DebKernel, ModuleKernel, TreeKernel
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, ArmName
@@ -64,16 +66,16 @@ class Fixture:
         self.folder, self.out = folder, folder / "out"
         shas = straight(folder / "linux", 9)
         self._subjects = {sha: subject for subject, sha in shas.items()}
-        commits = commits_of(folder / "linux", ["c0"], "c8", ())
-        kernels = Kernels(commits.repository)
-        text = bisect_text(
+        commits = find_commits(folder / "linux", ["c0"], "c8", ())
+        kernels = CommitKernels(commits.repository)
+        text = build_bisect_file(
             Setting("exact", bar="4GiB"), "bar_map_cost", kernels(commits.bad),
             ['map.sizes=["1GiB", "2GiB", "full"]', 'map.alignment=["1GiB", "2MiB", "4KiB"]',
              'trace.passes=["plain", "counts"]'],
         )  # fmt: skip
         self.question = Question(commits, kernels, "bar_map_cost", text)
         self.here = Runner(
-            Cache(folder / "cache"),
+            RunKernels(Cache(folder / "cache")),
             cast(Any, None),
             cast(Any, SimpleNamespace(version=lambda: {"qemu": "10.0.2"})),
             Progress(),
@@ -82,7 +84,7 @@ class Fixture:
         self.makes: Makes = measured
         self.raises: BarometerError | None = None
         monkeypatch.setattr(bisect, "run_plan", self._run_plan)
-        monkeypatch.setattr(bisect, "check_kernel", lambda kernel, cache: None)
+        monkeypatch.setattr(run_kernels, "check_kernel", lambda kernel, cache: None)
 
     def _run_plan(
         self, scenario: Scenario, text: str, out: Path, here: Runner, *, only: ArmName | None
@@ -110,8 +112,8 @@ class Fixture:
 
     def step(self, subject: str = "c6") -> Measured | Skipped:
         names = {subject: sha for sha, subject in self._subjects.items()}
-        commit = commits_of(self.question.commits.repository, ["c0"], names[subject], ()).bad
-        return Machines(self.here).step(self.question, commit, self.out / "steps/1")
+        commit = find_commits(self.question.commits.repository, ["c0"], names[subject], ()).bad
+        return KernelBench(self.here).measure_step(self.question, commit, self.out / "steps/1")
 
 
 @pytest.fixture
@@ -135,9 +137,9 @@ def test_run_of_one_arm_alone_is_judged_as_what_it_is(fixture: Fixture) -> None:
     found = judge(run).save()
     assert (found.document["verdict"], found.exit_code) == ("invalid", 4)
     assert "the baseline has no trial" in found.report.replace("\n", " ")
-    assert len(sampled(run, "candidate", "bar_map_cost").values) == 1
-    assert sampled(run, "baseline", "bar_map_cost") == ("Ginsn", (), ())
-    assert sampled(run, "candidate", "pfn_lookups_per_map").unit == "count"
+    assert len(read_samples(run, "candidate", "bar_map_cost").values) == 1
+    assert read_samples(run, "baseline", "bar_map_cost") == ("Ginsn", (), ())
+    assert read_samples(run, "candidate", "pfn_lookups_per_map").unit == "count"
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,7 @@ def test_what_says_nothing_of_the_commit_ends_it(fixture: Fixture, reason: Reaso
 
 def test_bisection_of_runs_finds_the_commit(fixture: Fixture) -> None:
     record = run_bisection(fixture.question, fixture.out, fixture.here)
-    assert [commit.subject for commit in record.found] == ["c5"]
+    assert [commit.subject for commit in record.first_bad] == ["c5"]
     assert fixture.ran[0] == ("ends", None)
     assert {only for _, only in fixture.ran[1:]} == {"candidate"}
     ends = (fixture.out / "ends/report.txt").read_text()
@@ -205,7 +207,7 @@ def test_ends_are_checked_before_anything_is_built(
         if kernel.ref == fixture.question.commits.bad.sha:
             raise ScenarioError("has no Kconfig", reason=Reason.NO_SUCH_SOURCE)
 
-    monkeypatch.setattr(bisect, "check_kernel", refused)
+    monkeypatch.setattr(run_kernels, "check_kernel", refused)
     with pytest.raises(ScenarioError, match=r"^--bad: has no Kconfig"):
         run_bisection(fixture.question, fixture.out, fixture.here)
     assert (fixture.ran, fixture.out.exists()) == ([], False)
@@ -230,7 +232,7 @@ def test_commit_with_the_sources_of_the_package_is_the_package(
 ) -> None:
     on = DebKernel(deb="linux-image-cloud-amd64", suite="trixie")
     commits = fixture.question.commits
-    question = replace(fixture.question, kernel=Kernels(commits.repository, on))
+    question = replace(fixture.question, kernel=CommitKernels(commits.repository, on))
 
     def pristine(kernel: ModuleKernel, cache: Cache) -> None:
         if kernel.ref == commits.good[0].sha:
@@ -238,14 +240,16 @@ def test_commit_with_the_sources_of_the_package_is_the_package(
                 "the sources are those of the package", reason=Reason.NOTHING_CHANGED
             )
 
-    monkeypatch.setattr(bisect, "check_kernel", pristine)
-    machines = Machines(fixture.here)
-    assert machines.kernel(question, commits.good[0]) == on
-    assert machines.kernel(question, commits.bad) == ModuleKernel(
+    monkeypatch.setattr(run_kernels, "check_kernel", pristine)
+    bench = KernelBench(fixture.here)
+    assert bench.choose_kernel(question, commits.good[0]) == on
+    assert bench.choose_kernel(question, commits.bad) == ModuleKernel(
         deb=on.deb, suite="trixie", module=commits.repository, ref=commits.bad.sha
     )
     with pytest.raises(ScenarioError):  # for a whole kernel that error has another cause
-        machines.kernel(replace(question, kernel=Kernels(commits.repository)), commits.good[0])
+        bench.choose_kernel(
+            replace(question, kernel=CommitKernels(commits.repository)), commits.good[0]
+        )
 
 
 def test_commit_that_is_known_not_to_build_is_skipped(
@@ -255,7 +259,7 @@ def test_commit_that_is_known_not_to_build_is_skipped(
         if fixture.subject_of(kernel) == "c6":
             raise ScenarioError("reaches the kernel itself", reason=Reason.BEYOND_MODULES)
 
-    monkeypatch.setattr(bisect, "check_kernel", refused)
+    monkeypatch.setattr(run_kernels, "check_kernel", refused)
     assert fixture.step("c6") == Skipped("beyond-modules", "reaches the kernel itself")
     assert fixture.ran == []
     assert isinstance(fixture.step("c7"), Measured)

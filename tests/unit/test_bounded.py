@@ -15,43 +15,43 @@ from orchestrator.base.reasons import Reason
 SAID = st.lists(st.sampled_from([b"\n", b"a", b"bc", b"\n\n", b"x" * 40, b"\xff", b"end\n"]))
 
 
-def chunks_of(said: bytes, cuts: list[int]) -> list[bytes]:
-    places = sorted({0, len(said), *(cut % (len(said) + 1) for cut in cuts)})
-    return [said[start:end] for start, end in pairwise(places)]
+def chunks_of(data: bytes, cuts: list[int]) -> list[bytes]:
+    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    return [data[start:end] for start, end in pairwise(places)]
 
 
 @given(pieces=SAID, cuts=st.lists(st.integers(0, 5000)), most=st.integers(0, 100))
 def test_excerpt_is_the_same_however_the_stream_is_cut(
     pieces: list[bytes], cuts: list[int], most: int
 ) -> None:
-    said = b"".join(pieces)
+    data = b"".join(pieces)
     whole, cut = Excerpt(most), Excerpt(most)
-    whole.feed(said)
-    for chunk in chunks_of(said, cuts):
+    whole.feed(data)
+    for chunk in chunks_of(data, cuts):
         cut.feed(chunk)
         assert cut.kept <= most
-    assert (cut.content(), cut.size, cut.kept) == (whole.content(), len(said), whole.kept)
+    assert (cut.content(), cut.size, cut.kept) == (whole.content(), len(data), whole.kept)
 
 
 @given(pieces=SAID, most=st.integers(2, 100))
 def test_excerpt_has_the_first_and_the_last_lines_and_counts_the_rest(
     pieces: list[bytes], most: int
 ) -> None:
-    said = b"".join(pieces)
+    data = b"".join(pieces)
     excerpt = Excerpt(most)
-    excerpt.feed(said)
-    if len(said) <= most:
-        assert excerpt.content() == said
+    excerpt.feed(data)
+    if len(data) <= most:
+        assert excerpt.content() == data
         return
     head, _, rest = excerpt.content().partition(b"... ")
     count, _, tail = rest.partition(b" lines left out ...\n")
     size, lines = map(int, count.split(b" bytes, "))
-    is_whole = len(head) + size + len(tail) == len(said)
+    is_whole = len(head) + size + len(tail) == len(data)
     begun = head if is_whole else head.removesuffix(b"\n")
-    assert said.startswith(begun)
-    assert said.endswith(tail)
-    assert len(begun) + size + len(tail) == len(said)
-    assert begun.count(b"\n") + lines + tail.count(b"\n") == said.count(b"\n")
+    assert data.startswith(begun)
+    assert data.endswith(tail)
+    assert len(begun) + size + len(tail) == len(data)
+    assert begun.count(b"\n") + lines + tail.count(b"\n") == data.count(b"\n")
     assert len(excerpt.content()) <= most + 100
 
 
@@ -59,10 +59,10 @@ def test_excerpt_has_the_first_and_the_last_lines_and_counts_the_rest(
 def test_lines_are_the_same_however_the_stream_is_cut(
     pieces: list[bytes], cuts: list[int], most: int
 ) -> None:
-    said = b"".join(pieces)
+    data = b"".join(pieces)
     lines = Lines(most)
-    ended = [line for chunk in chunks_of(said, cuts) for line in lines.feed(chunk)]
-    for line, expected in zip([*ended, lines.begun()], said.split(b"\n"), strict=True):
+    ended = [line for chunk in chunks_of(data, cuts) for line in lines.feed(chunk)]
+    for line, expected in zip([*ended, lines.begun()], data.split(b"\n"), strict=True):
         if len(expected) <= most:
             assert line == expected
         else:

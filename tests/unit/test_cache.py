@@ -72,7 +72,8 @@ def test_changed_file_makes_the_entry_be_built_again(
     assert cache.entry("things", KEY, build) == place
     assert build.calls == 2
     assert (place / "sub/file").read_text() == "hello"
-    assert "does not have its recorded sha256" in caplog.text
+    assert "sub/file" in caplog.text
+    assert "sha256" in caplog.text
 
 
 def test_missing_file_makes_the_entry_be_built_again(tmp_path: Path) -> None:
@@ -129,7 +130,7 @@ def test_full_disk_is_said_as_such(tmp_path: Path) -> None:
     def full(_folder: Path) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(BenchError, match="no space left") as caught:
+    with pytest.raises(BenchError) as caught:
         Cache(tmp_path).entry("things", KEY, full)
     assert caught.value.reason == "disk-full"
     assert "BAROMETER_CACHE" in caught.value.hint
@@ -165,8 +166,8 @@ def test_two_processes_build_an_entry_once(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    said = "".join(process.communicate(timeout=30)[0] for process in running)
-    assert said == "built\n"
+    output = "".join(process.communicate(timeout=30)[0] for process in running)
+    assert output == "built\n"
     assert [process.returncode for process in running] == [0, 0]
 
 
@@ -183,7 +184,7 @@ def test_full_disk_within_a_copied_tree_is_said_as_such(tmp_path: Path) -> None:
         # copytree() reports it like this, without an errno
         raise shutil.Error([("a", "b", "[Errno 28] No space left on device: 'b'")])
 
-    with pytest.raises(BenchError, match="no space left") as caught:
+    with pytest.raises(BenchError) as caught:
         Cache(tmp_path).entry("kernels", {}, build)
     assert caught.value.reason == "disk-full"
 
@@ -197,7 +198,7 @@ def test_another_run_at_work_is_said_and_waited_for(
     def first() -> None:
         with cache.held("worktrees/a"):
             entered.set()
-            while "waiting for another run" not in caplog.text and time.monotonic() < end:
+            while str(tmp_path / "worktrees/a") not in caplog.text and time.monotonic() < end:
                 time.sleep(0.01)
             order.append("first")
 
@@ -208,4 +209,5 @@ def test_another_run_at_work_is_said_and_waited_for(
         order.append("second")
     other.join()
     assert order == ["first", "second"]
-    assert "waiting for another run" in caplog.text
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert str(tmp_path / "worktrees/a") in caplog.text

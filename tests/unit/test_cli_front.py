@@ -16,7 +16,7 @@ from tests.unit.recorded import copied_run
 pytestmark = pytest.mark.slow  # each starts a process
 HEAVY = ("google", "jinja2", "libvirt", "numpy", "paramiko", "perfetto", "plotly", "pydantic",
          "rich", "scipy", "tenacity", "tomlkit")  # fmt: skip
-VERBS = [command.callback.__name__ for command in app.registered_commands if command.callback]
+VERBS = [command.name for command in app.registered_commands if command.name]
 BARE = (
     "orchestrator",
     "orchestrator.base.errors",

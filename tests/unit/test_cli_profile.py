@@ -48,7 +48,7 @@ class Command:
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
     made = Command()
     monkeypatch.setattr(profile, "record", made.record)
-    monkeypatch.setattr(profile, "clear", lambda *where: made.cleared.append(where))
+    monkeypatch.setattr(profile, "clear_profile", lambda *where: made.cleared.append(where))
     return made
 
 
@@ -91,7 +91,7 @@ def test_what_is_left_is_cleared_without_a_domain(
     ("arguments", "message"),
     [
         ([], "no DOMAIN is given"),
-        (["d", "--until", "soon"], "--until soon: neither seconds above 0 nor the word agent"),
+        (["d", "--until", "soon"], "--until soon:"),
         (["d", "--until", "0"], "--until 0:"),
         (["d", "--until", "nan"], "--until nan:"),
         (["d", "--until", "inf"], "--until inf:"),

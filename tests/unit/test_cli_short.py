@@ -12,13 +12,14 @@ from typing import Any, cast
 import pytest
 
 from orchestrator.analysis.verdict.bisection import BisectCommit, Measured, Skipped
-from orchestrator.base.cache import Cache
 from orchestrator.base.progress import Progress
 from orchestrator.machine.runner import accel
 from orchestrator.report.text.brief import LINES
-from orchestrator.run import ab, bisect
+from orchestrator.run import ab
+from orchestrator.run import kernels as run_kernels
 from orchestrator.run import trials as running
-from orchestrator.run.bisect import Machines, Question
+from orchestrator.run.bisect import KernelBench, Question
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.trials import Enough, Runner
 from orchestrator.scenario.factors import load_scenarios
 from orchestrator.scenario.model import Scenario
@@ -57,20 +58,20 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fixture:
         folder_kernel(tmp_path / name, f"7.0-{name}")
 
     def runner(
-        cache: Cache, progress: Progress, *, keep: bool
+        kernels: RunKernels, progress: Progress, *, keep: bool
     ) -> contextlib.AbstractContextManager[Runner]:
         nothing = cast(Any, SimpleNamespace(version=lambda: {"qemu": "10.0.2"}))
-        return contextlib.nullcontext(Runner(cache, nothing, nothing, progress, keep))
+        return contextlib.nullcontext(Runner(kernels, nothing, nothing, progress, keep))
 
     monkeypatch.chdir(tmp_path)
     for module in (ab, running):
-        monkeypatch.setattr(module, "runner", runner)
+        monkeypatch.setattr(module, "ready_runner", runner)
     for module in (ab, accel):
         monkeypatch.setattr(
             module, "choose_accel", lambda asked: (asked.replace("auto", "tcg"), "no KVM")
         )
     monkeypatch.setattr(ab, "run_plan", fixture.run_plan)
-    monkeypatch.setattr(bisect, "check_kernel", lambda kernel, cache: None)
+    monkeypatch.setattr(run_kernels, "check_kernel", lambda kernel, cache: None)
     return fixture
 
 
@@ -84,10 +85,10 @@ def test_ab_runs_the_scenario_that_it_leaves(
     assert (scenario.workload, scenario.nested.accel) == ("map", "exact")
     assert str(scenario.arms.baseline.kernel) == f"dir:{machine.folder}/old"
     assert str(scenario.arms.candidate.kernel) == f"dir:{machine.folder}/new"
-    said = capsys.readouterr()
-    assert f"scenario: {out}/scenario.toml\n" in said.err
-    assert f"candidate: dir:{machine.folder}/new (7.0-new)\n" in said.err
-    assert said.out.splitlines()[-1] == f"run: {out}"
+    output = capsys.readouterr()
+    assert f"scenario: {out}/scenario.toml\n" in output.err
+    assert f"candidate: dir:{machine.folder}/new (7.0-new)\n" in output.err
+    assert output.out.splitlines()[-1] == f"run: {out}"
 
 
 def test_ab_goes_into_a_folder_of_its_own(barometer: Command, machine: Fixture) -> None:
@@ -144,13 +145,13 @@ def test_matrix_can_be_set_for_ab(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         ([], "Missing option '--base'"),
         (["--base", "v7.3"], "--base 'v7.3': names no kind"),
         (["--base", "dri:old"], 'did you mean "dir:"?'),
         (["--base", "dir:old"], "nothing differs"),
-        (["--base", "dir:old", "--candidate", "module:new"], "changes modules of a package"),
+        (["--base", "dir:old", "--candidate", "module:new"], "module: "),
         (["--base", "dir:old", "--candidate", "dir:found"], "--candidate: "),
         (["--base", "dir:old", "--candidate", "dir:new", "--bar", "3GiB"], "nearest: 2GiB or"),
         (["--base", "dir:old", "--candidate", "dir:new", "--guest", "dir:new"], "--workload"),
@@ -160,10 +161,10 @@ def test_matrix_can_be_set_for_ab(
     ],
 )
 def test_ab_finds_what_is_wrong_before_anything_runs(
-    barometer: Command, capsys: Said, machine: Fixture, arguments: list[str], said: str
+    barometer: Command, capsys: Said, machine: Fixture, arguments: list[str], expected: str
 ) -> None:
     assert barometer("ab", *arguments) == 2
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
     assert machine.ran == []
     assert not (machine.folder / "runs").exists()
 
@@ -173,19 +174,19 @@ def linux(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository of 20 commits. From c7 on they cost twice as much; c4 does not build."""
     straight(tmp_path / "linux", 20)
 
-    def ends(self: Machines, question: Question, folder: Path) -> tuple[Measured, Measured]:
+    def ends(self: KernelBench, question: Question, folder: Path) -> tuple[Measured, Measured]:
         return measured(0.01), measured(0.02)
 
     def step(
-        self: Machines, question: Question, commit: BisectCommit, folder: Path
+        self: KernelBench, question: Question, commit: BisectCommit, folder: Path
     ) -> Measured | Skipped:
         number = int(commit.subject[1:])
         if number == 4:
             return Skipped("build-failed", "it does not build")
         return measured(0.02 if number >= 7 else 0.01)
 
-    monkeypatch.setattr(Machines, "ends", ends)
-    monkeypatch.setattr(Machines, "step", step)
+    monkeypatch.setattr(KernelBench, "measure_ends", ends)
+    monkeypatch.setattr(KernelBench, "measure_step", step)
     return tmp_path / "linux"
 
 
@@ -227,15 +228,15 @@ def test_bisect_measures_as_a_scenario_file_does(
 ) -> None:
     (tmp_path / "maps.toml").write_text(MAPS)
     asked = ["bisect", "--tree", linux, "--good", "c1", "--bad", "c19", "--json"]
-    wanted = ["--scenario", "maps.toml", "--set", "device.bar=1GiB"]
-    assert barometer(*asked, *wanted, "--metric", "pfn_lookups_per_map", "--trials", 2) == 0
+    options = ["--scenario", "maps.toml", "--set", "device.bar=1GiB"]
+    assert barometer(*asked, *options, "--metric", "pfn_lookups_per_map", "--trials", 2) == 0
     question = json.loads(capsys.readouterr().out)["asked"]
     assert 'bar = "1GiB"' in question["scenario"]
     assert question["trials"] == 2
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["--good", "c1"], "Missing option '--bad'"),
         (["--good", "c1", "--bad", "c99"], "near: c9"),
@@ -252,8 +253,8 @@ def test_bisect_measures_as_a_scenario_file_does(
 )
 def test_bisect_finds_what_is_wrong_before_anything_is_built(
     barometer: Command, capsys: Said, machine: Fixture, linux: Path, arguments: list[str],
-    said: str,
+    expected: str,
 ) -> None:  # fmt: skip
     assert barometer("bisect", "--tree", linux, *arguments) == 2
-    assert said in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
     assert not (machine.folder / "runs").exists()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from orchestrator.base.errors import BenchError
 from orchestrator.base.process import _lines, run, run_logged, tail
+from tests.unit.stable import numbers_in
 
 
 def gone(pid: int, within: float = 5) -> bool:
@@ -60,7 +61,8 @@ def test_variable_can_be_unset(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_exit_code_is_an_error_with_the_last_words() -> None:
     with pytest.raises(BenchError) as caught:
         run(["sh", "-c", "echo why >&2; exit 3"], doing="making a thing")
-    assert caught.value.message == "making a thing: sh failed with exit code 3"
+    assert "making a thing" in caught.value.message
+    assert numbers_in(caught.value.message) == ["3"]
     assert caught.value.evidence.endswith("why")
     assert caught.value.reason == "program-failed"
 
@@ -70,7 +72,7 @@ def test_accepted_exit_code_is_no_error() -> None:
 
 
 def test_missing_program_is_named() -> None:
-    with pytest.raises(BenchError, match="the program no-such-program is not installed") as caught:
+    with pytest.raises(BenchError, match="no-such-program") as caught:
         run(["no-such-program"], doing="t")
     assert caught.value.reason == "program-missing"
     assert "barometer doctor" in caught.value.hint
@@ -78,14 +80,15 @@ def test_missing_program_is_named() -> None:
 
 def test_file_that_is_no_program_is_named(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("x")
-    with pytest.raises(BenchError, match="data is not installed"):
+    with pytest.raises(BenchError, match=r"\bdata\b") as caught:
         run([tmp_path / "data"], doing="t")
+    assert caught.value.reason == "program-missing"
 
 
 def test_slow_program_ends_with_all_that_it_started(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     started = time.monotonic()
-    with pytest.raises(BenchError, match="took more than 1 s") as caught:
+    with pytest.raises(BenchError, match=r"\b1 s\b") as caught:
         run(["sh", "-c", 'sleep 60 & echo $! $$ > "$0"; wait', pids], doing="t", timeout=1)
     assert caught.value.reason == "program-timeout"
     assert time.monotonic() - started < 20
@@ -95,10 +98,13 @@ def test_slow_program_ends_with_all_that_it_started(tmp_path: Path) -> None:
 
 
 def test_interrupted_program_ends_with_all_that_it_started(tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
+    pids, is_interrupted = tmp_path / "pids", False
 
     def interrupt(*_: object) -> None:
-        if pids.exists() and pids.read_text():
+        nonlocal is_interrupted
+        # on a busy machine the next alarm arrives before this one has been dealt with
+        if not is_interrupted and pids.exists() and pids.read_text():
+            is_interrupted = True
             signal.setitimer(signal.ITIMER_REAL, 0)
             raise KeyboardInterrupt
 
@@ -135,7 +141,7 @@ def test_logged_program_leaves_its_lines_in_the_log_and_its_exit_code(tmp_path: 
 
 def test_slow_logged_program_ends_with_all_that_it_started(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    with pytest.raises(BenchError, match="took more than 1 s") as caught:
+    with pytest.raises(BenchError, match=r"\b1 s\b") as caught:
         run_logged(
             ["sh", "-c", 'sleep 60 & echo $! > "$0"; wait', pids], doing="t", timeout=1,
             log=tmp_path / "log",
@@ -159,13 +165,14 @@ def test_logged_program_ends_when_its_lines_are_not_wanted_any_more(tmp_path: Pa
 
 
 def test_missing_logged_program_is_named(tmp_path: Path) -> None:
-    with pytest.raises(BenchError, match="the program no-such-program is not installed"):
+    with pytest.raises(BenchError, match="no-such-program") as caught:
         run_logged(["no-such-program"], doing="t", log=tmp_path / "log")
+    assert caught.value.reason == "program-missing"
 
 
 def test_full_disk_is_said_as_such() -> None:
     script = "echo 'tar: x: Cannot write: No space left on device' >&2; exit 2"
-    with pytest.raises(BenchError, match="unpacking: no space left") as caught:
+    with pytest.raises(BenchError, match=r"\bunpacking\b") as caught:
         run(["sh", "-c", script], doing="unpacking")
     assert caught.value.reason == "disk-full"
 
@@ -173,7 +180,7 @@ def test_full_disk_is_said_as_such() -> None:
 @pytest.mark.parametrize("to", ["", " >&2"])
 def test_program_that_prints_without_end_is_ended(to: str) -> None:
     started = time.monotonic()
-    with pytest.raises(BenchError, match="more than 100000 bytes") as caught:
+    with pytest.raises(BenchError, match=r"\b100000 bytes\b") as caught:
         run(["sh", "-c", f"yes{to}"], doing="t", limit=100_000)
     assert caught.value.reason == "output-flood"
     assert caught.value.evidence.splitlines()[-1] in ("y", "")
@@ -186,9 +193,9 @@ def test_program_may_print_as_much_as_it_is_asked_for() -> None:
 
 
 def test_much_input_and_much_output_at_once_do_not_block() -> None:
-    said = "grün\n" * 500_000
-    assert run(["cat"], doing="t", stdin=said).stdout == said
-    assert run(["head", "-c", "5"], doing="t", stdin=said).stdout == "grün"
+    text = "grün\n" * 500_000
+    assert run(["cat"], doing="t", stdin=text).stdout == text
+    assert run(["head", "-c", "5"], doing="t", stdin=text).stdout == "grün"
 
 
 def test_line_ends_of_other_systems_are_line_feeds() -> None:

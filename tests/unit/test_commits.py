@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.analysis.verdict.bisection import Outcome
+from orchestrator.analysis.verdict.bisection import StepOutcome
 from orchestrator.base.errors import ScenarioError
-from orchestrator.run.commits import Search, commits_of
+from orchestrator.base.reasons import Reason
+from orchestrator.run.commits import Search, find_commits
 from tests.unit.histories import git, history, straight
 
 
@@ -22,17 +23,17 @@ def linux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def searched(search: Search, says: Callable[[str], Outcome]) -> list[str]:
+def searched(search: Search, says: Callable[[str], StepOutcome]) -> list[str]:
     """Run the search and return the subjects of the commits that it tried."""
     asked = []
-    while (commit := search.next()) is not None:
+    while (commit := search.choose_next()) is not None:
         asked.append(commit.subject)
-        search.tell(commit, says(commit.subject))
+        search.mark(commit, says(commit.subject))
     return asked
 
 
 def test_commits_are_known_by_any_name(linux: Path) -> None:
-    found = commits_of(linux, ["c1", "master~60"], "HEAD", ())
+    found = find_commits(linux, ["c1", "master~60"], "HEAD", ())
     assert [one.subject for one in found.good] == ["c1", "c4"]
     assert found.bad.subject == "c64"
     assert found.bad.author == "A Developer <dev@example.org>"
@@ -42,7 +43,7 @@ def test_commits_are_known_by_any_name(linux: Path) -> None:
 
 def test_repository_is_found_from_a_folder_within(linux: Path) -> None:
     (linux / "drivers/vfio").mkdir(parents=True, exist_ok=True)
-    assert commits_of(linux / "drivers/vfio", ["c1"], "c3", ()).repository == linux
+    assert find_commits(linux / "drivers/vfio", ["c1"], "c3", ()).repository == linux
 
 
 def test_bare_repositories_and_linked_work_trees_are_repositories(
@@ -51,14 +52,14 @@ def test_bare_repositories_and_linked_work_trees_are_repositories(
     git(linux, "worktree", "add", "--no-checkout", "--detach", str(tmp_path / "tree"), "c9")
     subprocess.run(["git", "clone", "-q", "--bare", linux, tmp_path / "bare"], check=True)
     for tree, last in ((tmp_path / "tree", "HEAD"), (tmp_path / "bare", "c9")):
-        commits = commits_of(tree, ["c1"], last, ())
+        commits = find_commits(tree, ["c1"], last, ())
         search = Search(tmp_path / f"repo-{tree.name}", commits)
         searched(search, lambda subject: "bad" if subject in ("c7", "c8") else "good")
-        assert [one.subject for one in search.found()] == ["c7"]
+        assert [commit.subject for commit in search.find_first_bad()] == ["c7"]
 
 
 @pytest.mark.parametrize(
-    ("good", "bad", "paths", "said"),
+    ("good", "bad", "paths", "expected"),
     [
         (["v0"], "c3", (), "v0"),
         (["c1"], "v3", (), "v3"),
@@ -69,30 +70,32 @@ def test_bare_repositories_and_linked_work_trees_are_repositories(
     ],
 )
 def test_what_cannot_be_searched_is_said(
-    linux: Path, good: list[str], bad: str, paths: tuple[str, ...], said: str
+    linux: Path, good: list[str], bad: str, paths: tuple[str, ...], expected: str
 ) -> None:
     with pytest.raises(ScenarioError) as caught:
-        commits_of(linux, good, bad, paths)
-    assert said in caught.value.message
+        find_commits(linux, good, bad, paths)
+    assert expected in caught.value.message
 
 
 def test_ends_that_are_swapped_are_said_to_be(linux: Path) -> None:
-    with pytest.raises(ScenarioError) as caught:
-        commits_of(linux, ["c3"], "c1", ())
-    assert "may be the cheaper one, but it is the later one" in caught.value.hint
+    with pytest.raises(ScenarioError) as swapped:
+        find_commits(linux, ["c3"], "c1", ())
+    assert swapped.value.reason == Reason.NO_ANCESTOR
+    assert "--bad" in swapped.value.hint
+    assert "later" in swapped.value.hint
 
 
 def test_folder_in_no_repository_is_refused(tmp_path: Path) -> None:
     for tree in (tmp_path, tmp_path / "none"):
         with pytest.raises(ScenarioError, match="no git repository"):
-            commits_of(tree, ["a"], "b", ())
+            find_commits(tree, ["a"], "b", ())
 
 
 @pytest.mark.parametrize("first", [1, 2, 17, 32, 33, 48, 63, 64])
 def test_search_is_git_s(linux: Path, tmp_path: Path, first: int) -> None:
-    search = Search(tmp_path / "repo", commits_of(linux, ["c0"], "c64", ()))
+    search = Search(tmp_path / "repo", find_commits(linux, ["c0"], "c64", ()))
     asked = searched(search, lambda subject: "bad" if int(subject[1:]) >= first else "good")
-    assert [one.subject for one in search.found()] == [f"c{first}"]
+    assert [commit.subject for commit in search.find_first_bad()] == [f"c{first}"]
     assert (len(asked), search.about) == (6, 6)
 
 
@@ -105,26 +108,26 @@ def test_user_s_repository_is_left_as_it_was(tmp_path: Path) -> None:
         return {path: path.read_bytes() for path in linux.rglob("*") if path.is_file()}
 
     before = files()
-    search = Search(tmp_path / "repo", commits_of(linux, ["c0"], "c8", ()))
+    search = Search(tmp_path / "repo", find_commits(linux, ["c0"], "c8", ()))
     assert searched(search, lambda subject: "good")
     assert files() == before
 
 
 def test_skips_hide_which_it_is(linux: Path, tmp_path: Path) -> None:
-    def says(subject: str) -> Outcome:
+    def says(subject: str) -> StepOutcome:
         number = int(subject[1:])
         return "skip" if 30 <= number < 33 else "bad" if number >= 31 else "good"
 
-    search = Search(tmp_path / "repo", commits_of(linux, ["c0"], "c64", ()))
+    search = Search(tmp_path / "repo", find_commits(linux, ["c0"], "c64", ()))
     searched(search, says)
-    assert {one.subject for one in search.found()} == {"c30", "c31", "c32", "c33"}
-    assert search.next() is None
+    assert {commit.subject for commit in search.find_first_bad()} == {"c30", "c31", "c32", "c33"}
+    assert search.choose_next() is None
 
 
 def test_neighbours_need_no_step(linux: Path, tmp_path: Path) -> None:
-    search = Search(tmp_path / "repo", commits_of(linux, ["c4"], "c5", ()))
+    search = Search(tmp_path / "repo", find_commits(linux, ["c4"], "c5", ()))
     assert searched(search, lambda subject: "good") == []
-    assert [one.subject for one in search.found()] == ["c5"]
+    assert [commit.subject for commit in search.find_first_bad()] == ["c5"]
 
 
 MERGED = {
@@ -141,32 +144,32 @@ def test_merged_branches_are_searched(tmp_path: Path, first: str) -> None:
     def after(subject: str) -> bool:
         return subject == first or any(after(one) for one in MERGED[subject])
 
-    search = Search(tmp_path / "repo", commits_of(tmp_path / "linux", ["base"], "m4", ()))
+    search = Search(tmp_path / "repo", find_commits(tmp_path / "linux", ["base"], "m4", ()))
     searched(search, lambda subject: "bad" if after(subject) else "good")
-    assert [one.subject for one in search.found()] == [first]
+    assert [commit.subject for commit in search.find_first_bad()] == [first]
 
 
 def test_what_a_second_good_commit_has_is_not_searched(tmp_path: Path) -> None:
     history(tmp_path / "linux", MERGED)
-    search = Search(tmp_path / "repo", commits_of(tmp_path / "linux", ["base", "t3"], "m4", ()))
+    search = Search(tmp_path / "repo", find_commits(tmp_path / "linux", ["base", "t3"], "m4", ()))
     asked = searched(search, lambda subject: "bad")
     assert not {"t1", "t2", "t3"} & {*asked}
-    assert [one.subject for one in search.found()] == ["m1"]
+    assert [commit.subject for commit in search.find_first_bad()] == ["m1"]
 
 
 def test_only_commits_that_touch_the_paths_are_searched(tmp_path: Path) -> None:
     touching = dict.fromkeys((f"c{i}" for i in range(2, 30, 5)), "drivers/vfio/pci.c")
     history(tmp_path / "linux", {f"c{i}": [f"c{i - 1}"] if i else [] for i in range(30)}, touching)
-    commits = commits_of(tmp_path / "linux", ["c0"], "c29", ["drivers/vfio"])
+    commits = find_commits(tmp_path / "linux", ["c0"], "c29", ["drivers/vfio"])
     search = Search(tmp_path / "repo", commits)
     asked = searched(search, lambda subject: "bad" if int(subject[1:]) >= 17 else "good")
     assert {*asked} <= touching.keys()
-    assert [one.subject for one in search.found()] == ["c17"]
+    assert [commit.subject for commit in search.find_first_bad()] == ["c17"]
 
 
 def test_shallow_clone_is_searched_as_far_as_it_goes(linux: Path, tmp_path: Path) -> None:
     shallow = tmp_path / "shallow"
     subprocess.run(["git", "clone", "-q", "--depth=9", f"file://{linux}", shallow], check=True)
-    search = Search(tmp_path / "repo", commits_of(shallow, ["HEAD~8"], "HEAD", ()))
+    search = Search(tmp_path / "repo", find_commits(shallow, ["HEAD~8"], "HEAD", ()))
     searched(search, lambda subject: "bad" if int(subject[1:]) >= 60 else "good")
-    assert [one.subject for one in search.found()] == ["c60"]
+    assert [commit.subject for commit in search.find_first_bad()] == ["c60"]

@@ -14,6 +14,7 @@ from orchestrator.base.errors import BenchError, EvidenceError, ScenarioError
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.checkup_facts import CheckupFacts
+from orchestrator.machine.host.machine import ThisMachine
 from orchestrator.machine.transport import remote
 from orchestrator.machine.transport.local import LocalMachine
 from orchestrator.run import doctor
@@ -63,7 +64,8 @@ def test_this_machine_is_asked_for_both_uses(
     asked = asking(monkeypatch, recorded("emulated-runner"))
     found = diagnose(None, None, None, Cache(tmp_path))
     machine, programs, versions, folders, device = asked.arguments
-    assert isinstance(machine, LocalMachine)
+    assert isinstance(machine, ThisMachine)
+    assert isinstance(machine.shell, LocalMachine)
     assert {"mmdebstrap", "newuidmap"} <= {*programs}
     assert "qemu-system-x86_64" in versions
     assert folders == {"nested": [str(tmp_path)], "metal": ["/var/lib/barometer"]}
@@ -117,7 +119,7 @@ def test_preflight_lets_a_run_begin_and_says_what_it_costs(
 ) -> None:
     warned = value("programs", "qemu-system-x86_64", "version", to="QEMU emulator version 8.2.2")
     asked = asking(monkeypatch, server(warned))
-    preflight(scenario(*METAL), Cache(tmp_path), progress, LocalMachine())
+    preflight(scenario(*METAL), Cache(tmp_path), progress, ThisMachine(LocalMachine()))
     assert asked.how == {"metal": True, "guests": False}
     assert isinstance(asked.arguments[4], HostDevice)
     assert "qemu-alignment: QEMU 8.2.2 does not align" in said.getvalue()
@@ -128,7 +130,7 @@ def test_preflight_names_all_that_is_in_the_way(
 ) -> None:
     asking(monkeypatch, recorded("emulated-runner"))
     with pytest.raises(BenchError) as caught:
-        preflight(scenario(*METAL), Cache(tmp_path), progress, LocalMachine())
+        preflight(scenario(*METAL), Cache(tmp_path), progress, ThisMachine(LocalMachine()))
     text = str(caught.value)
     for part in ("no IOMMU is on", "/sys/class/iommu: empty", "kexec-tools", "small"):
         assert part in text

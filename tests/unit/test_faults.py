@@ -10,12 +10,11 @@ from hypothesis import strategies as st
 from scipy.stats import fisher_exact
 
 from orchestrator.evidence.faults import (
-    ALPHA,
     ATTEMPTS,
     FAULTS,
+    SAME_RATE_ALPHA,
     Attempt,
     arm_the_bench_fails,
-    attempt_json,
     bench_counts,
     chance,
     charge,
@@ -24,6 +23,7 @@ from orchestrator.evidence.faults import (
     fault_of,
     next_turn,
 )
+from orchestrator.evidence.manifest import AttemptRecord
 from orchestrator.formats.kernelreports import STALLS, reports_in
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 from tests.unit.manifests import manifest_of
@@ -74,8 +74,8 @@ def test_emulated_guest_of_a_real_host_is_the_emulators(reason: str) -> None:
 def test_emulated_guest_excuses_no_real_host() -> None:
     for reason in FAULTS:
         if not reason.startswith("guest-"):
-            found = charge(reason, emulated=False, guest_emulated=True)
-            assert found == charge(reason, emulated=False)
+            charged = charge(reason, emulated=False, guest_emulated=True)
+            assert charged == charge(reason, emulated=False)
 
 
 @pytest.mark.parametrize("reason", ["host-ssh-lost", "host-no-ssh", "libvirt-silent"])
@@ -103,9 +103,9 @@ def test_panic_is_the_arms_by_its_call_trace(
     call: str, changed: tuple[str, ...], expected: str, emulated: bool
 ) -> None:
     reports = reports_in(PANIC.format(call))
-    found = charge("host-panic", emulated=emulated, reports=reports, changed=changed)
-    assert found.charge == expected
-    assert (call.partition("+")[0] in found.why) == (expected == "arm")
+    charged = charge("host-panic", emulated=emulated, reports=reports, changed=changed)
+    assert charged.charge == expected
+    assert (call.partition("+")[0] in charged.why) == (expected == "arm")
     # a guest's kernel is the same in both arms
     assert charge("guest-panic", emulated=emulated, reports=reports).charge == "undecided"
 
@@ -126,8 +126,8 @@ COUNT = st.integers(0, 12)
 def test_chance_is_fishers(failed: int, well: int, other_failed: int, other_well: int) -> None:
     table = [[failed, well], [other_failed, other_well]]
     expected = fisher_exact(table, alternative="greater").pvalue
-    found = chance(failed, failed + well, other_failed, other_failed + other_well)
-    assert found == pytest.approx(expected)
+    probability = chance(failed, failed + well, other_failed, other_failed + other_well)
+    assert probability == pytest.approx(expected)
 
 
 def attempts(failed: int, of: int, other_failed: int, of_other: int) -> list[Attempt]:
@@ -165,7 +165,7 @@ def test_failures_are_an_arms_that_come_back_there_and_not_in_the_other(
 
 
 def test_least_that_decides_is_every_attempt_of_three() -> None:
-    assert chance(ATTEMPTS, ATTEMPTS, 0, ATTEMPTS) == ALPHA
+    assert chance(ATTEMPTS, ATTEMPTS, 0, ATTEMPTS) == SAME_RATE_ALPHA
 
 
 def test_attempts_that_the_bench_failed_do_not_count() -> None:
@@ -282,6 +282,6 @@ def test_attempts_are_read_as_they_were_written() -> None:
         Attempt("baseline"),
         Attempt("candidate", "host-crash", "bench"),
     ]
-    manifest = manifest_of(repeated=[attempt_json(attempt) for attempt in written])
+    manifest = manifest_of(repeated=[AttemptRecord.of(attempt).to_json() for attempt in written])
     assert [*manifest.repeated_attempts()] == written
     assert fault_of("host-crash").comes_and_goes

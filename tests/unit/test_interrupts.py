@@ -51,14 +51,14 @@ def interrupted(body: str, *signals: signal.Signals, pause: float = 0.8) -> tupl
         for number in signals:
             child.send_signal(number)
             time.sleep(pause)
-        out, said = child.communicate(timeout=SECONDS)
-    return child.returncode, out, said
+        out, errors = child.communicate(timeout=SECONDS)
+    return child.returncode, out, errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signal_is_raised_in_the_main_thread(number: signal.Signals) -> None:
-    code, out, said = interrupted("now(); signal.pause()", number, pause=0)
-    assert (code, out, said) == (0, f"out by {number.name}\n", "")
+    code, out, errors = interrupted("now(); signal.pause()", number, pause=0)
+    assert (code, out, errors) == (0, f"out by {number.name}\n", "")
 
 
 def test_second_signal_does_not_cut_the_way_out_short() -> None:
@@ -79,9 +79,9 @@ be_stuck()
 
 
 def test_process_that_does_not_come_out_is_ended() -> None:
-    code, _, said = interrupted(STUCK, signal.SIGTERM, pause=0.2)
+    code, _, errors = interrupted(STUCK, signal.SIGTERM, pause=0.2)
     assert code == 130
-    assert "barometer clean" in said
+    assert "barometer clean" in errors
 
 
 def test_children_of_a_process_that_is_ended_end_with_it() -> None:
@@ -114,8 +114,8 @@ def test_interrupt_that_python_drops_is_raised_again() -> None:
         "Slow()\n"
         "time.sleep(60)"
     )
-    code, out, said = interrupted(body, signal.SIGINT, pause=0)
-    assert (code, out, said) == (0, "out by SIGINT\n", "")
+    code, out, errors = interrupted(body, signal.SIGINT, pause=0)
+    assert (code, out, errors) == (0, "out by SIGINT\n", "")
 
 
 def test_machines_are_ended_before_the_main_thread_has_come_anywhere() -> None:
@@ -137,17 +137,17 @@ DUTY = (
 
 
 def test_what_must_be_put_back_takes_its_time_and_is_named() -> None:
-    code, out, said = interrupted(DUTY.format(seconds=1.5), signal.SIGTERM, pause=0)
+    code, out, errors = interrupted(DUTY.format(seconds=1.5), signal.SIGTERM, pause=0)
     assert (code, out) == (0, "out by SIGTERM\n")
-    assert 3 <= len(said.splitlines()) <= 9
-    assert said.count("barometer recover lab") == said.count("lab is being put back")
+    assert 3 <= len(errors.splitlines()) <= 9
+    assert errors.count("barometer recover lab") == errors.count("lab is being put back")
 
 
 def test_second_ctrl_c_ends_it_at_once_and_says_what_is_left() -> None:
     started = time.monotonic()
-    code, out, said = interrupted(DUTY.format(seconds=60), signal.SIGINT, signal.SIGINT)
+    code, out, errors = interrupted(DUTY.format(seconds=60), signal.SIGINT, signal.SIGINT)
     assert (code, out) == (130, "")
-    assert "barometer recover lab" in said.splitlines()[-1]
+    assert "barometer recover lab" in errors.splitlines()[-1]
     assert time.monotonic() - started < SECONDS
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from orchestrator.base.errors import EvidenceError
 from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.report.exports.perfetto import perfetto_trace
 from orchestrator.run import judge as judging
-from orchestrator.run.judge import looks_of
+from orchestrator.run.judge import stop_rule
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
 from tests.unit.fabricated import map_trial
@@ -28,6 +29,7 @@ from tests.unit.manifests import HOST, NO_SETTINGS, PLAN, plan_of
 from tests.unit.recorded import MEASURED, copied_run, rewrite, sealed
 from tests.unit.recorded import judge_and_save as judge
 from tests.unit.scenarios import MAPS, map_scenario
+from tests.unit.stable import numbers_in
 
 TRACES = ["0001-baseline-guest-1.pftrace", "0002-candidate-guest-1.pftrace"]
 
@@ -69,14 +71,9 @@ def test_files_for_other_tools_say_the_same(run: RunDir) -> None:
     )  # fmt: skip
     [trial] = suite.findall(f"testcase[@name='{MEASURED}']")
     assert trial.get("time") == "99.867"
-    assert (
-        (run.path / "results.ktap")
-        .read_text()
-        .endswith(
-            "\nok 1 debian-6.12-vs-7 # improved; expectation met: bar_map_cost,"
-            " pfn_lookups_per_map\n"
-        )
-    )
+    *_, last = (run.path / "results.ktap").read_text().splitlines()
+    assert re.match(r"ok 1 debian-6\.12-vs-7 # improved\b", last)
+    assert {"bar_map_cost", "pfn_lookups_per_map"} <= {*re.findall(r"\w+", last)}
     tests = json.loads((run.path / "kcidb.json").read_text())["tests"]
     assert (tests[0]["status"], tests[0]["path"]) == ("PASS", "barometer.debian-6_12-vs-7.verdict")
     assert tests[-1]["start_time"] == "2026-11-22T22:48:20+00:00"
@@ -114,15 +111,17 @@ def test_manifest_with_a_wrong_value_names_its_key(run: RunDir, key: str, value:
 def test_run_is_complete_by_the_plan_that_it_was_begun_with(run: RunDir) -> None:
     path = run.path / "plan.json"
     plan = json.loads(path.read_text())
-    for planned, said in (
-        (plan["trials"], ""),
-        ([*plan["trials"] * 2][:3], "NOT COMPLETE: 2 of 3"),
+    for planned, counts in (
+        (plan["trials"], None),
+        ([*plan["trials"] * 2][:3], ["2", "3"]),
     ):
         path.write_text(json.dumps(plan | {"trials": planned}))
         _, comparison, report = judge(run)
         assert comparison.planned == len(planned)
-        assert said in report
-        assert ("NOT COMPLETE" in report) == bool(said)
+        incomplete = [line for line in report.splitlines() if "NOT COMPLETE" in line]
+        assert [numbers_in(line.partition("NOT COMPLETE")[2])[:2] for line in incomplete] == (
+            [] if counts is None else [counts]
+        )
 
 
 def test_evidence_is_left_as_it_was(run: RunDir) -> None:
@@ -164,7 +163,7 @@ def test_folder_that_may_not_be_written_to_is_a_warning(
     assert (run.path / "report.txt").read_text() == report
     [warning] = caplog.records
     assert warning.levelname == "WARNING"
-    assert "the timelines are not saved: [Errno 13] Permission denied" in warning.getMessage()
+    assert re.search(r"\btimelines\b.*\[Errno 13\]", warning.getMessage())
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EEXIST])
@@ -177,7 +176,7 @@ def test_report_is_not_lost_with_the_traces(
     monkeypatch.setattr(Path, "mkdir", refusing)
     _, _, report = judge(run)
     assert (run.path / "report.txt").read_text() == report
-    assert "the timelines are not saved" in caplog.text
+    assert re.search(rf"\btimelines\b.*\[Errno {number}\]", caplog.text)
 
 
 def test_run_of_somebody_else_is_judged_with_warnings_alone(
@@ -190,10 +189,10 @@ def test_run_of_somebody_else_is_judged_with_warnings_alone(
         monkeypatch.setattr(Path, write, refusing)
     _, comparison, report = judge(run)
     assert comparison.verdict == "improved"
-    assert "Maps and unmaps in one guest boot" in report
-    assert [record.getMessage().split(":")[1] for record in caplog.records] == [
-        " the report is not saved", " the page is not saved", " the timelines are not saved",
-    ]  # fmt: skip
+    assert "improved" in report
+    for record, file in zip(caplog.records, ("report", "page", "timelines"), strict=True):
+        assert record.levelname == "WARNING"
+        assert file in record.getMessage().split()
     assert names(run.path) == ["plan.json", "scenario.toml", "trials"]
 
 
@@ -207,7 +206,8 @@ def test_note_on_evidence_is_in_the_report_and_in_the_json(run: RunDir) -> None:
     rewrite(trial / "host/facts.json", slow)
     sealed(trial)
     _, _, report = judge(run)
-    assert "\nNotes:\n  candidate  clock-source: the host's clock source is hpet: " in report
+    [line] = [line for line in report.splitlines() if "clock-source" in line]
+    assert {"candidate", "hpet"} <= {*re.findall(r"\w+", line)}
     arms = json.loads((run.path / "comparison.json").read_text())["arms"]
     assert arms["baseline"]["notes"] == []
     [note] = arms["candidate"]["notes"]
@@ -238,16 +238,16 @@ def test_look_is_at_the_blocks_so_far_whatever_an_interrupted_run_left(
 
     def result(trial: TrialDir) -> TrialResult:
         read.append(trial.path.name)
-        [planned] = [one for one in plan if one.name == trial.path.name]
+        [planned] = [trial_ for trial_ in plan if trial_.name == trial.path.name]
         return TrialResult(planned.name, planned.arm, "measured", pair=planned.pair)
 
     def enough(scenario: Scenario, results: Sequence[TrialResult], accel: str) -> bool:
-        seen.append(sorted({one.pair for one in results}))
+        seen.append(sorted({result.pair for result in results}))
         return False
 
     monkeypatch.setattr(judging, "read_result", result)
     monkeypatch.setattr(judging, "is_enough", enough)
-    look = looks_of(chosen)
+    look = stop_rule(chosen)
     assert look is not None
     assert not look(run, 2)
     assert not look(run, 4)
@@ -324,8 +324,9 @@ def test_what_differs_besides_a_knob_makes_a_run_invalid(tmp_path: Path) -> None
     run = knob_run(tmp_path / "run", thp="always madvise [never]")
     _, comparison, report = judge(run)
     assert comparison.verdict == "invalid"
-    assert "NOT all that differs: host.thp." in report
-    assert "nothing else" not in report
+    assert comparison.variable is not None
+    assert comparison.variable.unplanned == ("host.thp",)
+    assert "host.thp" in report
 
 
 def test_plan_that_does_not_say_what_its_arms_are_is_bad_evidence(tmp_path: Path) -> None:

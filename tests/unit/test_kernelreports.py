@@ -227,9 +227,9 @@ def test_dma_of_any_driver_is_not_the_arms(
     changed: tuple[str, ...],
     blamed: str | None,
 ) -> None:
-    found = first_of([*passed, *more], changed)
-    assert (found is None) == (blamed is None)
-    assert found in (None, passed[0])
+    first = first_of([*passed, *more], changed)
+    assert (first is None) == (blamed is None)
+    assert first in (None, passed[0])
 
 
 def test_kinds_are_broken_or_a_stall_or_neither() -> None:

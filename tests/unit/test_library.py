@@ -12,7 +12,6 @@ import pytest
 
 import orchestrator
 from orchestrator.base.errors import EvidenceError, ScenarioError
-from orchestrator.base.progress import Progress
 from orchestrator.run import ab
 from orchestrator.run.judge import Judged
 from tests.unit.kernels.fakes import folder_kernel
@@ -77,13 +76,13 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Let a comparison boot nothing; return the scenarios that were measured."""
-    found = copied_run(tmp_path / "found")
+    saved = copied_run(tmp_path / "found")
     scenarios: list[str] = []
 
-    def measure(file: Any, cells: Any, folder: Path, progress: Progress, *, keep: bool) -> Judged:
+    def measure(file: Any, cells: Any, folder: Path, *how: object, keep: bool) -> Judged:
         scenarios.append((folder / "scenario.toml").read_text())
         assert scenarios[-1] == file.text
-        shutil.copytree(found, folder, dirs_exist_ok=True)
+        shutil.copytree(saved, folder, dirs_exist_ok=True)
         judged = orchestrator.load(folder).save()
         return judged._replace(document={**judged.document, "run": str(folder)})
 

@@ -177,6 +177,6 @@ def test_of_a_saved_profile_a_file_that_is_missing_is_named(name: str, tmp_path:
 def test_of_a_saved_profile_a_file_that_cannot_be_unpacked_is_named(tmp_path: Path) -> None:
     load_profile(PROFILES / "linux-6.12").save(tmp_path)
     (tmp_path / "trace.txt.gz").write_bytes(b"no gzip")
-    with pytest.raises(EvidenceError, match=r"trace\.txt\.gz cannot be read") as caught:
+    with pytest.raises(EvidenceError, match=r"trace\.txt\.gz") as caught:
         load_profile(tmp_path)
     assert caught.value.reason == "bad-evidence"

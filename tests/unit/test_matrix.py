@@ -18,7 +18,9 @@ from orchestrator.base.folderlock import only_writer
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.run import cells as cell_loop
+from orchestrator.run import kernels as run_kernels
 from orchestrator.run.cells import run_cells
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.matrix import MatrixDir, judge_cells
 from orchestrator.run.trials import Enough, Runner
 from orchestrator.scenario.factors import ScenarioFile, parse_scenarios
@@ -42,7 +44,10 @@ class Fixture:
             folder_kernel(folder / name, f"7.0-{name}")
         self.file = self.parsed(FACTORS)
         self.here = Runner(
-            Cache(folder / "cache"), cast(Any, None), cast(Any, SimpleNamespace()), Progress()
+            RunKernels(Cache(folder / "cache")),
+            cast(Any, None),
+            cast(Any, SimpleNamespace()),
+            Progress(),
         )
 
     def parsed(self, factors: str, *overrides: str) -> ScenarioFile:
@@ -60,9 +65,11 @@ class Fixture:
             return plan(out)
 
         self._monkeypatch.setattr(cell_loop, "run_plan", begin)
-        self._monkeypatch.setattr(cell_loop, "describe_kernel", lambda kernel, cache: str(kernel))
+        self._monkeypatch.setattr(
+            run_kernels, "describe_kernel", lambda kernel, cache: str(kernel)
+        )
         file = file or self.file
-        return run_cells(file, file.chosen(cells), self.out, self.here)
+        return run_cells(file, file.select_cells(cells), self.out, self.here)
 
 
 @pytest.fixture
@@ -98,13 +105,13 @@ def failing(*cells: str, error: BarometerError | None = None, begins: bool = Tru
 
 
 def listed(found: MatrixDir) -> list[str]:
-    return [cell["name"] for cell in found.facts()["cells"]]
+    return [cell.name for cell in found.record().cells]
 
 
 def test_every_cell_is_a_run_in_a_folder_of_its_own(fixture: Fixture) -> None:
     found = fixture.run(measured)
     assert fixture.begun == CELLS
-    assert found.facts() == {
+    assert found.record().to_json() == {
         "schema": 1, "scenario": "debian-6.12-vs-7",
         "cells": [
             {"name": f"{firmware}-{count}", "folder": f"cells/{firmware}-{count}",
@@ -202,9 +209,9 @@ def test_bench_that_fails_in_two_cells_in_a_row_ends_the_run(
 ) -> None:  # fmt: skip
     fixture.run(failing(*failed, error=error))
     assert fixture.begun == CELLS[:begun]
-    said = capsys.readouterr().err
-    assert "two cells in a row: stopping here" in said
-    assert ("no mirror" in said) == (error is not None)
+    text = capsys.readouterr().err
+    assert "two cells in a row: stopping here" in text
+    assert ("no mirror" in text) == (error is not None)
 
 
 def test_bench_on_which_nothing_ran_is_an_error(fixture: Fixture) -> None:
@@ -283,7 +290,10 @@ def test_matrix_is_run_by_one_process_at_a_time(fixture: Fixture) -> None:
     fixture.run(measured)
 
 
-LISTS = ("[]", "{}", "3", "[3]", '[{"name": "a"}]', '[{"name": 1, "folder": "", "settings": {}}]')
+LISTS = (
+    "[]", "{}", "3", "[3]", '[{"name": "a"}]', '[{"name": 1, "folder": "", "settings": {}}]',
+    '[{"name": "a", "folder": "../another/run", "settings": {}}]',
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -303,7 +303,7 @@ def test_what_a_failed_run_has_is_reported(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         ([], "no scenario"),
         (["--keep"], "--keep needs a value"),
@@ -316,10 +316,12 @@ def test_what_a_failed_run_has_is_reported(lab: Lab) -> None:
         (["root@gpu1.lab"], "root@gpu1.lab: no scenario file"),
     ],
 )
-def test_a_wrong_command_line_touches_nothing(lab: Lab, arguments: list[str], said: str) -> None:
+def test_a_wrong_command_line_touches_nothing(
+    lab: Lab, arguments: list[str], expected: str
+) -> None:
     ended, text = lab(*(arguments or ["--dir", str(lab.dir)]))
     assert ended == 2
-    assert said in text
+    assert expected in text
     assert lab.calls == []
 
 

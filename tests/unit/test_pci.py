@@ -61,7 +61,9 @@ def test_sleeping_device_has_no_known_sizes() -> None:
 def test_bridge_reaches_what_is_behind_it() -> None:
     survey = recorded("gpu-server")
     reached = survey.reached([survey.functions["0000:38:00.0"]])
-    assert [found.address for found in reached] == ["0000:38:00.0", "0000:39:00.0", "0000:39:00.1"]
+    assert [device.address for device in reached] == [
+        "0000:38:00.0", "0000:39:00.0", "0000:39:00.1",
+    ]  # fmt: skip
 
 
 def test_users_behind_several_bridges_come_once() -> None:

@@ -23,7 +23,9 @@ from orchestrator.machine.runner import images
 from orchestrator.machine.runner.accel import Accel
 from orchestrator.machine.runner.images import HostImage, PayloadImage
 from orchestrator.machine.vm.domain import Disk
+from orchestrator.run import kernels as run_kernels
 from orchestrator.run import prepare as prepare_module
+from orchestrator.run.kernels import RunKernels
 from orchestrator.run.prepare import Prepared, prepare
 from orchestrator.scenario.kernel_forms import DirKernel
 from orchestrator.scenario.model import Scenario
@@ -41,11 +43,11 @@ class Builder:
         self.payload_of: list[str | None] = []
         self.disks_of: list[tuple[str, str]] = []
         monkeypatch.setattr(prepare_module, "preflight", lambda *_: None)
-        monkeypatch.setattr(sharing, "choose_accel", lambda wanted: ("tcg", "no KVM"))
+        monkeypatch.setattr(sharing, "choose_accel", lambda _accel: ("tcg", "no KVM"))
         self.checked: list[str] = []
         self.lacking = ""
-        monkeypatch.setattr(prepare_module, "check_kernel", self._check)
-        monkeypatch.setattr(prepare_module, "materialise_kernel", self._kernel)
+        monkeypatch.setattr(run_kernels, "check_kernel", self._check)
+        monkeypatch.setattr(run_kernels, "materialise_kernel", self._kernel)
         monkeypatch.setattr(images, "host_image", self._host)
         monkeypatch.setattr(images, "payload_image", self._payload)
         monkeypatch.setattr(sharing, "guest_disk", self._disk)
@@ -53,10 +55,10 @@ class Builder:
     def __call__(
         self, chosen: Scenario, machine: Machine | tuple[Accel, str] | None = None
     ) -> Prepared:
-        return prepare(chosen, machine or self.nested(chosen), self.cache, Progress())
+        return prepare(chosen, machine or self.nested(chosen), RunKernels(self.cache), Progress())
 
     def nested(self, chosen: Scenario) -> NestedMachine:
-        self.machine = NestedMachine.of(chosen)
+        self.machine = NestedMachine.of(chosen.host, chosen.device)
         return self.machine
 
     def _check(self, spec: DirKernel, cache: Cache) -> None:
@@ -208,9 +210,12 @@ class Examined:
         release = guest_kernel.release if guest_kernel else None
         self.done.append(f"provide {[*kernels]}, guest {release}")
 
-    def _preflight(self, scenario: Scenario, cache: Cache, progress: Progress, shell: str) -> None:
+    def _preflight(
+        self, scenario: Scenario, cache: Cache, progress: Progress, machine: Machine
+    ) -> None:
         assert self._build.built == []
-        self.done.append(f"preflight by {shell}")
+        assert machine is cast(Machine, self)
+        self.done.append(f"preflight by {machine.shell}")
 
 
 @pytest.fixture
@@ -226,9 +231,9 @@ def test_machine_is_examined_first_and_provided_for_once_the_kernels_are_there(
         "survey", "preflight by its shell", "provide ['baseline', 'candidate'], guest None",
     ]  # fmt: skip
     assert (prepared.accel, prepared.accel_reason) == ("kvm", "its processor has a hypervisor")
-    said = capsys.readouterr().err
-    assert "device: 0000:3b:00.0\nno reset\n" in said
-    assert "accelerator: kvm (its processor has a hypervisor)" in said
+    text = capsys.readouterr().err
+    assert "device: 0000:3b:00.0\nno reset\n" in text
+    assert "accelerator: kvm (its processor has a hypervisor)" in text
 
 
 @pytest.mark.parametrize("chosen", [metal_scenario(), map_scenario()])

@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,8 +25,8 @@ from orchestrator.evidence.profile_facts import (
     QemuProcess,
     load_profile,
 )
-from orchestrator.machine.tracing import collecting, profiler
-from orchestrator.machine.tracing.profiler import ProbeSpec
+from orchestrator.machine.tracing import armer, collecting, profiler
+from orchestrator.machine.tracing.armer import ProbeSpec
 from orchestrator.machine.transport import remote
 from orchestrator.machine.transport.local import LocalShell
 from orchestrator.machine.transport.shell import Completed
@@ -133,11 +134,11 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     made = Host()
 
     @contextlib.contextmanager
-    def reached(_uri: object, _config: object) -> Iterator[tuple[Host, Host]]:
-        yield made, made
+    def reached(_uri: object, _config: object) -> Iterator[tuple[Any, Host]]:
+        yield SimpleNamespace(shell=made), made
 
     monkeypatch.setattr(profile, "connected_host", reached)
-    monkeypatch.setattr(profiler, "armed_profiler", made.armed)
+    monkeypatch.setattr(armer, "armed_probes", made.armed)
     monkeypatch.setattr(profile, "_LOOK_SECONDS", 0.01)
     monkeypatch.setattr(
         profile, "until", lambda check, **how: until(check, **how | {"every": 0.01})
@@ -318,12 +319,12 @@ def test_the_next_qemu_is_recorded_whoever_starts_it(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextlib.contextmanager
-    def connected(uri: str, _config: object) -> Iterator[tuple[Host, None]]:
+    def connected(uri: str, _config: object) -> Iterator[tuple[Any, None]]:
         assert uri == "qemu:///system"
-        yield host, None
+        yield SimpleNamespace(shell=host), None
 
     found = iter([None, None, 7])
-    monkeypatch.setattr(profile, "_connected_shell", connected)
+    monkeypatch.setattr(profile, "_connected_machine", connected)
     monkeypatch.setattr(collecting, "list_bar_devices", lambda _shell: [DEVICES[0]])
     monkeypatch.setattr(collecting, "list_qemus", lambda _shell: ["3"])
     asked: list[tuple[str, list[str]]] = []
@@ -360,10 +361,10 @@ def test_a_next_qemu_that_fails_is_recorded_too(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextlib.contextmanager
-    def connected(_uri: str, _config: object) -> Iterator[tuple[Host, None]]:
-        yield host, None
+    def connected(_uri: str, _config: object) -> Iterator[tuple[Any, None]]:
+        yield SimpleNamespace(shell=host), None
 
-    monkeypatch.setattr(profile, "_connected_shell", connected)
+    monkeypatch.setattr(profile, "_connected_machine", connected)
     monkeypatch.setattr(collecting, "list_bar_devices", lambda _shell: [DEVICES[0]])
     monkeypatch.setattr(collecting, "find_qemu", lambda _shell, _name, _known: None)
     monkeypatch.setattr(collecting, "has_failed_start", lambda _shell, _trace: True)
@@ -433,18 +434,18 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> Ways:
 
 
 def test_this_machines_libvirt_has_this_machines_shell(ways: Ways) -> None:
-    with profile.connected_host(None) as (shell, connection):
-        assert isinstance(shell, LocalShell)
+    with profile.connected_host(None) as (machine, connection):
+        assert isinstance(machine.shell, LocalShell)
         assert connection.uri == "qemu:///system"
-    with profile.connected_host("qemu:///system") as (shell, _):
-        assert isinstance(shell, LocalShell)
+    with profile.connected_host("qemu:///system") as (machine, _):
+        assert isinstance(machine.shell, LocalShell)
     assert ways.opened == [None, "qemu:///system"]
 
 
 def test_a_remote_libvirt_has_a_shell_by_the_same_address(ways: Ways) -> None:
     uri = "qemu+ssh://operator@localhost:2222/system?keyfile=/keys/one&no_verify=1"
-    with profile.connected_host(uri) as (shell, _):
-        assert isinstance(shell, Remote)
+    with profile.connected_host(uri) as (machine, _):
+        assert isinstance(machine.shell, Remote)
     assert ways.endpoint is not None
     assert (ways.endpoint.user, ways.endpoint.port) == ("operator", 2222)
     assert ways.endpoint.identities[0] == Path("/keys/one")

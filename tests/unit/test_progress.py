@@ -43,14 +43,14 @@ def test_stage_that_is_left_out_has_not_failed() -> None:
     with pytest.raises(LastStageEnded), progress.stage("thing"):
         raise LastStageEnded
     assert "failed" not in out.getvalue()
-    assert "left out" in out.getvalue()
+    assert "thing" in out.getvalue().splitlines()[-1]
 
 
 def test_failed_stage_is_said_and_the_error_goes_on() -> None:
     progress, out = plain()
     with pytest.raises(ValueError, match="no"), progress.stage("thing"):
         raise ValueError("no")
-    assert "thing: failed after" in out.getvalue()
+    assert re.match(r"\(thing: failed\b", out.getvalue().splitlines()[-1])
     with progress.stage("next"):
         pass
     assert "\nnext ...\n" in out.getvalue()
@@ -84,9 +84,9 @@ def test_lane_says_its_label_before_each_of_its_lines() -> None:
     progress, out = plain()
     with progress.stage("2 trials, 2 at once"):
         with (
-            progress.lane("0001-baseline") as one,
+            progress.lane("0001-baseline") as first,
             progress.lane("0002-candidate") as two,
-            one.stage("host: boot"),
+            first.stage("host: boot"),
             two.stage("host: boot"),
         ):
             two.note("something")
@@ -107,12 +107,12 @@ def test_lane_says_its_label_before_each_of_its_lines() -> None:
 def test_live_line_shows_where_each_lane_is() -> None:
     progress, _ = on_a_terminal(120)
     with progress.stage("2 trials, 2 at once"):
-        with progress.lane("0001") as one, progress.lane("0002") as two:
+        with progress.lane("0001") as first, progress.lane("0002") as second:
             assert "2 trials" in progress._line().plain  # neither has begun
-            with one.stage("host: boot"):
-                one.detail("Linux")
+            with first.stage("host: boot"):
+                first.detail("Linux")
                 assert re.search(r"s\] 0001: host: boot 0 s  Linux$", progress._line().plain)
-                with two.stage("host: boot"), two.stage("inner"):
+                with second.stage("host: boot"), second.stage("inner"):
                     assert re.search(
                         r"0001: host: boot 0 s  Linux  0002: inner 0 s", progress._line().plain
                     )
@@ -172,11 +172,11 @@ class Log(io.StringIO):
     def has(self, pattern: str, number: int = 1) -> bool:
         """True if so many lines match within two seconds."""
         deadline = time.monotonic() + 2
-        while len(self.found(pattern)) < number and time.monotonic() < deadline:
+        while len(self.matches(pattern)) < number and time.monotonic() < deadline:
             time.sleep(SILENCE / 4)
-        return len(self.found(pattern)) >= number
+        return len(self.matches(pattern)) >= number
 
-    def found(self, pattern: str) -> list[str]:
+    def matches(self, pattern: str) -> list[str]:
         return [line for line in self.getvalue().splitlines() if re.fullmatch(pattern, line)]
 
 
@@ -197,8 +197,8 @@ def test_log_has_a_line_again_and_again_with_the_stage_and_what_is_waited_for() 
 def test_log_shows_where_each_lane_is() -> None:
     progress, log = in_a_pipe()
     with (
-        progress.stage("2 trials, 2 at once"), progress.lane("0001") as one,
-        progress.lane("0002") as two, one.stage("host: boot"), two.stage("host: device"),
+        progress.stage("2 trials, 2 at once"), progress.lane("0001") as first,
+        progress.lane("0002") as two, first.stage("host: boot"), two.stage("host: device"),
     ):  # fmt: skip
         assert log.has(r"\[ +\d+ s\] 0001: host: boot \d+ s")
         assert log.has(r"\[ +\d+ s\] 0002: host: device \d+ s")
@@ -210,8 +210,8 @@ def test_task_is_shown_between_its_stages_and_after_them() -> None:
         assert log.has(r"\[ +\d+ s\] barometer doctor \d+ s")
         with progress.stage("one"):
             assert log.has(r"\[ +\d+ s\] one \d+ s")
-        assert log.has(r"\[ +\d+ s\] barometer doctor \d+ s", len(log.found(".*doctor.*")) + 1)
-    assert log.found(".*barometer doctor [.][.][.]") == []
+        assert log.has(r"\[ +\d+ s\] barometer doctor \d+ s", len(log.matches(".*doctor.*")) + 1)
+    assert log.matches(".*barometer doctor [.][.][.]") == []
 
 
 def test_log_that_is_written_to_has_no_line_more() -> None:
@@ -267,10 +267,10 @@ def test_programs_and_waits_say_what_they_are_for() -> None:
     shown = r"\[ +\d+ s\] boot \d+ s  "
     with progress.stage("boot"):
         run(["sh", "-c", f"sleep {6 * SILENCE}"], doing="unpacking")
-        assert log.found(shown + "unpacking")
+        assert log.matches(shown + "unpacking")
 
         def last() -> bool | None:
-            return True if log.found(shown + "sshd") else None
+            return True if log.matches(shown + "sshd") else None
 
         assert until(last, within=2, waiting_for="sshd", every=SILENCE)
     assert progress._waits_for == ""

@@ -133,14 +133,14 @@ def refused_reasons() -> Iterator[tuple[str, str]]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Dict):
                 keys = [getattr(key, "value", None) for key in node.keys]
-                given = [v for k, v in zip(keys, node.values, strict=True) if k == "refused"]
+                values = [v for k, v in zip(keys, node.values, strict=True) if k == "refused"]
             elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
                 ("RefusedError", "refused_as")
             ):
-                given = node.args[:1]
+                values = node.args[:1]
             else:
                 continue
-            for value in given:
+            for value in values:
                 if isinstance(value, ast.Constant):
                     yield str(value.value), f"keeper/{path.name}:{node.lineno}"
 
@@ -193,15 +193,15 @@ def test_reasons_of_agents_and_of_findings_are_in_the_table() -> None:
 
 def test_reasons_of_the_bench_are_in_the_table_of_faults() -> None:
     """A trial may end for each."""
-    found = 0
+    number = 0
     for site in nodes():
-        is_of_trial = site.name.startswith("machine/") or site.name == "run/trials.py"
+        is_of_trial = site.name.startswith("machine/") or site.name == "run/trial.py"
         if is_of_trial and isinstance(site.node, ast.Call):
-            given = [k.value for k in site.node.keywords if k.arg == "reason"]
-            for reason in (r for value in given for r in members(value)):
+            values = [k.value for k in site.node.keywords if k.arg == "reason"]
+            for reason in (r for value in values for r in members(value)):
                 assert reason in FAULTS, f"{site}: {reason}"
-                found += 1
-    assert found > 60
+                number += 1
+    assert number > 60
     assert {f"host-{kind}" for kind in STALLS} <= FAULTS.keys()
 
 
@@ -247,13 +247,13 @@ def spelled() -> Iterator[str]:
     names = {str(reason) for reason in Reason}
     for site in nodes():
         node = site.node
-        given: list[ast.expr] = []
+        values: list[ast.expr] = []
         if isinstance(node, ast.Call):
-            given = [k.value for k in node.keywords if k.arg == "reason"]
+            values = [k.value for k in node.keywords if k.arg == "reason"]
         elif isinstance(node, ast.Compare):
             sides = [node.left, *node.comparators]
-            given = sides if any(ast.unparse(side) == "exc.reason" for side in sides) else []
-        for text in (text for value in given for text in texts(value)):
+            values = sides if any(ast.unparse(side) == "exc.reason" for side in sides) else []
+        for text in (text for value in values for text in texts(value)):
             yield f"{site}: {ast.unparse(text)}"
         # a short word has other meanings
         word = node.value if isinstance(node, ast.Constant) else None

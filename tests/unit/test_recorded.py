@@ -20,6 +20,7 @@ from orchestrator.analysis.verdict.expectations import choose_exit_code
 from orchestrator.evidence.layout import RunDir
 from orchestrator.formats.abi import LEAVES
 from orchestrator.formats.units import format_size
+from orchestrator.report.text.timeline_text import calls_and_cost
 from orchestrator.run.matrix import MatrixDir, judge_cells
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import current_name
@@ -89,9 +90,9 @@ def test_one_code_built_twice_is_equivalent_and_a_few_percent_are_found(
     _, _, comparison, report = judged(recorded)
     assert report == (recorded / "report.txt").read_text()
     assert (comparison.verdict, choose_exit_code(comparison)) == (unmap, 0)
-    found = comparison.metric("bar_unmap_cost")
-    assert found is not None
-    assert found.ratio == pytest.approx(1.034 if unmap == "regressed" else 1, rel=5e-4)
+    metric = comparison.metric("bar_unmap_cost")
+    assert metric is not None
+    assert metric.ratio == pytest.approx(1.034 if unmap == "regressed" else 1, rel=5e-4)
     assert {m.control.verdict for m in comparison.metrics if m.control} == {"equivalent"}
 
 
@@ -148,10 +149,10 @@ def test_recorded_cells_have_the_maps_of_their_factors(recorded: Path, judged: J
     assert guest is not None
     kernel = RunDir.open(run).plan().guest_kernel
     assert kernel is not None
-    wanted = MAPS[kernel.release, guest.firmware] * scenario.device.count
+    expected = MAPS[kernel.release, guest.firmware] * scenario.device.count
     for [boot] in boots_of(comparison).values():
         maps = [s for s in boot.steps if s.size == scenario.device.bar and s.kind == "map"]
-        assert len(maps) == wanted
+        assert len(maps) == expected
         assert not [s for s in maps if s.cause == UNKNOWN]
         assert min(s.attributed_share for s in boot.steps if s.seconds > 0.001) > 0.95
         assert boot.attributed_share > 0.98
@@ -167,7 +168,7 @@ def test_recorded_boots_differ_by_their_maps(recorded: Path, judged: Judging) ->
         return
     maps = difference.operations[f"maps of {format_size(scenario.device.bar)} BARs"]
     assert difference.whole < maps / 2 < 0
-    assert "The candidate's boot is " in report
+    assert calls_and_cost(boots_of(comparison)).splitlines()[-1] in report
 
 
 @of_every_run
@@ -194,12 +195,12 @@ def test_recorded_levels_have_a_reason_or_are_best(recorded: Path, judged: Judgi
             names = {reason.name for reason in level.reasons}
             assert "unexplained" not in names
             by_host = level.stride is not None
-            wanted = {"no-series"} if result.arm == "baseline" and by_host else set()
+            expected = {"no-series"} if result.arm == "baseline" and by_host else set()
             if level.leaf == "4KiB":  # pages are looked up one by one anyway
-                wanted = set()
+                expected = set()
             if level.place.endswith(("/2MiB", "/4KiB")):
-                wanted |= {"misaligned"}
-            assert names == wanted, level.place
+                expected |= {"misaligned"}
+            assert names == expected, level.place
 
 
 @of_every_run
@@ -208,10 +209,10 @@ def test_recorded_costs_grow_with_what_is_visited(recorded: Path, judged: Judgin
     if scenario.workload != "map" or len(scenario.map.sizes) < 3:
         return
     for arm in ("baseline", "candidate"):
-        found = find_laws(comparison, arm)
-        assert found
-        for name, law in found.items():
-            what, alignment, _ = name.split("/")
-            patched = arm == "candidate" and what == "map"
+        laws = find_laws(comparison, arm)
+        assert laws
+        for name, law in laws.items():
+            operation, alignment, _ = name.split("/")
+            patched = arm == "candidate" and operation == "map"
             assert law.unit == (alignment if patched else "4KiB"), name
             assert law.residual < 0.05, name

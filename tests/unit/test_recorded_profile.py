@@ -49,4 +49,4 @@ def test_what_was_slow_is_named(name: str, expected: dict[str, Any]) -> None:
     assert document["totals"]["maps of 1GiB BARs"]["calls"] == 12
     assert level["leaf"] == expected["leaf"]
     assert [reason["name"] for reason in level["reasons"]] == expected["why"]
-    assert {*expected["why"]} <= {one["name"] for one in document["advice"]}
+    assert {*expected["why"]} <= {advice["name"] for advice in document["advice"]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import threading
@@ -27,19 +28,24 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason, find_reason
 from orchestrator.evidence.faults import failing_arm
 from orchestrator.evidence.layout import RunDir, TrialDir, TrialWriter
-from orchestrator.evidence.manifest import Ended
+from orchestrator.evidence.manifest import Ended, ProvenSettings, TrialFacts, WorkloadFacts
 from orchestrator.formats.units import GIB
 from orchestrator.kernels import KernelBundle, materialise_kernel
+from orchestrator.machine.host.console import Console
 from orchestrator.machine.host.host import Host
+from orchestrator.machine.host.kernelwatch import KernelWatch
 from orchestrator.machine.nested.nested import BootSpec
 from orchestrator.machine.nested.sharing import HostPool, NestedMachine
 from orchestrator.machine.runner import images
 from orchestrator.machine.runner.state import BenchState
 from orchestrator.machine.vm.domain import Disk
 from orchestrator.run import prepare as prepare_module
+from orchestrator.run import trial as one_trial
 from orchestrator.run import trials as loop
-from orchestrator.run.prepare import Prepared, plan_facts
-from orchestrator.run.trials import Bench, Enough, Runner, all_made, run_plan, run_trials
+from orchestrator.run.kernels import RunKernels
+from orchestrator.run.prepare import Prepared, build_plan
+from orchestrator.run.trial import Bench
+from orchestrator.run.trials import Enough, Runner, Schedule, run_plan, run_trials
 from orchestrator.scenario.kernel_forms import DirKernel
 from orchestrator.scenario.machines import HostDevice, MetalHost
 from orchestrator.scenario.model import Scenario
@@ -48,7 +54,7 @@ from orchestrator.scenario.trials import Arm, Arms
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 from tests.unit.hosts import Recorded
 from tests.unit.kernels.fakes import folder_kernel
-from tests.unit.manifests import FACTS
+from tests.unit.manifests import NO_SETTINGS, facts_of
 from tests.unit.scenarios import map_scenario, metal_scenario, scenario
 
 SECONDS = 20.0
@@ -65,8 +71,8 @@ class Machines:
         self.stopped.set()
 
 
-def made_up_facts(_bench: Bench, planned: PlannedTrial) -> dict[str, Any]:
-    return FACTS | {"arm": planned.arm, "pair": planned.pair, "number": planned.number}
+def made_up_facts(_bench: Bench, planned: PlannedTrial) -> TrialFacts:
+    return facts_of(arm=planned.arm, pair=planned.pair, number=planned.number)
 
 
 class Fixture:
@@ -80,7 +86,7 @@ class Fixture:
         self.partial: list[str] = []
         self.bench: Bench | None = None
         self.held = True
-        monkeypatch.setattr(loop, "_trial_facts", made_up_facts)
+        monkeypatch.setattr(one_trial, "_describe_trial", made_up_facts)
 
     def trials(
         self, climb: Climb, chosen: Scenario, accel: str = "tcg", width: int = 1,
@@ -93,8 +99,8 @@ class Fixture:
             self.through.append(through)
             climb(planned, trial)
 
-        self._monkeypatch.setattr(loop, "_climb", begin)
-        self._monkeypatch.setattr(loop, "_at_once", lambda scenario: width)
+        self._monkeypatch.setattr(one_trial, "run_stages", begin)
+        self._monkeypatch.setattr(loop, "_count_hosts", lambda memory: width)
         kernels = dict.fromkeys(ARMS, SimpleNamespace(release="7.0", swapped={}))
         run_dir = RunDir(self._folder)
         run_dir.trials_path.mkdir(parents=True, exist_ok=True)
@@ -102,9 +108,8 @@ class Fixture:
         self.bench = Bench(
             chosen, cast(Prepared, SimpleNamespace(accel=accel, kernels=kernels)), run_dir,
             cast(BenchState, state), cast(Any, self.machines), Progress(), keep,
-            enough, only,
         )  # fmt: skip
-        self.held = run_trials(self.bench)
+        self.held = run_trials(self.bench, Schedule.of(make_plan(chosen), enough, only))
         return run_dir.trials()
 
     def recorded(self, partial: str) -> None:
@@ -559,7 +564,7 @@ def test_hosts_at_once_are_those_that_cpus_and_memory_carry(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cpus)))
     text = f"MemTotal: 1 kB\nMemAvailable:   {available * GIB // 1024} kB\n"
     monkeypatch.setattr(Path, "read_text", lambda self: text)
-    assert loop._at_once(map_scenario(f"host.memory={memory}GiB")) == fit
+    assert loop._count_hosts(memory * GIB) == fit
 
 
 class Pool:
@@ -581,11 +586,12 @@ def test_host_that_trials_share_is_ended_with_the_run(
     monkeypatch: pytest.MonkeyPatch, error: BaseException | None
 ) -> None:
     closed: list[str] = []
+    chosen = scenario()
     here = cast(Runner, SimpleNamespace(state="state", libvirt="libvirt"))
     monkeypatch.setattr(HostPool, "close", lambda _: closed.append("closed"))
 
     def run_it() -> None:
-        with loop.taken_machine(scenario(), "a run", here) as machine:
+        with loop.taken_machine(chosen.host, chosen.device, "a run", here) as machine:
             assert isinstance(machine, NestedMachine)
             assert not closed
             if error is not None:
@@ -616,11 +622,11 @@ def test_shared_host_is_the_same_for_all_passes_of_a_workload(
     payload = images.PayloadImage(tmp_path / "payload", {"dropbear": "2025"})
     monkeypatch.setattr(images, "host_image", lambda *how: image)
     monkeypatch.setattr(images, "payload_image", lambda *how: payload)
-    machine = NestedMachine.of(chosen, cast(HostPool, pool))
+    machine = NestedMachine.of(chosen.host, chosen.device, cast(HostPool, pool))
     guest_kernel = kernel if chosen.workload == "guest-boot" else None
     kernels: dict[ArmName, KernelBundle] = {"baseline": kernel, "candidate": kernel}
     machine.provide(kernels, chosen.guest, guest_kernel, Cache(tmp_path / "cache"))
-    trial = TrialWriter(tmp_path / "0001-candidate", {})
+    trial = TrialWriter(tmp_path / "0001-candidate", facts_of())
     boot = machine.boot(
         "candidate", ("nosmt",), trial, progress=Progress(), with_libvirt=with_libvirt
     )
@@ -649,7 +655,7 @@ def test_plan_of_maps_has_no_guest_and_the_passes_of_each_trial(tmp_path: Path) 
         kernels={"baseline": kernel, "candidate": kernel}, guest_kernel=None, accel="exact",
         accel_reason="asked for",
     )  # fmt: skip
-    facts = plan_facts(map_scenario('trace.passes=["plain"]'), prepared)
+    facts = build_plan(map_scenario('trace.passes=["plain"]'), prepared)
     assert facts.guest_kernel is None
     assert [trial.passes for trial in facts.trials] == [("plain",)] * 2
     run_dir = RunDir.create(tmp_path / "run", "x", facts)
@@ -662,7 +668,7 @@ def test_plan_says_what_the_arms_are_set_to(tmp_path: Path) -> None:
         kernels={"baseline": kernel, "candidate": kernel}, guest_kernel=None, accel="exact",
         accel_reason="asked for",
     )  # fmt: skip
-    facts = plan_facts(map_scenario("arms.candidate.cmdline=nosmt"), prepared)
+    facts = build_plan(map_scenario("arms.candidate.cmdline=nosmt"), prepared)
     empty: dict[str, Any] = {"cmdline": "", "parameters": {}, "sysfs": {}}
     assert facts.to_json()["arm_settings"] == {
         "baseline": empty, "candidate": empty | {"cmdline": "nosmt"},
@@ -677,46 +683,49 @@ def test_settings_are_written_before_they_are_proven_in_both_arms_or_none(
     it."""
     done: list[str] = []
 
-    def proven(shell: object, kernel: object, arms: Arms, name: ArmName) -> dict[str, Any]:
+    def proven(shell: object, kernel: object, arms: Arms, name: ArmName) -> ProvenSettings:
         done.append(f"prove {name}")
-        return {"sysfs": {}}
+        return ProvenSettings.model_validate_json(json.dumps(NO_SETTINGS))
 
     def write(change: object, arm: Arm, name: ArmName) -> None:
         assert change is host.change
         done.append(f"write {name}")
 
     host = cast(Host, SimpleNamespace(shell=None, change=Recorded(done)))
-    monkeypatch.setattr(loop, "write_settings", write)
-    monkeypatch.setattr(loop, "prove_settings", proven)
+    monkeypatch.setattr(one_trial, "write_settings", write)
+    monkeypatch.setattr(one_trial, "prove_settings", proven)
     for cmdline in ("", "nosmt"):
         chosen = map_scenario(f"arms.candidate.cmdline={cmdline}")
         bench = SimpleNamespace(
             scenario=chosen, progress=Progress(),
             prepared=SimpleNamespace(kernels=dict.fromkeys(ARMS)),
         )  # fmt: skip
-        trial = TrialWriter(tmp_path / f"0001-{cmdline}", {})
-        loop._set(cast(Bench, bench), arm, host, trial)
-        assert ("arm_settings" in trial.manifest) == bool(cmdline)
+        trial = TrialWriter(tmp_path / f"0001-{cmdline}", facts_of())
+        one_trial._apply_settings(cast(Bench, bench), arm, host, trial)
+        assert (trial.manifest.arm_settings is not None) == bool(cmdline)
     assert done == [f"write {arm}", f"prove {arm}"]
 
 
 def test_kernel_without_iommufd_is_refused_before_anything_boots(tmp_path: Path) -> None:
     kernel = bundle(tmp_path)
-    wanted = ('trace.passes=["plain"]', "map.backend=iommufd")
+    overrides = ('trace.passes=["plain"]', "map.backend=iommufd")
     with pytest.raises(ScenarioError, match="has no iommufd") as caught:
-        prepare_module._has_backend(kernel, map_scenario(*wanted))
+        prepare_module._check_backend(kernel, map_scenario(*overrides))
     assert caught.value.reason == "kernel-lacks-module"
-    prepare_module._has_backend(kernel, map_scenario())
+    prepare_module._check_backend(kernel, map_scenario())
 
 
-def test_workload_is_part_of_the_trials_facts() -> None:
-    assert loop._workload_facts(scenario("host.phys_bits=44")) == {
+def guest_keys(chosen: Scenario) -> WorkloadFacts:
+    return one_trial._describe_guest(chosen.guest, chosen.host.phys_bits)
+
+
+def test_guest_is_part_of_the_trials_facts() -> None:
+    assert guest_keys(scenario("host.phys_bits=44")) == {
         "guest_cpus": 1, "guest_firmware": "seabios", "guest_boot": "direct",
         "guest_backing": "anonymous", "guest_viommu": "none", "guest_backend": "type1",
         "guest_phys_bits": 44,
     }  # fmt: skip
-    assert loop._workload_facts(scenario("guest.phys_bits=40"))["guest_phys_bits"] == 40
-    assert loop._workload_facts(map_scenario()) == {"map_backend": "type1", "map_thp": "inherit"}
+    assert guest_keys(scenario("guest.phys_bits=40"))["guest_phys_bits"] == 40
 
 
 def test_configs_are_those_of_kernels_that_have_one(tmp_path: Path) -> None:
@@ -868,8 +877,8 @@ class Metal:
         """Accelerator that is known at each call of `prepare`; None if there is a machine."""
         monkeypatch.setattr(loop, "prepare", self._prepare)
         monkeypatch.setattr("orchestrator.machine.metal.metal.leased_machine", self._leased)
-        monkeypatch.setattr(loop, "_trial_facts", made_up_facts)
-        monkeypatch.setattr(loop, "_climb", self._climb)
+        monkeypatch.setattr(one_trial, "_describe_trial", made_up_facts)
+        monkeypatch.setattr(one_trial, "run_stages", self._climb)
 
     def _prepare(self, scenario: Scenario, machine: Any, *_: object) -> Prepared:
         self.found.append(machine if isinstance(machine, tuple) else None)
@@ -879,6 +888,7 @@ class Metal:
         self.done.clear()
         here = SimpleNamespace(
             cache=self._cache,
+            kernels=RunKernels(self._cache),
             state=self.state,
             libvirt=Machines(),
             progress=Progress(),
@@ -952,12 +962,12 @@ def test_nested_host_is_not_booted_when_all_trials_are_complete(metal: Metal) ->
 def test_run_is_all_made_whatever_became_of_its_trials(metal: Metal, outcome: str) -> None:
     """It is not if a trial is missing."""
     chosen = metal_scenario()
-    assert not all_made(chosen, metal.out, None)
+    assert not Schedule.of(make_plan(chosen)).is_all_made(metal.out)
     metal.failing = [None, outcome] if outcome != "collected" else []
     metal(chosen)
-    assert all_made(chosen, metal.out, None)
+    assert Schedule.of(make_plan(chosen)).is_all_made(metal.out)
     shutil.rmtree(metal.out / "trials/0002-candidate")
-    assert not all_made(chosen, metal.out, None)
+    assert not Schedule.of(make_plan(chosen)).is_all_made(metal.out)
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
@@ -969,10 +979,10 @@ def test_run_whose_repetition_was_interrupted_is_prepared_in_full(
     metal.failing = [None, "map-silent", *["map-silent", None][: turns - 1], "interrupted"]
     with pytest.raises(KeyboardInterrupt):
         metal(chosen)
-    assert not all_made(chosen, metal.out, None)
+    assert not Schedule.of(make_plan(chosen)).is_all_made(metal.out)
     assert metal(chosen)
     assert metal.found == [None, None]
-    assert all_made(chosen, metal.out, None)
+    assert Schedule.of(make_plan(chosen)).is_all_made(metal.out)
     assert metal(chosen)
     assert metal.found[2:] == [("none", "a real machine")]
 
@@ -1017,7 +1027,8 @@ def test_machine_is_put_back_when_the_bench_keeps_failing(metal: Metal) -> None:
 
 
 def metal_bench(metal: Metal, *overrides: str) -> Bench:
-    state, libvirt = cast(BenchState, metal.state), SimpleNamespace(version=lambda: "11.3.0")
+    state = cast(BenchState, metal.state)
+    libvirt = SimpleNamespace(version=lambda: {"libvirt": "11.3.0"})
     return Bench(
         metal_scenario(*overrides), metal.prepared, RunDir(metal.out), state, cast(Any, libvirt),
         Progress(), machine=cast(Any, metal.machine),
@@ -1027,8 +1038,9 @@ def metal_bench(metal: Metal, *overrides: str) -> Bench:
 def test_arm_is_booted_by_the_machine_with_its_own_words(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    climb = loop._climb
-    metal, trial = Metal(monkeypatch, tmp_path), TrialWriter(tmp_path / "0001-candidate", {})
+    climb = one_trial.run_stages
+    metal = Metal(monkeypatch, tmp_path)
+    trial = TrialWriter(tmp_path / "0001-candidate", facts_of())
     planned = make_plan(metal_scenario())[-1]
 
     def boot(arm: ArmName, words: object, writer: TrialWriter, **more: Any) -> Any:
@@ -1062,18 +1074,72 @@ def test_machine_is_taken_before_anything_is_prepared_and_given_back_if_that_fai
 def test_facts_of_a_trial_on_metal_have_nothing_of_a_nested_host(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    facts_of = loop._trial_facts
+    trial_facts = one_trial._describe_trial
     metal = Metal(monkeypatch, tmp_path)
     bench = metal_bench(metal)
-    facts = facts_of(bench, make_plan(bench.scenario)[0])
+    facts = trial_facts(bench, make_plan(bench.scenario)[0]).to_json()
     assert {k for k in facts if k.startswith("host_")} == {"host_kind"}
     assert (facts["host_kind"], facts["device_kind"]) == ("metal", "hostdev")
     assert (facts["bar"], facts["device_count"], facts["accel"]) == (GIB, 1, "none")
     assert facts["guest_packages"] == {"busybox": "1.37"}
+    assert (facts["map_backend"], facts["map_thp"]) == ("type1", "inherit")
+    assert not {key for key in facts if key.startswith("guest_")} - {
+        "guest_kernel",
+        "guest_packages",
+    }
 
 
 def test_guest_on_metal_has_no_address_bits_of_a_nested_host() -> None:
     guest = ("workload=guest-boot", "guest={kernel = {dir = 'guest'}}")
-    assert loop._workload_facts(metal_scenario(*guest))["guest_phys_bits"] is None
-    wide = loop._workload_facts(metal_scenario(*guest, "guest.phys_bits=46"))
+    assert guest_keys(metal_scenario(*guest))["guest_phys_bits"] is None
+    wide = guest_keys(metal_scenario(*guest, "guest.phys_bits=46"))
     assert wide["guest_phys_bits"] == 46
+
+
+# the stages of a trial -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("oopses", [True, False])
+def test_kernel_that_oopses_while_the_devices_are_given_back_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, oopses: bool
+) -> None:
+    console = Console(tmp_path / "console.log")
+    console.path.write_text("[    1.000000] fine\n")
+
+    def put_back() -> None:
+        if oopses:
+            with console.path.open("a") as file:
+                file.write("[    9.000000] BUG: kernel NULL pointer dereference, address: 0\n")
+                file.write("[    9.000000]  vfio_pci_core_disable+0x1/0x2 [vfio_pci_core]\n")
+                file.write("[    9.000000] ---[ end trace 0 ]---\n")
+
+    host = SimpleNamespace(
+        console=console, kernel=KernelWatch(console), release="7.3", is_alive=lambda: True,
+        is_ours=True, emulated=True, kvm=False, shell=SimpleNamespace(alive=lambda: False),
+        change=SimpleNamespace(put_back=put_back),
+    )  # fmt: skip
+    host.check = lambda: Host.check(cast(Host, host))
+
+    @contextmanager
+    def boot(*_: Any, **__: Any) -> Iterator[Host]:
+        yield cast(Host, host)
+
+    monkeypatch.setattr(one_trial, "read_host_facts", lambda *_: {})
+    monkeypatch.setattr(one_trial, "run_maps", lambda *_, **__: None)
+    monkeypatch.setattr(one_trial, "settle_host", lambda *_, **__: None)
+    chosen = map_scenario()
+    bench = SimpleNamespace(
+        scenario=chosen, progress=Progress(),
+        hosts=SimpleNamespace(boot=boot, bind_devices=lambda *_: ("device",)),
+    )  # fmt: skip
+    trial = TrialWriter(tmp_path / "0001-baseline", facts_of(arm="baseline"))
+    planned = make_plan(chosen)[0]
+    raises = pytest.raises(ArmFailedError) if oopses else contextlib.nullcontext()
+    with raises as caught:
+        one_trial.run_stages(cast(Bench, bench), planned, trial)
+    if caught is not None:
+        assert caught.value.reason == "host-panic"
+    stages = {stage.name: stage.outcome for stage in trial.manifest.stages}
+    assert stages["host-check"] == ("host-panic" if oopses else "ok")
+    kinds = [report.kind for report in trial.manifest.kernel_reports or ()]
+    assert kinds == ["oops"] * oopses

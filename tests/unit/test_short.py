@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ from orchestrator.base.errors import ScenarioError
 from orchestrator.scenario.builder import (
     ArmSettings,
     Setting,
-    ab_text,
-    arms_of,
-    bisect_text,
-    commit_text,
-    knobs_of,
-    metric_named,
-    template_of,
+    build_ab_file,
+    build_arms,
+    build_bisect_file,
+    build_commit_file,
+    build_template,
+    parse_metric,
+    parse_settings,
 )
 from orchestrator.scenario.kernel_forms import (
     DebKernel,
@@ -42,10 +43,10 @@ HERE = Path("/home/dev")
 
 
 def asked(
-    base: Kernel = DEB, candidate: Kernel = NEW, knobs: ArmSettings | None = None,
+    base: Kernel = DEB, candidate: Kernel = NEW, settings: ArmSettings | None = None,
     setting: Setting = EXACT, pairs: int | None = None,
 ) -> Scenario:  # fmt: skip
-    text = ab_text(setting, base, candidate, knobs or ArmSettings(), pairs)
+    text = build_ab_file(setting, base, candidate, settings or ArmSettings(), pairs)
     return parse_scenario(text, "ab", Path("/elsewhere"))[0]
 
 
@@ -85,7 +86,9 @@ def test_two_verdicts_of_times_take_twelve_pairs() -> None:
 
 
 def test_why_it_is_that_accelerator_is_a_comment() -> None:
-    text = ab_text(Setting("exact", "no KVM: there is no /dev/kvm"), DEB, NEW, ArmSettings(), None)
+    text = build_ab_file(
+        Setting("exact", "no KVM: there is no /dev/kvm"), DEB, NEW, ArmSettings(), None
+    )
     assert 'accel = "exact" # no KVM: there is no /dev/kvm\n' in text
     assert text.startswith("# Made by `barometer ab`.")
 
@@ -99,12 +102,12 @@ def test_guest_boots_have_a_guest() -> None:
 
 
 def test_knobs_are_the_candidate_s() -> None:
-    knobs = knobs_of(
+    settings = parse_settings(
         "iommu.strict=1",
         ["vfio_iommu_type1.disable_hugepages=true", "vfio.x=a=b"],
         ["/sys/kernel/mm/transparent_hugepage/enabled=never"],
     )
-    arms = asked(DEB, DEB, knobs).arms
+    arms = asked(DEB, DEB, settings).arms
     assert not arms.baseline.is_set
     assert arms.candidate.cmdline == "iommu.strict=1"
     assert arms.candidate.parameters == {
@@ -116,21 +119,21 @@ def test_knobs_are_the_candidate_s() -> None:
 @pytest.mark.parametrize("text", ["", "a.b", "=1", "a.b="])
 def test_knob_without_a_value_is_refused(text: str) -> None:
     with pytest.raises(ScenarioError, match=r"--candidate-param .*: expected NAME=VALUE"):
-        knobs_of("", [text], [])
+        parse_settings("", [text], [])
     with pytest.raises(ScenarioError, match=r"--candidate-sysfs .*: expected NAME=VALUE"):
-        knobs_of("", [], [text])
+        parse_settings("", [], [text])
 
 
 def test_knob_that_is_set_twice_is_refused() -> None:
     with pytest.raises(ScenarioError, match=r"a\.b is given twice"):
-        knobs_of("", ["a.b=1", "a.b=2"], [])
+        parse_settings("", ["a.b=1", "a.b=2"], [])
 
 
 def arms(
     base: Kernel, candidate: Kernel | None = None, *series: str, config: tuple[str, ...] = (),
-    knobs: ArmSettings | None = None,
+    settings: ArmSettings | None = None,
 ) -> tuple[Kernel, Kernel]:  # fmt: skip
-    return arms_of(base, candidate, series, config, knobs or ArmSettings(), HERE)
+    return build_arms(base, candidate, series, config, settings or ArmSettings(), HERE)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +162,7 @@ def test_configuration_is_of_both_kernels_that_are_built() -> None:
     assert getattr(before, "config", ()) == ("CONFIG_A=y", "/home/dev/b.config")
     assert getattr(after, "config", ()) == ("CONFIG_A=y", "/home/dev/b.config")
     assert arms(DEB, TREE, config=("CONFIG_A=y",))[0] == DEB
-    with pytest.raises(ScenarioError, match=r"--config: is of kernels that are built whole"):
+    with pytest.raises(ScenarioError, match=r"^--config "):
         arms(DEB, NEW, config=("CONFIG_A=y",))
 
 
@@ -167,7 +170,7 @@ def test_arms_that_do_not_differ_are_refused() -> None:
     with pytest.raises(ScenarioError, match=r"nothing differs") as caught:
         arms(DEB)
     assert "--candidate KERNEL, --series PATCHES" in caught.value.hint
-    assert arms(DEB, knobs=ArmSettings("x")) == (DEB, DEB)
+    assert arms(DEB, settings=ArmSettings("x")) == (DEB, DEB)
     assert arms(DEB, DEB) == (DEB, DEB)  # an explicit placebo
 
 
@@ -177,7 +180,7 @@ def test_kernel_that_is_built_takes_no_series() -> None:
 
 
 @pytest.mark.parametrize(
-    ("base", "candidate", "knobs", "name"),
+    ("base", "candidate", "settings", "name"),
     [
         (DEB, NEW, {}, "ab-trixie-backports"),
         (DEB, ModuleKernel(deb="a1", suite="trixie", series=("/x/my fix.mbox",)), {},
@@ -194,9 +197,9 @@ def test_kernel_that_is_built_takes_no_series() -> None:
     ],
 )  # fmt: skip
 def test_name_says_what_differs(
-    base: Kernel, candidate: Kernel, knobs: dict[str, Any], name: str
+    base: Kernel, candidate: Kernel, settings: dict[str, Any], name: str
 ) -> None:
-    assert asked(base, candidate, ArmSettings(**knobs)).name == name
+    assert asked(base, candidate, ArmSettings(**settings)).name == name
 
 
 @pytest.mark.parametrize(
@@ -213,46 +216,46 @@ def test_name_says_what_differs(
 def test_bisection_takes_the_pass_of_its_metric(
     workload: Any, metric: str, passes: tuple[str, ...]
 ) -> None:
-    text = bisect_text(Setting("exact", workload=workload, guest=DIR), metric, TREE)
+    text = build_bisect_file(Setting("exact", workload=workload, guest=DIR), metric, TREE)
     scenario = parse_scenario(text, "bisect")[0]
     assert scenario.trace.passes == passes
     assert metric in scenario.metrics()
 
 
 def test_what_is_not_measured_is_said_with_the_nearest_name() -> None:
-    with pytest.raises(ScenarioError, match=r'is no metric.*; did you mean "bar_map_cost"'):
-        bisect_text(EXACT, "bar_map_second", TREE)
+    with pytest.raises(ScenarioError, match=r'did you mean "bar_map_cost"'):
+        build_bisect_file(EXACT, "bar_map_second", TREE)
     with pytest.raises(ScenarioError, match=r"bar_maps_per_boot: is not measured by the workload"):
-        bisect_text(EXACT, "bar_maps_per_boot", TREE)
+        build_bisect_file(EXACT, "bar_maps_per_boot", TREE)
 
 
 def test_bisection_can_be_set_further() -> None:
     metric = "bar_map_cost@1GiB/2MiB/warm"
-    wanted = ['map.sizes=["1GiB"]', 'map.alignment=["2MiB"]']
-    text = bisect_text(EXACT, metric, TREE, wanted)
+    overrides = ['map.sizes=["1GiB"]', 'map.alignment=["2MiB"]']
+    text = build_bisect_file(EXACT, metric, TREE, overrides)
     assert metric in parse_scenario(text, "bisect")[0].metrics()
 
 
 def test_former_name_of_a_metric_is_accepted_with_a_note(caplog: pytest.LogCaptureFixture) -> None:
-    assert metric_named("bar_map_cost@full/1GiB/cold") == "bar_map_cost@full/1GiB/cold"
+    assert parse_metric("bar_map_cost@full/1GiB/cold") == "bar_map_cost@full/1GiB/cold"
     assert not caplog.records
-    assert metric_named("bar_map_seconds@full/1GiB/cold") == "bar_map_cost@full/1GiB/cold"
+    assert parse_metric("bar_map_seconds@full/1GiB/cold") == "bar_map_cost@full/1GiB/cold"
     assert "is bar_map_cost@full/1GiB/cold now" in caplog.text
 
 
 def test_scenario_of_a_commit_has_its_kernel_and_nothing_to_expect() -> None:
-    text = commit_text(MAPS + '[expect]\nbar_map_cost = "improved"\n', "one", TREE, DEB, 3)
+    text = build_commit_file(MAPS + '[expect]\nbar_map_cost = "improved"\n', "one", TREE, DEB, 3)
     scenario = parse_scenario(text, "one")[0]
     assert (scenario.name, scenario.nested.accel, scenario.expect) == ("one", "exact", {})
     assert (scenario.arms.baseline.kernel, scenario.arms.candidate.kernel) == (TREE, DEB)
-    plan = make_plan(parse_scenario(commit_text(MINIMAL, "one", TREE, DEB, 12), "one")[0])
+    plan = make_plan(parse_scenario(build_commit_file(MINIMAL, "one", TREE, DEB, 12), "one")[0])
     assert [trial.arm for trial in plan].count("candidate") == 12
     assert len(plan) == 24  # neither warm-up nor control
 
 
 def test_scenario_file_is_a_template_that_stands_alone() -> None:
     scenario, text = parse_scenario(MINIMAL, "x.toml", HERE)
-    template = template_of(scenario, text, "tcg", "guest_boot_cost")
+    template = build_template(scenario, text, "tcg", "guest_boot_cost")
     again = parse_scenario(template, "x.toml", Path("/elsewhere"))[0]
     assert again.nested.accel == "tcg"
     assert again.guest is not None
@@ -262,13 +265,13 @@ def test_scenario_file_is_a_template_that_stands_alone() -> None:
 def test_scenario_file_measures_the_metric_and_has_no_settings_of_an_arm() -> None:
     scenario, text = parse_scenario(MAPS, "x.toml")
     with pytest.raises(ScenarioError, match=r"is not measured by maps and its passes"):
-        template_of(scenario, text, "exact", "guest_boot_cost")
+        build_template(scenario, text, "exact", "guest_boot_cost")
     scenario, text = parse_scenario(MAPS, "x.toml", overrides=["arms.candidate.cmdline=quiet"])
     with pytest.raises(ScenarioError, match=r"arms\.candidate: has settings besides its kernel"):
-        template_of(scenario, text, "exact", "bar_map_cost")
+        build_template(scenario, text, "exact", "bar_map_cost")
 
 
 @pytest.mark.parametrize("override", ["trials.pairs=3", "arms.candidate.cmdline=x", "expect={}"])
 def test_what_a_bisection_makes_itself_is_not_to_be_set(override: str) -> None:
-    with pytest.raises(ScenarioError, match="made anew for each commit"):
-        bisect_text(EXACT, "bar_map_cost", TREE, [override])
+    with pytest.raises(ScenarioError, match=f"^--set {re.escape(override)}: "):
+        build_bisect_file(EXACT, "bar_map_cost", TREE, [override])

@@ -20,6 +20,7 @@ _ORIGINAL: Shape = {
     "kernel": _TEXT, "kernel_sha256": _TEXT, "initrd": _TEXT, "initrd_sha256": _TEXT,
     "default": {"loader": str, "entry": str},
 }  # fmt: skip
+_LONGEST = 1 << 20
 _SYNC_SECONDS = 30
 
 
@@ -56,7 +57,7 @@ def original(steps: Steps) -> dict[str, Any]:
 def known_original() -> dict[str, Any] | None:
     """Return the record of the original kernel; None if there is none, or it cannot be read."""
     try:
-        return records.unseal(machine.at(ORIGINAL).read_bytes(), _ORIGINAL)
+        return records.unseal(machine.read_plain(machine.at(ORIGINAL), _LONGEST), _ORIGINAL)
     except (OSError, UnreadableError):
         return None
 
@@ -174,7 +175,7 @@ def _stage_grub(steps: Steps, name: str, kernel: str, initrd: str, cmdline: str)
         with contextlib.suppress(RefusedError):  # grub-probe opens /dev/mapper, which loads it
             steps.take("modules", names=["dm_mod"])
     path = f"{loader.folder}/custom.cfg"
-    before = machine.at(path).read_bytes() if machine.at(path).exists() else b""
+    before = machine.at(path).read_bytes() if machine.at(path).is_file() else b""
     entry = entries.grub_entry(loader.prefix, name, kernel, initrd, cmdline)
     content = before + entry.encode()
     steps.take(

@@ -81,8 +81,7 @@ class Journal:
 
     def _content(self) -> bytes:
         try:
-            with machine.at(self.path).open("rb") as file:
-                content = file.read(_LONGEST + 1)
+            content = machine.read_plain(machine.at(self.path), _LONGEST + 1)
         except FileNotFoundError:
             return b""
         except OSError as exc:

@@ -150,8 +150,7 @@ def _read(file: Path) -> Lease:
     match = _FILE.fullmatch(file.name)
     token = int(match[1]) if match else 0
     try:
-        with file.open("rb") as opened:
-            record = records.unseal(opened.read(_LONGEST), _SHAPE, newer=True)
+        record = records.unseal(machine.read_plain(file, _LONGEST), _SHAPE, newer=True)
     except (OSError, UnreadableError):
         record = {}
     if record.get("token") != token:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
 import re
 import shutil
+import stat
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -55,6 +57,15 @@ def text(path: str) -> str | None:
         return at(path).read_text(errors="replace").strip()
     except OSError:
         return None
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """Return up to `most` bytes of a plain file. Raises OSError if it is none: the open of
+    a named pipe waits for its writer, and a device may have no end."""
+    with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", str(path))
+        return file.read(most)
 
 
 def chosen(content: str) -> str:

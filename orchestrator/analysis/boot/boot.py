@@ -39,7 +39,7 @@ _DRIFT_SECONDS, _DRIFT_SHARE = 0.05, 0.001
 beginning to its end, is a jump. The agent's lines reach the trace within milliseconds, on a busy
 emulated host within tens of milliseconds."""
 _FEWEST_READINGS = 4
-"""Readings of both clocks in a boot that show a drift between them."""
+"""Fewest readings of both clocks in a boot that can show a drift between them."""
 _STEP_SECONDS = 1.0
 """Smallest jump of the host's wall clock that is reported. A smaller difference may come from
 QEMU, which can be delayed between reading the clock and writing the event."""
@@ -309,9 +309,9 @@ def _step(placed: Placed, causes: Causes, phases: _Phases, zero: float) -> DmaSt
 
 
 def parts_of(placed: Placed) -> dict[str, float]:
-    """Return the seconds of an operation's parts, by kernel function. The parts of RAM and of BARs
-    of another size than the large ones are not recorded: only runs of a large BAR's size are
-    probed, and RAM is pinned in a run for each of its fragments."""
+    """Return the seconds of an operation's parts, by kernel function. They are recorded for the
+    large BARs only: the probes filter by the number of pages in a run, and RAM is pinned in many
+    short runs, one for each of its fragments."""
     operation = placed.operation
     parts: dict[str, float | None] = {}
     if operation.kind == "map":
@@ -354,6 +354,6 @@ def _notes(trial: TrialDir, boot: BootTrace) -> list[Note]:
     if source and source not in ("tsc", "kvm-clock", "arch_sys_counter"):
         notes.append(
             Note("clock-source", f"the host's clock source is {source}: each reading of the clock"
-                 " costs microseconds, in what is measured and in all that the host does")
+                 " costs microseconds, which slows the host and what is measured")
         )  # fmt: skip
     return notes

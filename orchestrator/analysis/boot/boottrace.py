@@ -119,25 +119,25 @@ def _take_marker(boot: BootTrace, event: Event) -> None:
         boot.agent_clock.append((event.time, int(at) / 1e9))
         if not _take_agent(boot, event.time, kind, rest):
             raise EvidenceError(
-                f"a line of the watch agent does not have its form: {event.text[:120]!r}",
+                f"a line of the watch agent is malformed: {event.text[:120]!r}",
                 reason=Reason.BAD_TRACE,
             )
 
 
 def _take_agent(boot: BootTrace, time: float, kind: str, rest: str) -> bool:
-    """Take one line of the watch agent. Returns False for a line that does not have its form."""
+    """Take one line of the watch agent. Returns False if it is malformed."""
     if kind == "C":
         boot.console.append((time, _words(rest)))
     elif kind == "E":
-        what, _, detail = rest.partition(" ")
-        if what == "mark" and "mark" not in boot.marks and boot.console:
+        event_name, _, detail = rest.partition(" ")
+        if event_name == "mark" and "mark" not in boot.marks and boot.console:
             boot.mark_line = len(boot.console) - 1
-        boot.marks.setdefault(what, time)
-        if what == "started":
+        boot.marks.setdefault(event_name, time)
+        if event_name == "started":
             if (start := parse_start(detail)) is None:
                 return False
             boot.pid = start.pid
-        elif what == "threads":
+        elif event_name == "threads":
             if (threads := parse_threads(detail)) is None:
                 return False
             boot.threads = threads
@@ -151,5 +151,5 @@ def _take_agent(boot: BootTrace, time: float, kind: str, rest: str) -> bool:
 def _words(quoted: str) -> str:
     try:
         return str(json.loads(quoted))
-    except ValueError:  # cut short: the kernel takes 1 KiB at a time
+    except (ValueError, RecursionError):  # cut short: the kernel takes 1 KiB at a time
         return quoted.strip('"')

@@ -65,23 +65,23 @@ class Causes:
             self._same_before[write] = last.get(register)
             last[register] = write
         for event in events:
-            if (what := _OTHER_TRIGGERS.get(event.name)) is not None:
-                self._triggers[event.thread].append((event.time, what, None, 0))
+            if (cause := _OTHER_TRIGGERS.get(event.name)) is not None:
+                self._triggers[event.thread].append((event.time, cause, None, 0))
         for triggers in self._triggers.values():
             triggers.sort(key=lambda trigger: trigger[0])
         self._stale: set[tuple[int, float]] = set()
         busy: dict[int, float] = {}
         for start, end, thread in sorted(acts):
-            if (found := self._at(thread, start)) is not None:
-                if start - max(found[0], busy.get(thread, 0.0)) > _STALE_SECONDS:
+            if (latest := self._at(thread, start)) is not None:
+                if start - max(latest[0], busy.get(thread, 0.0)) > _STALE_SECONDS:
                     self._stale.add((thread, start))
                 else:
                     busy[thread] = end
 
     def trigger(self, thread: int, time: float) -> ConfigWrite | None:
         """Return the configuration write that a thread was handling at a time, or None."""
-        found = self._at(thread, time)
-        return None if found is None else found[2]
+        last = self._at(thread, time)
+        return None if last is None else last[2]
 
     def of(self, operation: Operation, bar: str) -> str:
         """Return the cause of an operation on a BAR ("01:00.0 BAR 2") or on RAM."""
@@ -90,12 +90,12 @@ class Causes:
         return self.at(operation.pid, operation.start, bar)
 
     def at(self, thread: int, time: float, bar: str) -> str:
-        found = self._at(thread, time)
-        if found is None:
+        last = self._at(thread, time)
+        if last is None:
             return UNKNOWN
-        _, what, write, index = found
+        _, cause, write, index = last
         if write is None:
-            return what
+            return cause
         return self._of_write(write, index) + self._whose(write, bar)
 
     def _at(self, thread: int, time: float) -> tuple[float, str, ConfigWrite | None, int] | None:
@@ -125,7 +125,7 @@ class Causes:
         if (register := _register(write)) is not None:
             return f"{doing} {register}"
         return next(
-            (what for registers, what in known.items() if offset in registers),
+            (cause for registers, cause in known.items() if offset in registers),
             f"configuration register {offset:#x}",
         )
 

@@ -14,7 +14,7 @@ from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep, Timeline
 from orchestrator.formats.units import format_size
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 
-Boots = Mapping[ArmName, Sequence[Timeline]]
+BootsByArm = Mapping[ArmName, Sequence[Timeline]]
 """Timelines of each arm. All have the same unit. An arm may have none."""
 
 SMALL_SHARE = 0.001
@@ -117,7 +117,7 @@ class CostTable:
     """None if an arm has no boot."""
 
 
-def build_cost_table(timelines: Boots) -> CostTable:
+def build_cost_table(timelines: BootsByArm) -> CostTable:
     boots = _arms(timelines)
     calls, later = _calls(boots, before=True), _calls(boots, before=False)
     rows = _rows(boots, calls, before=True)
@@ -141,7 +141,7 @@ def build_cost_table(timelines: Boots) -> CostTable:
     )
 
 
-def cost_json(timelines: Boots) -> list[dict[str, object]]:
+def cost_json(timelines: BootsByArm) -> list[dict[str, object]]:
     """Return every operation, for comparison.json: first those before the boot mark, then those
     after it, whose `share` is null. In both parts the largest total is first. Times are in the
     timelines' unit."""
@@ -174,14 +174,14 @@ def own_times(timeline: Timeline) -> dict[str, float]:
     return {**own, NO_PHASE: unplaced}
 
 
-def _arms(timelines: Boots) -> Boots:
+def _arms(timelines: BootsByArm) -> BootsByArm:
     present: dict[ArmName, Sequence[Timeline]] = {
         arm: boots for arm in ARMS if (boots := timelines.get(arm))
     }
     return present
 
 
-def _calls(boots: Boots, *, before: bool) -> Calls:
+def _calls(boots: BootsByArm, *, before: bool) -> Calls:
     """Return the calls before the boot mark, or those after it."""
     calls: Calls = {}
     for arm, of_arm in boots.items():
@@ -193,7 +193,7 @@ def _calls(boots: Boots, *, before: bool) -> Calls:
     return calls
 
 
-def _rows(boots: Boots, calls: Calls, *, before: bool) -> list[Row]:
+def _rows(boots: BootsByArm, calls: Calls, *, before: bool) -> list[Row]:
     """Return a row for each operation, sorted by the larger total of the two arms, the largest
     first. Rows with equal totals are in order of time."""
     operations = dict.fromkeys(
@@ -204,7 +204,7 @@ def _rows(boots: Boots, calls: Calls, *, before: bool) -> list[Row]:
 
 
 def _costs(
-    boots: Boots, calls: Calls, operations: Set[OperationKind], *, before: bool
+    boots: BootsByArm, calls: Calls, operations: Set[OperationKind], *, before: bool
 ) -> OperationCosts:
     costs = {}
     for arm, of_arm in boots.items():
@@ -226,7 +226,7 @@ def _costs(
     return costs
 
 
-def _totals(boots: Boots, calls: Calls, rows: Sequence[Row]) -> dict[str, OperationCosts]:
+def _totals(boots: BootsByArm, calls: Calls, rows: Sequence[Row]) -> dict[str, OperationCosts]:
     groups: defaultdict[str, set[OperationKind]] = defaultdict(set)
     for row in rows:
         operation = row.operation
@@ -235,7 +235,7 @@ def _totals(boots: Boots, calls: Calls, rows: Sequence[Row]) -> dict[str, Operat
     return {name: _costs(boots, calls, group, before=True) for name, group in groups.items()}
 
 
-def _difference(boots: Boots, totals: dict[str, OperationCosts]) -> BootDifference | None:
+def _difference(boots: BootsByArm, totals: dict[str, OperationCosts]) -> BootDifference | None:
     if len(boots) < len(ARMS):
         return None
     whole = {arm: median(b.boot_seconds for b in of_arm) for arm, of_arm in boots.items()}

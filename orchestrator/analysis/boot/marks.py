@@ -57,7 +57,7 @@ def parse_marks(text: str) -> WatchedBoot:
         else:
             try:
                 words = json.loads(rest)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
             if isinstance(words, str):
                 console.append((seconds, words))

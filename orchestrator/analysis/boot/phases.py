@@ -10,7 +10,7 @@ see.
 | firmware: PCI enumeration | its first write to a bus number or a BAR |
 | firmware: hand-over | the end of its last such write, or of the last that mapped or unmapped a BAR; option ROMs, the boot device and the kernel's loading follow |
 | boot loader | its first line on the console (a guest that boots from a disk) |
-| kernel: entry | the boot CPU's first write to EFER after that: a 32-bit entry (SeaBIOS) enables long mode before it unpacks itself; a UEFI kernel is in long mode, and its EFI stub and unpacking count as hand-over |
+| kernel: entry | the boot CPU's first write to EFER after that. SeaBIOS enters a kernel in 32-bit mode: it enables long mode by this write, and then unpacks itself. A UEFI kernel is entered in long mode: its EFI stub and its unpacking count as hand-over |
 | kernel: init | its first line on the console |
 | kernel: PCI enumeration, ... | the line of a bus, then of each device on it |
 | kernel: BAR sizing, ... | the first write to a device's command register or BARs, to the end of the last |
@@ -56,8 +56,8 @@ class BootEvents:
     qemu: Sequence[QemuEvent]
     writes: Sequence[ConfigWrite]
     ends: Mapping[float, float]
-    """Time at which QEMU was done with the maps and unmaps of a configuration write, by the
-    write's time."""
+    """Time of a configuration write -> time at which the last map or unmap that it caused was
+    done."""
     operation_ends: Sequence[float]
     """Ends of maps and unmaps."""
     console: Sequence[tuple[float, str]]

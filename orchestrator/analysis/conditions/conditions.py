@@ -356,7 +356,7 @@ def _follow_from_arms(recorded: Mapping[str, Mapping[str, tuple[str, ...]]]) -> 
             continue
         if name == ARM_CMDLINE:
             words = [Counter(value.split()) for of_side in values.values() for value in of_side]
-            apart = {word for one in words for other in words for word in one - other}
+            apart = {word for pair in words for other in words for word in pair - other}
             names += infer_from_words(apart)
         elif name.startswith(ARM_PARAMETERS):
             names += infer_from_parameter(name.removeprefix(ARM_PARAMETERS))

@@ -29,7 +29,8 @@ _WORDS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("lockdown", ("host.lockdown",)),
     ("maxcpus|nr_cpus", ("host.cpus",)),
 )  # fmt: skip
-"""Conditions by the name of a word of the command line, with `_` for `-`."""
+"""Pattern of an option's name on the kernel's command line, with `_` for `-` -> conditions that
+follow from the option."""
 
 _FILES: tuple[tuple[str, tuple[str, ...]], ...] = (
     # admin-guide/mm/transhuge.rst, "Global THP controls"
@@ -55,12 +56,13 @@ def infer_from_words(words: Iterable[str]) -> Iterator[str]:
     for word in words:
         name = word.partition("=")[0].replace("-", "_")
         yield from _of(name, _WORDS)
-        if "." in name and "*" not in name:  # a `*` would make it a room of conditions
+        if "." in name and "*" not in name:  # `*` would stand for any condition
             yield from infer_from_parameter(name)
 
 
 def infer_from_parameter(name: str) -> Iterator[str]:
-    """Yield the conditions that may differ if a module's parameter does; its own value is one."""
+    """Yield the conditions that may differ if a module's parameter does, beginning with its
+    value."""
     yield "host.parameters." + name.replace("-", "_")
     yield from _of(name.replace("-", "_"), _WORDS)
 

@@ -54,18 +54,18 @@ class Variable:
 
 
 def find_variable(plan: Plan, checked: Conditions | None) -> Variable:
-    """Return the variable of a comparison. `found`: the conditions of both arms' trials; None if
+    """Return the variable of a comparison. `checked`: the conditions of both arms' trials; None if
     an arm has none."""
     kernels = plan.kernels
-    asked = {
+    requested = {
         arm: plan.arm_settings[arm] if plan.arm_settings is not None else SettingsRecord()
         for arm in ARMS
     }
     things = [
         *_kernels(kernels.baseline, kernels.candidate, checked),
-        *_cmdlines({arm: asked[arm].cmdline for arm in ARMS}),
-        *_settings({arm: asked[arm].parameters for arm in ARMS}, ARM_PARAMETERS, checked),
-        *_settings({arm: asked[arm].sysfs for arm in ARMS}, ARM_SYSFS, checked),
+        *_cmdlines({arm: requested[arm].cmdline for arm in ARMS}),
+        *_settings({arm: requested[arm].parameters for arm in ARMS}, ARM_PARAMETERS, checked),
+        *_settings({arm: requested[arm].sysfs for arm in ARMS}, ARM_SYSFS, checked),
     ]
     others = [d for d in checked.differences if not d.planned] if checked else []
     return Variable(
@@ -109,9 +109,9 @@ def _others(old: KernelRecord, new: KernelRecord, checked: Conditions | None) ->
     else:
         yield Differing("kernel", f"kernel {new.release}", old.source, new.source)
     if checked is None or checked.config is None:
-        yield _told("configuration (not recorded)")
+        yield _of_kernel("configuration (not recorded)")
     elif checked.config:
-        yield _told(f"configuration ({len(checked.config)} symbols)")
+        yield _of_kernel(f"configuration ({len(checked.config)} symbols)")
     else:
         yield "same configuration"
 
@@ -150,7 +150,7 @@ def _of_modules(old: KernelRecord, new: KernelRecord) -> Iterator[Thing]:
     """Yield what differs, or is the same, in packages of which at least one has rebuilt
     modules."""
     before, after = old.provenance, new.provenance
-    packages = [_package(one) for one in (before, after)]
+    packages = [_package(provenance) for provenance in (before, after)]
     if old.release == new.release and packages[0] == packages[1]:
         yield f"same package of {new.release}"
     else:
@@ -159,21 +159,21 @@ def _of_modules(old: KernelRecord, new: KernelRecord) -> Iterator[Thing]:
             for kernel, package in zip((old, new), packages, strict=True)
         ))  # fmt: skip
     yield from _series(before, after)
-    modules = [one.modules or {} for one in (before, after)]
+    modules = [provenance.modules or {} for provenance in (before, after)]
     rebuilt = "rebuilt, so unsigned and out of tree"
     for name in dict.fromkeys([*modules[0], *modules[1]]):
-        first, second = (one.get(name) for one in modules)
+        first, second = (of_arm.get(name) for of_arm in modules)
         if first is None or second is None:
             # the package's own module is neither unsigned nor out of tree
             shown = [
-                f"{one.new.srcversion} ({rebuilt})"
-                if one is not None
+                f"{module.new.srcversion} ({rebuilt})"
+                if module is not None
                 else f"{other.stock.srcversion if other is not None else ''} (the package's)"
-                for one, other in ((first, second), (second, first))
+                for module, other in ((first, second), (second, first))
             ]
             yield Differing("kernel", f"module {_module(name)}", *shown)
         elif first.new.srcversion != second.new.srcversion:
-            versions = (str(one.new.srcversion) for one in (first, second))
+            versions = (str(module.new.srcversion) for module in (first, second))
             yield Differing("kernel", f"module {_module(name)}", *versions)
         else:
             yield f"same {_module(name)}"
@@ -228,8 +228,8 @@ def _package(provenance: Provenance) -> str:
     return package.version or package.origin or package.name or ""
 
 
-def _told(what: str) -> Differing:
-    return Differing("kernel", what, "", "")
+def _of_kernel(text: str) -> Differing:
+    return Differing("kernel", text, "", "")
 
 
 # settings ------------------------------------------------------------------------------------

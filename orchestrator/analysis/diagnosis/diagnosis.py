@@ -75,8 +75,8 @@ class Profile:
     ended_by: str
     """agent, or the last sign of the guest: map, line (a line feed to the serial port)."""
     levels: tuple[Level, ...]
-    """Levels of the BARs that QEMU had mapped at the end: of those with 1 GiB or more, else of the
-    largest. `place` is ProfileBar.name."""
+    """Levels of those BARs that QEMU had mapped at the end and that have 1 GiB or more; without
+    such a BAR, of the largest. `place` is ProfileBar.name."""
     advice: tuple[Advice, ...]
     """What is wrong first; then every cost of the boot, the largest first."""
     before_exec: float = 0.0
@@ -313,8 +313,9 @@ def _find_phases(
     acts: Sequence[tuple[float, float, int]],
     stop: float,
 ) -> list[Phase]:
-    """Return the phases by who runs (QEMU, the firmware, the kernel; or the guest, if it is not
-    known which), and for each of them before, between and after its maps, unmaps and zaps."""
+    """Return the phases. QEMU, the firmware and the kernel (or just the guest, if these cannot be
+    told apart) have up to three phases each: until their first map, unmap or zap, from that to the
+    last, and after it."""
     by_guest = [at for at, _, thread in acts if thread != pid]
     by_guest += [at for at, *_ in (*boot.msrs, *boot.feeds)]
     by_guest += [at for name, at in boot.marks.items() if name == "run"]

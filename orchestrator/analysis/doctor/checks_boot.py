@@ -52,8 +52,8 @@ def check_lockdown(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]
     )
     if LOCKDOWN in machine.facts.unreadable:
         yield Finding(
-            "lockdown", "warning", "whether the kernel is locked down is not known", evidence,
-            "as root: barometer doctor",
+            "lockdown", "warning", "it is not known if the kernel is locked down", evidence,
+            "run barometer doctor as root",
         )  # fmt: skip
         return
     if level == "none" and not secure_boot:
@@ -63,16 +63,16 @@ def check_lockdown(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]
     if level in machine.options("lockdown"):
         ways.append(f"take lockdown={level} out of the kernel's command line, and reboot")
     if level == "none":
-        what = "Secure Boot is on: it boots signed kernels alone, and those lock themselves down"
+        text = "Secure Boot is on: it boots only signed kernels, and these lock themselves down"
     else:
-        what = (
+        text = (
             f"the kernel is locked down ({level}): barometer cannot write to a device's"
             " configuration space, nor boot a kernel that is not signed (VFIO itself works)"
         )
     yield Finding(
-        "lockdown", "problem", what, evidence,
-        "; ".join(ways) or "turn Secure Boot off in the firmware's setup, where it is on; else a"
-        " kernel without CONFIG_LOCK_DOWN_KERNEL_FORCE_INTEGRITY",
+        "lockdown", "problem", text, evidence,
+        "; ".join(ways) or "if Secure Boot is on, turn it off in the firmware's setup; otherwise"
+        " use a kernel without CONFIG_LOCK_DOWN_KERNEL_FORCE_INTEGRITY",
     )  # fmt: skip
 
 
@@ -81,8 +81,8 @@ def check_boot_ways(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]
     detected it."""
     if (means := machine.means) is None:
         why = machine.facts.means.why if isinstance(machine.facts.means, NoMeans) else "not asked"
-        yield Finding("boot", "note", "how another kernel can be booted is root's to know",
-                      (f"the keeper: {why}",), "as root: barometer doctor")  # fmt: skip
+        yield Finding("boot", "note", "only root can see how another kernel can be booted",
+                      (f"the keeper: {why}",), "run barometer doctor as root")  # fmt: skip
         return
     usable = _usable(means)
     methods = means.methods
@@ -93,8 +93,8 @@ def check_boot_ways(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]
             f'host.boot = "{usable[0]}"' if usable else _another_way(means),
         )  # fmt: skip
     elif usable:
-        what = f"another kernel can be booted by {', '.join(usable)}"
-        yield Finding("boot", "ok", what, evidence)
+        text = f"another kernel can be booted by {', '.join(usable)}"
+        yield Finding("boot", "ok", text, evidence)
     else:
         yield Finding("boot", "problem", "there is no way to boot another kernel once", evidence,
                       _another_way(means))  # fmt: skip
@@ -112,15 +112,15 @@ def _usable(means: BootMeans) -> list[BootWay]:
 def _another_way(means: BootMeans) -> str:
     if "kexec-tools" in means.kexec.why:
         return "apt-get install kexec-tools"
-    return "mend what one of them lacks; kexec is the fastest"
+    return "add what one of these ways lacks; kexec is the fastest"
 
 
 def check_others(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     if machine.facts.leases is NOT_EXAMINED and machine.present(_STATE):
         yield Finding(
-            "experiment", "warning", "whether another experiment is at work here is not known",
-            (f"{_STATE}: there, and the keeper did not tell its leases",),
-            "as root: barometer doctor",
+            "experiment", "warning", "it is not known if another experiment uses this machine",
+            (f"{_STATE}: exists, but the keeper's leases could not be read",),
+            "run barometer doctor as root",
         )  # fmt: skip
         return
     leases = () if machine.facts.leases is NOT_EXAMINED else machine.facts.leases
@@ -131,22 +131,22 @@ def check_others(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
             "experiment", "warning",
             f"{owner.user}@{owner.runner} holds {', '.join(lease.resources)}",
             (f"lease {lease.token}: {owner.what}, for {lease.left:.0f} s more",),
-            "host.wait, or wait for it",
+            "wait for it, or set host.wait",
         )  # fmt: skip
     if live:
         return
     if _STATE not in machine.facts.present:
         yield Finding(
-            "experiment", "warning", "whether another experiment is at work here is not known",
-            (f"{_STATE}: nobody looked for it",), "barometer doctor of this version",
+            "experiment", "warning", "it is not known if another experiment uses this machine",
+            (f"{_STATE}: not looked for",), "run barometer doctor of this version",
         )  # fmt: skip
     elif machine.present(_STATE):
         yield Finding(
             "experiment", "warning", "an experiment that was killed left something here",
-            (f"{_STATE}: there, and no lease is live",), "barometer recover puts it back",
+            (f"{_STATE}: exists, and no lease is in use",), "barometer recover puts it back",
         )  # fmt: skip
     else:
-        yield Finding("experiment", "ok", "nothing of another experiment is here",
+        yield Finding("experiment", "ok", "no other experiment left anything here",
                       (f"{_STATE}: no such file",))  # fmt: skip
 
 
@@ -161,10 +161,10 @@ def check_watchdog(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     if not devices:
         yield Finding(
             "watchdog", "warning",
-            "no watchdog: a kernel that hangs keeps the machine until it is turned off and on",
+            "no watchdog: if a kernel hangs, the machine must be turned off and on by hand",
             ("/sys/class/watchdog: empty",),
-            "modprobe the board's (iTCO_wdt, sp5100_tco, wdat_wdt), and its name into"
-            " /etc/modules-load.d/watchdog.conf; or host.power_cycle",
+            "modprobe the board's driver (iTCO_wdt, sp5100_tco, wdat_wdt) and put its name into"
+            " /etc/modules-load.d/watchdog.conf; or set host.power_cycle",
         )  # fmt: skip
         return
     names = ", ".join(device.identity or device.device for device in devices)
@@ -176,22 +176,23 @@ def check_watchdog(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     )  # fmt: skip
     if all(device.why for device in devices):
         yield Finding(
-            "watchdog", "warning", "no watchdog that could watch over a boot: "
+            "watchdog", "warning", "no watchdog can restart the machine during a boot: "
             + "; ".join(device.why for device in devices),
-            evidence, "end what uses it (RuntimeWatchdogSec= of systemd), without nowayout=1;"
-            " or host.power_cycle",
+            evidence, "stop what uses it (RuntimeWatchdogSec= of systemd) and load it without"
+            " nowayout=1; or set host.power_cycle",
         )  # fmt: skip
     elif (way := _choose_way(means, needs)) not in (None, "kexec"):
         yield Finding(
             "watchdog", "warning",
-            f"no watchdog watches over a boot by {way}, which resets {names} too",
+            f"no watchdog works during a boot by {way}, because that resets {names}",
             (*evidence, f"kexec: {means.kexec.why or 'usable'}"),
-            'host.power_cycle; or boots by kexec, host.boot = "kexec"',
+            'set host.power_cycle, or host.boot = "kexec"',
         )  # fmt: skip
     elif stop != "0":
         yield Finding(
-            "watchdog", "warning", f"a watchdog that may be stopped by a boot: {names}", evidence,
-            "watchdog.stop_on_reboot=0 on the machine's own command line, or host.power_cycle",
+            "watchdog", "warning", f"a boot may stop the watchdog {names}", evidence,
+            "put watchdog.stop_on_reboot=0 on the machine's own command line, or set"
+            " host.power_cycle",
         )  # fmt: skip
     else:
         yield Finding("watchdog", "ok", f"a watchdog: {names}", evidence)

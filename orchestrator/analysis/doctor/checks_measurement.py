@@ -24,7 +24,7 @@ def check_series(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     """Yield a finding: does the kernel have the patch series? The lookups of a map decide if one
     was made, else the kernel's types (BTF), never its version."""
     release, probe, lookups = machine.facts.release, machine.facts.probe, machine.lookups
-    has, how, evidence = machine.has_series, "by its types", _quote_types(machine)
+    has, how, evidence = machine.has_series, "judged by its types", _quote_types(machine)
     if isinstance(probe, CountedMap) and lookups is not None:
         pages = probe.bytes // PAGE
         has, how = lookups < pages, "counted"
@@ -35,21 +35,23 @@ def check_series(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     if has is None:
         yield Finding(
             "series", "note",
-            f"whether {release} has {_SERIES} is not known"
-            + (": its core has, its type1 is not to be seen" if machine.has_pfnmaps
-               else ""),
+            f"it is not known if {release} has {_SERIES}"
+            + (": its core has its part, but the module vfio_iommu_type1 is not loaded"
+               if machine.has_pfnmaps else ""),
             evidence or ("/sys/kernel/btf/vmlinux: no such file",),
-            "modprobe vfio_iommu_type1 and ask again, or --probe with a device on vfio-pci",
+            "modprobe vfio_iommu_type1 and run doctor again, or use --probe with a device on"
+            " vfio-pci",
         )  # fmt: skip
     elif has:
-        yield Finding("series", "ok", f"{release} has {_SERIES}, {how}: a lookup for each leaf",
-                      evidence)  # fmt: skip
+        yield Finding("series", "ok", f"{release} has {_SERIES} ({how}): it makes one lookup for"
+                      " each leaf", evidence)  # fmt: skip
     else:
-        older = "" if machine.has_pfnmaps or how == "counted" else ", nor huge pfnmaps (v6.12)"
+        older = "" if machine.has_pfnmaps or how == "counted" else " and no huge pfnmaps (v6.12)"
         yield Finding(
             "series", "warning",
-            f"{release} has not {_SERIES}{older}, {how}: a lookup for each 4 KiB page",
-            evidence, "v6.15 or later, or a distribution's kernel with the series",
+            f"{release} does not have {_SERIES}{older} ({how}): it makes one lookup for each"
+            " 4 KiB page",
+            evidence, "use v6.15 or later, or a distribution's kernel with the series",
         )  # fmt: skip
 
 
@@ -79,8 +81,8 @@ def check_huge_pages(machine: ExaminedMachine, _needs: Needs) -> Iterator[Findin
             "thp", "warning",
             f"transparent huge pages: {policy}. Some kernels (v6.12's first) apply that to BARs,"
             " and then map them by 4 KiB pages",
-            evidence, "transparent_hugepage=always on the machine's own command line or in"
-            " host.cmdline; what is written to that file the next boot undoes",
+            evidence, "put transparent_hugepage=always on the machine's own command line or into"
+            " host.cmdline; a value written to that file lasts until the next boot",
         )  # fmt: skip
 
 
@@ -90,8 +92,8 @@ def check_gigantic_pages(machine: ExaminedMachine, needs: Needs) -> Iterator[Fin
     if not has:
         yield Finding(
             "1gib-pages", "warning", "the processor shows no pages of 1 GiB", tuple(evidence),
-            "in a VM: a CPU model with pdpe1gb, as host-passthrough" if machine.is_guest
-            else "none: it is the hardware's",
+            "give the VM a CPU model with pdpe1gb, such as host-passthrough" if machine.is_guest
+            else "none: the hardware lacks them",
         )  # fmt: skip
     for name, folder in (("1G", "1048576kB"), ("2M", "2048kB")):
         if needs.backing != (backing := f"hugetlb-{name}iB"):
@@ -106,7 +108,7 @@ def check_gigantic_pages(machine: ExaminedMachine, needs: Needs) -> Iterator[Fin
             yield Finding(
                 "hugepages", "note", f"{free} free pages for guest.backing = {backing}: each trial"
                 f" sets {needed} aside, if its kernel finds them", (machine.quote(path),),
-                "where it does not (no-huge-pages): host.cmdline ="
+                "if a trial ends with no-huge-pages: host.cmdline ="
                 f' "hugepagesz={name} hugepages={needed}"',
             )  # fmt: skip
     if has:
@@ -123,19 +125,20 @@ def check_tracing(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     if machine.access(events):
         yield Finding("tracing", "ok", "the kernel takes probes", (f"{events}: writable",))
     elif not machine.is_root:
-        yield Finding("tracing", "note", "whether the kernel takes probes is root's to know",
+        yield Finding("tracing", "note", "only root can see if the kernel takes probes",
                       (f"{events}: not readable as {machine.facts.user}",),
-                      "as root: barometer doctor")  # fmt: skip
+                      "run barometer doctor as root")  # fmt: skip
     elif _TRACING not in machine.tracefs:
         where = " ".join(machine.tracefs)
         yield Finding("tracing", status,
                       f"tracefs is not mounted at {_TRACING}: the kernel cannot be traced",
                       (f"/proc/self/mounts: {f'tracefs at {where}' if where else 'no tracefs'}",),
-                      f"mount -t tracefs nodev {_TRACING}, and a line for it in /etc/fstab; with"
-                      " no such file system: a kernel with CONFIG_KPROBE_EVENTS")  # fmt: skip
+                      f"mount -t tracefs nodev {_TRACING}, and a line for it in /etc/fstab; if"
+                      " the kernel has no tracefs: a kernel with CONFIG_KPROBE_EVENTS",
+                      )  # fmt: skip
     else:
         yield Finding("tracing", status,
-                      "the kernel that runs has no probes",
+                      "the running kernel has no probes",
                       (f"{events}: no such file",),
                       "a kernel with CONFIG_KPROBE_EVENTS")  # fmt: skip
 
@@ -170,17 +173,18 @@ def check_symbols(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
         return
     lost = [name for name, place in places.items() if place is None]
     if not lost:
-        yield Finding("symbols", "ok", f"all {len(places)} functions that are traced are there",
+        yield Finding("symbols", "ok",
+                      f"the running kernel has all {len(places)} functions that are traced",
                       (", ".join(dict.fromkeys(filter(None, places.values()))),))  # fmt: skip
         return
     unread = machine.unread
     yield Finding(
         "symbols", "note" if unread else "warning",
-        f"of the kernel that runs these functions are {'not seen' if unread else 'missing'}: "
-        + ", ".join(sorted(lost)),
-        unread or ("/proc/kallsyms, modules: not there under these names",),
-        "modprobe -a vfio-pci vfio_iommu_type1, and ask again" if unread
-        else "passes timing and counts are refused on such a kernel; plain works",
+        f"functions that are traced are {'not seen' if unread else 'missing'} in the running"
+        " kernel: " + ", ".join(sorted(lost)),
+        unread or ("/proc/kallsyms and the modules have no such names",),
+        "modprobe -a vfio-pci vfio_iommu_type1, and run doctor again" if unread
+        else "use the pass plain: timing and counts are refused on such a kernel",
     )  # fmt: skip
 
 
@@ -196,7 +200,7 @@ def check_trace_clock(machine: ExaminedMachine, needs: Needs) -> Iterator[Findin
             "clocksource", "warning" if current in ("hpet", "acpi_pm") else "note",
             f"the clock is {current}, not the TSC: each reading of it is slower",
             (machine.quote(_CLOCK), machine.quote(offered)),
-            "dmesg | grep -i tsc says why; tsc=reliable where it is known to be", BOTH,
+            "dmesg | grep -i tsc says why; add tsc=reliable if you know that the TSC is", BOTH,
         )  # fmt: skip
 
 
@@ -219,7 +223,7 @@ def check_governor(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
         yield Finding(
             "governor", "warning",
             f"{', '.join(sorted({*governors.values()}))}: times move with the load",
-            (f"{machine.quote(others[0])}, and so of {len(others)} of {len(governors)} CPUs",),
+            (f"{machine.quote(others[0])}; likewise {len(others)} of {len(governors)} CPUs",),
             _lasting(needs, f"echo performance | tee {_CPU}/cpu*/cpufreq/scaling_governor",
                      'host.cmdline = "cpufreq.default_governor=performance" (v5.9)'),
             uses,
@@ -231,7 +235,7 @@ def check_governor(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
                 (machine.quote(f"{_CPU}/{name}"),),
                 "for times that repeat better: "
                 + _lasting(needs, f"echo {1 - int(on)} > {_CPU}/{name}",
-                           f'sysfs."{_CPU}/{name}" = {1 - int(on)} of both arms'), uses,
+                           f'sysfs."{_CPU}/{name}" = {1 - int(on)} in both arms'), uses,
             )  # fmt: skip
 
 
@@ -240,7 +244,7 @@ def _lasting(needs: Needs, now: str, scenarios: str) -> str:
     short for a run on a metal host, which boots."""
     if "metal" not in needs.uses:
         return now
-    return scenarios if needs.uses == METAL else f"{now}; of a metal host {scenarios}"
+    return scenarios if needs.uses == METAL else f"{now}; for a metal host: {scenarios}"
 
 
 def _timed(machine: ExaminedMachine, needs: Needs) -> bool:

@@ -24,7 +24,7 @@ _TYPE1 = "/sys/module/vfio_iommu_type1/parameters"
 _UNSAFE = "vfio_iommu_type1.allow_unsafe_interrupts"
 _OWN_WORDS = (
     "the machine's own command line (GRUB_CMDLINE_LINUX of /etc/default/grub, then update-grub or"
-    " grub2-mkconfig; host.cmdline is of the kernels under test alone)"
+    " grub2-mkconfig; host.cmdline applies to the kernels under test only)"
 )
 _SP_OFF = {"intel_iommu": {"sp_off"}, "amd_iommu": {"nohugepages"}}
 """Options that leave the IOMMU with 4 KiB leaves. v2_pgsizes_only is not one of them: it keeps 2
@@ -53,8 +53,8 @@ def check_iommu(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
     elif machine.present(table):
         # on by default; parse_amd_iommu_options() knows no "on"
         fix = (
-            "dmesg | grep AMD-Vi says why: a kernel with CONFIG_AMD_IOMMU; where it is off for an"
-            f" erratum, amd_iommu=force_enable on {_OWN_WORDS}, and reboot"
+            "dmesg | grep AMD-Vi says why. The kernel needs CONFIG_AMD_IOMMU; if an erratum turned"
+            f" the IOMMU off, put amd_iommu=force_enable on {_OWN_WORDS}, and reboot"
         )
     elif machine.is_guest:
         fix = (
@@ -88,7 +88,7 @@ def check_superpages(machine: ExaminedMachine, _needs: Needs) -> Iterator[Findin
                 "iommu-superpages", "warning",
                 f"{unit.unit} has leaves of {largest} at most, not of 1 GiB",
                 (f"{unit.path}: {unit.register} (bits 34 and 35: 2 MiB, 1 GiB)",),
-                "none: it is the hardware's; both kernels pay for it alike",
+                "none: the hardware has no larger ones; both kernels pay for it alike",
             )  # fmt: skip
             return
     if units:
@@ -99,9 +99,9 @@ def check_superpages(machine: ExaminedMachine, _needs: Needs) -> Iterator[Findin
         yield Finding("iommu-superpages", "ok", "AMD's page tables have leaves of every size",
                       (f"/sys/class/iommu: {' '.join(iommus)}",))  # fmt: skip
     else:
-        yield Finding("iommu-superpages", "note", "which leaves this IOMMU has is said nowhere",
+        yield Finding("iommu-superpages", "note", "nothing shows which leaves this IOMMU has",
                       (f"/sys/class/iommu: {' '.join(iommus)}",),
-                      "the counts of the workload map tell")  # fmt: skip
+                      "run the workload map: its counts show them")  # fmt: skip
 
 
 def check_interrupt_remapping(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
@@ -118,14 +118,15 @@ def check_interrupt_remapping(machine: ExaminedMachine, _needs: Needs) -> Iterat
     evidence += [f"/proc/cmdline: {w}" for w in machine.words if "intremap" in w or _UNSAFE in w]
     # the file is there once the module is loaded
     if (machine.file(unsafe) or "".join(machine.options(_UNSAFE)[-1:])) in ("Y", "1"):
-        yield Finding("interrupt-remapping", "note", "not on, and type1 is told not to mind",
+        yield Finding("interrupt-remapping", "note",
+                      "interrupts are not remapped, which type1 is set to allow",
                       (*evidence, machine.quote(unsafe)),
-                      "fine where the guests are trusted")  # fmt: skip
+                      "fine if the guests are trusted")  # fmt: skip
         return
     if any("nointremap" in w or "intremap=off" in w for w in machine.words):
         fix = f"take intremap=off or nointremap out of {_OWN_WORDS}, and reboot"
     else:
-        fix = ("turn it on in the firmware's setup, or, where the guests are trusted, add"
+        fix = ("turn it on in the firmware's setup; or, if the guests are trusted, add"
                f" {_UNSAFE}=1 to {_OWN_WORDS}, and reboot")  # fmt: skip
     yield Finding("interrupt-remapping", "problem",
                   "interrupts are not remapped: VFIO refuses every device", tuple(evidence),
@@ -159,8 +160,8 @@ def check_large_bars(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding
         return
     if machine.facts.bars is NOT_EXAMINED:
         yield Finding(
-            "large-bar", "problem", "whether a device has a large BAR is not known",
-            ("/sys/bus/pci/devices: nobody looked there",), "barometer doctor of this machine",
+            "large-bar", "problem", "it is not known if a device has a large BAR",
+            ("/sys/bus/pci/devices: not looked at",), "run barometer doctor on this machine",
         )  # fmt: skip
         return
     least = needs.bar or _LARGE
@@ -174,13 +175,14 @@ def check_large_bars(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding
             yield Finding(
                 "large-bar", "warning" if free else "problem",
                 f"{_named(bar)} has no place in the address space", (_path(bar),),
-                "Above 4G Decoding in the firmware's setup, or pci=realloc on the command line",
+                "turn on Above 4G Decoding in the firmware's setup, or put pci=realloc on the"
+                " command line",
             )  # fmt: skip
         elif bar.refused:
             yield Finding(
                 "large-bar", "note" if free else "problem",
                 f"{_named(bar)} cannot be spared", bar.refused,
-                "see there; or put in another device" if not free else "another is free",
+                "free it, or put in another device" if not free else "none: another is free",
             )  # fmt: skip
     for bar in bars:
         if bar.growable is not None and bar.size < least <= bar.growable:
@@ -188,8 +190,8 @@ def check_large_bars(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding
                 "resizable-bar", "note" if free else "warning",
                 f"{_named(bar)} can have {format_size(bar.growable)} (Resizable BAR)",
                 (f"/sys/bus/pci/devices/{bar.address}/resource{bar.index}_resize",),
-                "Resizable BAR in the firmware's setup; that file, with no driver bound, makes it"
-                " so until the next boot",
+                "turn on Resizable BAR in the firmware's setup; or, until the next boot, write to"
+                " that file while no driver is bound",
             )  # fmt: skip
     asleep = [b for b in bars if b.growable is None and _MAY_GROW <= b.size < least]
     for bar in asleep if not free else []:
@@ -200,12 +202,12 @@ def check_large_bars(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding
             f"echo on > /sys/bus/pci/devices/{bar.address}/power/control wakes it; then ask again",
         )  # fmt: skip
     if not large:
-        what = f"no device has a BAR of {format_size(least)} or more"
+        text = f"no device has a BAR of {format_size(least)} or more"
         listed = [f"{_path(bar)}: {_named(bar)}" for bar in bars[:3]]
         yield Finding(
-            "large-bar", "problem", what,
+            "large-bar", "problem", text,
             tuple(listed) or ("/sys/bus/pci/devices/*/resource: no memory BAR",),
-            "put in a device with a large BAR; of a GPU, turn on Resizable BAR and Above 4G"
+            "put in a device with a large BAR; for a GPU, turn on Resizable BAR and Above 4G"
             " Decoding in the firmware's setup",
         )  # fmt: skip
 
@@ -231,17 +233,18 @@ def check_address_bits(machine: ExaminedMachine, needs: Needs) -> Iterator[Findi
     if guest > bits:
         yield Finding(
             "address-bits", "problem",
-            f"a guest of {guest} physical address bits is more than the machine's {bits}: what its"
+            f"a guest of {guest} physical address bits has more than the machine, {bits}: what its"
             " firmware puts above cannot be reached",
-            evidence, f"guest.phys_bits = {bits}, or none, which is the machine's number",
+            evidence,
+            f"set guest.phys_bits to {bits}, or leave it out: then it is the machine's number",
         )  # fmt: skip
         return
     if size and (least := _find_needed_bits(machine, needs, size, guest)) is not None:
         yield Finding(
             "address-bits", "problem",
-            f"{guest} physical address bits have no 64-bit window for {format_size(size)}"
+            f"{guest} physical address bits leave no 64-bit window for {format_size(size)}"
             f" ({needs.firmware})",
-            evidence, f"{least} bits or more: guest.phys_bits, or another processor",
+            evidence, f"set guest.phys_bits to {least} or more, or use another processor",
         )  # fmt: skip
         return
     narrow = [u for u in machine.superpages if u.address_bits < guest]
@@ -249,8 +252,8 @@ def check_address_bits(machine: ExaminedMachine, needs: Needs) -> Iterator[Findi
         unit = narrow[0]
         yield Finding(
             "address-bits", "warning",
-            f"a guest has {guest} physical address bits, {unit.unit} translates"
-            f" {unit.address_bits}: a BAR that firmware puts above cannot be mapped",
+            f"a guest has {guest} physical address bits, but {unit.unit} translates only"
+            f" {unit.address_bits}: a BAR that firmware puts above that cannot be mapped",
             (*evidence, f"{unit.path}: {unit.register} (MGAW, bits 21:16)"),
             f"guest.phys_bits = {unit.address_bits}",
         )  # fmt: skip
@@ -280,15 +283,15 @@ def check_limits(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     path = f"{_TYPE1}/dma_entry_limit"
     entries = parse_number(machine.file(path))
     if entries is not None:
-        what = f"type1 gives a container {entries} DMA mappings"
+        text = f"type1 allows a container {entries} DMA mappings"
         if entries < _FEW_ENTRIES:
-            yield Finding("dma-entries", "warning", what,
+            yield Finding("dma-entries", "warning", text,
                           (machine.quote(path),),
-                          "take dma_entry_limit out of /etc/modprobe.d and the command line:"
-                          " without it there are 65535; or host.cmdline ="
+                          "take dma_entry_limit out of /etc/modprobe.d and the command line (the"
+                          " default is 65535); or host.cmdline ="
                           ' "vfio_iommu_type1.dma_entry_limit=65535"')  # fmt: skip
         else:
-            yield Finding("dma-entries", "ok", what, (machine.quote(path),))
+            yield Finding("dma-entries", "ok", text, (machine.quote(path),))
     limit = machine.facts.memlock
     evidence = (f"getrlimit(RLIMIT_MEMLOCK): {'unlimited' if limit < 0 else limit}",)
     if machine.is_root or limit < 0 or limit >= needs.guest_memory + GIB:
@@ -298,26 +301,26 @@ def check_limits(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     else:
         yield Finding(
             "memlock", "note",
-            f"this user may lock {format_size(limit) if limit else 0}: only guests of libvirt's"
-            " system daemon, which lifts it, can have a device",
-            evidence, "as root; or a memlock limit in /etc/security/limits.d",
+            f"this user may lock {format_size(limit) if limit else 0} of memory: only libvirt's"
+            " system daemon, which lifts the limit, can give a guest a device",
+            evidence, "run as root, or raise memlock in /etc/security/limits.d",
         )  # fmt: skip
 
 
 def check_vfio(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
-    """Yield a finding on VFIO in the running kernel. That VFIO is not loaded is fine: it is loaded
+    """Yield a finding on VFIO in the running kernel. VFIO need not be loaded yet: it is loaded
     when it is needed."""
     place = machine.facts.symbols.get("vfio_iommu_type1_ioctl")
     if place:
-        yield Finding("vfio", "ok", "the kernel that runs has VFIO's type1", (place,))
+        yield Finding("vfio", "ok", "the running kernel has VFIO's type1", (place,))
     elif machine.unread:
         yield Finding(
-            "vfio", "note", "whether the kernel that runs has VFIO is not to be seen",
-            machine.unread, "the kernels under test are asked when they are staged",
+            "vfio", "note", "it is not known if the running kernel has VFIO",
+            machine.unread, "none: the kernels under test are checked when they are staged",
         )  # fmt: skip
     else:
         yield Finding(
-            "vfio", "warning", "the kernel that runs has no type1 of VFIO",
+            "vfio", "warning", "the running kernel has no type1 of VFIO",
             ("/proc/kallsyms, modules.dep: no vfio_iommu_type1",),
             "the kernels under test need CONFIG_VFIO_IOMMU_TYPE1",
         )  # fmt: skip

@@ -45,8 +45,8 @@ def check_kvm(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
         if silent is not None:
             yield Finding(
                 "kvm-unanswered", "warning" if matters or needs.accel == "kvm" else "note",
-                f"whether KVM runs a guest is not known: no answer within {silent:g} s",
-                evidence, "none, where the machine is only slow; else see dmesg | grep -i kvm",
+                f"it is not known if KVM runs a guest: no answer within {silent:g} s",
+                evidence, "none if the machine is only slow; otherwise see dmesg | grep -i kvm",
                 needs.uses,
             )  # fmt: skip
         return
@@ -66,14 +66,14 @@ def check_kvm(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     else:
         fix = "see dmesg | grep -i kvm"
     if needs.accel == "kvm":
-        yield Finding("kvm", "problem", f'host.accel = "kvm", and there is no KVM: {why}',
+        yield Finding("kvm", "problem", f'host.accel = "kvm", but there is no KVM: {why}',
                       evidence, f'{fix}; or host.accel = "auto"', NESTED)  # fmt: skip
         return
     yield Finding(
         "kvm", "warning" if matters else "note",
         f"no KVM: {why}; "
         + ("guests are emulated, and so are their boot times" if "nested" not in needs.uses
-           else "all is emulated: counts and accel exact as ever, no times"),
+           else "all is emulated: counts and accel exact are as good as ever, times are not"),
         evidence, fix, needs.uses,
     )  # fmt: skip
 
@@ -109,7 +109,7 @@ def check_qemu(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
         yield Finding(
             "qemu", "problem", "there is no QEMU for x86-64",
             (f"{', '.join(QEMU)}: not in PATH, /usr/sbin, /usr/libexec",),
-            "apt-get install qemu-system-x86, or the distribution's", BOTH,
+            "apt-get install qemu-system-x86, or the distribution's package", BOTH,
         )  # fmt: skip
         return
     if version is None:
@@ -120,7 +120,7 @@ def check_qemu(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     shown, evidence = ".".join(map(str, numbers)), (f"{path} --version: {line}",)
     if "nested" in needs.uses and numbers < _QEMU_LEAST:
         yield Finding("qemu", "problem", f"QEMU {shown} is too old to make nested hosts with",
-                      evidence, "QEMU 10 or later: on Debian 12 from bookworm-backports",
+                      evidence, "install QEMU 10 or later; Debian 12 has it in bookworm-backports",
                       NESTED)  # fmt: skip
     if numbers >= _ALIGNS:
         yield Finding("qemu", "ok", f"QEMU {shown}, which aligns the mappings of BARs", evidence,
@@ -130,7 +130,7 @@ def check_qemu(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
         yield Finding(
             "qemu-alignment", "warning",
             f"QEMU {shown} does not align the mappings of BARs: guests get 4 KiB or 2 MiB leaves",
-            evidence, "QEMU 9.2 or later; until then compare with the workload map",
+            evidence, "use QEMU 9.2 or later, or compare with the workload map",
         )  # fmt: skip
 
 
@@ -141,10 +141,10 @@ def check_firmware(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     lost = [path for path in (OVMF_CODE, OVMF_VARIABLES) if not machine.present(path)]
     if lost:
         yield Finding(
-            "firmware", "problem", f'guest.firmware = "ovmf", and there is no {lost[0]}',
+            "firmware", "problem", f'guest.firmware = "ovmf", but there is no {lost[0]}',
             tuple(f"{path}: no such file" for path in lost),
-            "apt-get install ovmf; elsewhere links there to the distribution's images of 4 MiB,"
-            " raw ones",
+            "apt-get install ovmf; on another distribution, link these paths to its raw images of"
+            " 4 MiB",
         )  # fmt: skip
     else:
         yield Finding("firmware", "ok", "OVMF", (f"{OVMF_CODE}: there",))
@@ -155,13 +155,13 @@ def check_libvirt(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
         version = "" if machine.facts.libvirt is NOT_EXAMINED else machine.facts.libvirt
         numbers = parse_version(version)
         status = "ok" if numbers >= _LIBVIRT_LEAST else "problem"
-        what = f"libvirt {version}" if numbers else "libvirt's library cannot be loaded"
+        text = f"libvirt {version}" if numbers else "libvirt's library cannot be loaded"
         yield Finding(
             "libvirt-library", "ok" if status == "ok" else "problem",
-            what if status == "ok" else f"{what}; nested hosts need 11 or later",
+            text if status == "ok" else f"{text}; nested hosts need 11 or later",
             (f"libvirt.getVersion(): {version or 'none'}",),
             "" if status == "ok"
-            else "apt-get install libvirt-daemon-driver-qemu, on Debian 12 from backports",
+            else "apt-get install libvirt-daemon-driver-qemu, on Debian 12 from its backports",
             NESTED,
         )  # fmt: skip
     if "metal" not in needs.uses or not needs.boots_guest:
@@ -177,7 +177,7 @@ def check_libvirt(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
                       "apt-get install libvirt-daemon-system, or the distribution's")  # fmt: skip
     else:
         yield Finding(
-            "libvirt", "problem", f"libvirt{shown} is installed and does not answer",
+            "libvirt", "problem", f"libvirt{shown} is installed, but does not answer",
             tuple(f"{p}: nobody listens" for p in machine.facts.sockets),
             "systemctl enable --now virtqemud.socket, or libvirtd.socket",
         )  # fmt: skip
@@ -189,7 +189,7 @@ def check_programs(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     needed = PROGRAMS | for_user | (FOR_BUILDS if needs.builds else {})
     lost = [name for name in needed if machine.program(name) is None]
     if not lost:
-        yield Finding("programs", "ok", "every program that makes a nested host is there",
+        yield Finding("programs", "ok", "all programs that nested hosts need are installed",
                       uses=NESTED)  # fmt: skip
         return
     packages = " ".join(dict.fromkeys(needed[name] for name in lost))
@@ -231,9 +231,10 @@ def check_shared_memory(machine: ExaminedMachine, _needs: Needs) -> Iterator[Fin
     """Yield a finding on /dev/shm. The device's BAR is a sparse file there, which may be larger
     than the file system."""
     if machine.access("/dev/shm"):
-        yield Finding("shm", "ok", "/dev/shm takes the device's memory", uses=NESTED)
+        yield Finding("shm", "ok", "/dev/shm can hold the device's memory", uses=NESTED)
     else:
-        yield Finding("shm", "problem", "/dev/shm cannot be written: the device's memory is there",
+        yield Finding("shm", "problem",
+                      "/dev/shm, which holds the device's memory, is not writable",
                       ("access(2) of /dev/shm: refused",),
                       "mount -t tmpfs -o mode=1777 tmpfs /dev/shm", NESTED)  # fmt: skip
 
@@ -241,22 +242,22 @@ def check_shared_memory(machine: ExaminedMachine, _needs: Needs) -> Iterator[Fin
 def check_memory(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
     free = machine.memory_available
     if free is None:
-        yield Finding("memory", "warning", "how much memory is available is not known",
+        yield Finding("memory", "warning", "it is not known how much memory is available",
                       (machine.quote("/proc/meminfo"),), "see free -h", needs.uses)  # fmt: skip
         return
     evidence = (f"/proc/meminfo: MemAvailable {free // 1024} kB",)
     needed = {
-        "nested": ("of a nested host", needs.host_memory + _EMULATOR_MEMORY),
-        "metal": ("of a guest", needs.guest_memory + GIB // 2),
+        "nested": ("a nested host", needs.host_memory + _EMULATOR_MEMORY),
+        "metal": ("a guest", needs.guest_memory + GIB // 2),
     }
     small = [use for use in needs.uses if free < needed[use][1]]
     for use in small:
-        whose, size = needed[use]
+        machine_name, size = needed[use]
         key = "host.memory" if use == "nested" else "guest.memory"
         yield Finding(
             "memory", "problem",
-            f"{_gib(free)} of memory are available; the machine {whose} needs {_gib(size)}"
-            " with QEMU's own",
+            f"{_gib(free)} of memory are available; {machine_name} needs {_gib(size)}, with"
+            " QEMU's own",
             evidence, f"end what else uses it, or lower {key}", (use,),
         )  # fmt: skip
     if not small:
@@ -271,7 +272,7 @@ def check_disk(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
         enough = _NESTED_DISK if use == "nested" else _METAL_DISK
         for path in paths:
             if (place := machine.facts.folders.get(path)) is None:
-                yield Finding("disk", "warning", f"how much is free for {path} is not known",
+                yield Finding("disk", "warning", f"it is not known how much is free for {path}",
                               (f"statvfs(3) of {path}: no answer",), "see df -h",
                               (use,))  # fmt: skip
                 continue

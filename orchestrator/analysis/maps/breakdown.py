@@ -137,8 +137,8 @@ def _extrapolated(trial: TrialDir, logs: Sequence[LogRecord], bar: int) -> Stack
     of_whole_ioctls = [log for log in logs if not log.window]
     if len(of_whole_ioctls) != 2 or of_whole_ioctls[0].size >= of_whole_ioctls[1].size:
         raise EvidenceError(
-            f"host/profile.json: of the {logs[0].operation}, the logs of a small and a larger one"
-            f" are needed; there are logs of {[log.size for log in of_whole_ioctls]} bytes",
+            f"host/profile.json needs two logs of the {logs[0].operation}, first a small one and"
+            f" then a larger one; it has logs of {[log.size for log in of_whole_ioctls]} bytes",
             reason=Reason.BAD_EVIDENCE,
         )
     small, large = of_whole_ioctls

@@ -19,7 +19,7 @@ from orchestrator.formats.abi import LEAVES, PAGE
 
 _BEST = "1GiB"
 _QEMU_TABLES = 8 << 20
-"""Bytes, more than the page tables that a QEMU needs for itself; 1.3 MiB was seen."""
+"""Upper limit, in bytes, of the page tables that QEMU needs for itself: 1.3 MiB was seen."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def find_guest_level(
     reasons = alignment_reasons(mapping)
     if any(r.name == "misaligned" for r in reasons):
         version = tuple(int(part) for part in qemu.split(".") if part.isdecimal())
-        known = "9.2 and later do" if version < (9, 2) else "which one of 9.2 or later should"
+        known = "9.2 and later do" if version < (9, 2) else "9.2 and later should"
         text = f"QEMU {qemu} did not align the mapping; {known}"
         if not version:  # it did not tell its version, as cloud-hypervisor does not
             text = "the program that runs the guest did not align the mapping; QEMU 9.2 does"

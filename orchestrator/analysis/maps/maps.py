@@ -15,7 +15,7 @@ from orchestrator.evidence.maps import PassRecord
 from orchestrator.formats.abi import ORDERS, PAGE, VM_FAULT_NOPAGE
 from orchestrator.scenario.vocabulary import is_headline
 
-WARM_UP = "warm-up"
+_WARM_UP = "warm-up"
 EVENTS = ("lookup", "pin", "fault", "iova_walk")
 """Probes of the counts pass. Each has a histogram."""
 IOVA = 1 << 36
@@ -166,7 +166,7 @@ def read_pass(answer: PassRecord) -> MapPass:
         answer.thp.process_disabled == 1,  # -1: not known
         tuple(ns / 1e9 for ns in answer.instrument.clock_ns),
         tuple(ns / 1e9 for ns in answer.instrument.empty_ioctl_ns),
-        tuple(p for p in places if p.name != WARM_UP),
+        tuple(p for p in places if p.name != _WARM_UP),
     )  # fmt: skip
 
 
@@ -246,9 +246,9 @@ def _check_sample(
                count_pages(size))  # fmt: skip
     if place.leaves is not None:
         least = sum(place.leaves.values())
-        found = sum(counts.lookups.values())
-        if found != least:  # not leaf by leaf: then it has to be page by page
-            _equal(where, "lookups", found, f"pages of the map (its leaves are {least})",
+        lookups = sum(counts.lookups.values())
+        if lookups != least:  # not leaf by leaf: then it has to be page by page
+            _equal(where, "lookups", lookups, f"pages of the map (its leaves are {least})",
                    count_pages(size))  # fmt: skip
     leaves = counts.leaves
     if sample.state == "warm":
@@ -276,8 +276,8 @@ def _largest(leaves: MappingType[str, int]) -> str:
     return next((name for name in reversed(ORDERS) if name in leaves), "4KiB")
 
 
-def _equal(where: str, what: str, found: object, other: str, expected: object) -> None:
-    if found != expected:
+def _equal(where: str, name: str, value: object, other: str, expected: object) -> None:
+    if value != expected:
         raise EvidenceError(
-            f"{where}: {what}: {found}; {other}: {expected}", reason=Reason.COUNTS_DISAGREE
+            f"{where}: {name}: {value}; {other}: {expected}", reason=Reason.COUNTS_DISAGREE
         )

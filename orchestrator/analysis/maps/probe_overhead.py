@@ -31,17 +31,17 @@ def compute_probe_costs(passes: MappingType[str, MapPass]) -> list[ProbeCost]:
     plain = passes.get("plain")
     if plain is None:
         return []
-    under = {which: _medians(found) for which, found in passes.items() if which != "plain"}
+    under = {which: _medians(map_pass) for which, map_pass in passes.items() if which != "plain"}
     largest = max(plain.places, key=lambda place: place.mapping.size).name
-    found = []
+    costs = []
     for point, (map_seconds, unmap_seconds) in _medians(plain).items():
         probed = {which: points[point] for which, points in under.items() if point in points}
         if point.rpartition("/")[0] == largest:
-            found.append(
+            costs.append(
                 ProbeCost(point, map_seconds, unmap_seconds, median(plain.clock_seconds),
                      median(plain.empty_seconds), probed)
             )  # fmt: skip
-    return found
+    return costs
 
 
 def _medians(map_pass: MapPass) -> dict[str, tuple[float, float]]:

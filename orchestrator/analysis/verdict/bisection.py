@@ -12,8 +12,8 @@ from orchestrator.analysis.verdict.effect import FEW_FLOOR, Resolution
 from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.evidence.bisection import StepRecord
 
-Outcome = Literal["good", "bad", "skip"]
-Role = Literal["good", "bad", "step"]
+StepOutcome = Literal["good", "bad", "skip"]
+StepRole = Literal["good", "bad", "step"]
 """Purpose of a measurement. `good` and `bad` are the ends, as the user names them."""
 CLEAR = 3
 """Good and bad must differ by at least this many times the resolution of instruction counts."""
@@ -63,8 +63,8 @@ class Skipped:
 @dataclass(frozen=True)
 class BisectStep:
     commit: BisectCommit
-    role: Role
-    outcome: Outcome
+    role: StepRole
+    outcome: StepOutcome
     found: Measured | Skipped
     seconds: float
     """Seconds on the runner's clock."""

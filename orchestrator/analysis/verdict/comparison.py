@@ -356,13 +356,13 @@ def find_laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
     series: dict[str, list[tuple[str, int, float]]] = {}
     for place in counted.places:
         for state in ("cold", "warm"):
-            for what in ("map", "unmap"):
+            for operation in ("map", "unmap"):
                 whole = place.mapping.size == counted.bar_bytes
                 point = f"{place.name}/{state}"
-                metric = comparison.metric(metric_at(f"bar_{what}_cost", point, whole=whole))
-                unit = find_walk_step(what, place, levels.get(place.name))
+                metric = comparison.metric(metric_at(f"bar_{operation}_cost", point, whole=whole))
+                unit = find_walk_step(operation, place, levels.get(place.name))
                 if metric is not None and unit is not None:
-                    name = f"{what}/{place.name.partition('/')[2]}/{state}"
+                    name = f"{operation}/{place.name.partition('/')[2]}/{state}"
                     cost = median(getattr(metric, arm))
                     series.setdefault(name, []).append((unit, place.mapping.size, cost))
     fitted = {}
@@ -374,12 +374,12 @@ def find_laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:
     return fitted
 
 
-def find_walk_step(what: str, place: Place, level: Level | None) -> str | None:
+def find_walk_step(operation: str, place: Place, level: Level | None) -> str | None:
     """Return the step of a map (of its lookups) or of an unmap (of its walks of the IOMMU's
     tables), or None if it is not known."""
     if place.counts is None or place.dma_buf:
         return "1GiB" if place.dma_buf else None
-    if what == "unmap":
+    if operation == "unmap":
         return "4KiB" if place.counts.iova_walks == count_pages(place.mapping.size) else "1GiB"
     return level.stride if level else None
 

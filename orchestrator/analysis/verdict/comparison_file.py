@@ -23,7 +23,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import bench_counts, counts
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 
-SCHEMA = 2
+COMPARISON_SCHEMA = 2
 """Version of comparison.json. Up to 1, costs were called seconds (scenario/vocabulary.py,
 `current_name`). Nothing here reads it: a run of any version is judged from its evidence."""
 UNDECIDED = Reason.UNDECIDED_FAILURE
@@ -45,14 +45,15 @@ def comparison_json(comparison: Comparison) -> dict[str, object]:
             **_shown(comparison, arm),
         }  # fmt: skip
     return {
-        "schema": SCHEMA, "scenario": comparison.scenario, "verdict": comparison.verdict,
+        "schema": COMPARISON_SCHEMA,
+        "scenario": comparison.scenario, "verdict": comparison.verdict,
         "arms": arms,
         "metrics": {
             m.name: _effect_json(m.effect) | {
                 "verdict": m.verdict, "deciding": m.name in comparison.deciding,
                 "control": m.control and _effect_json(m.control) | {"samples": list(m.controls)},
-                "shapes": {arm: [asdict(shape) for shape in found]
-                           for arm, found in m.shapes.items()},
+                "shapes": {arm: [asdict(shape) for shape in shapes]
+                           for arm, shapes in m.shapes.items()},
             }
             for m in comparison.metrics
         },

@@ -36,9 +36,8 @@ instruction counts, to their resolution. trials: the statistics above. few: too 
 them."""
 
 ALPHA = 0.002
-"""Largest adjusted p with which a difference is called one. A run that goes on until it is precise
-looks up to a dozen times; with this p at each look at most 1 % of such runs call a difference if
-there is none."""
+"""Largest adjusted p of a change that is called a difference. A run with trials.until is judged up
+to a dozen times; with this limit, at most 1 % of such runs call a difference if there is none."""
 CONFIDENCE = 0.95
 LEAST_FOR_INTERVAL = 6
 """Least number of pairs, or of trials of each arm, for an interval."""

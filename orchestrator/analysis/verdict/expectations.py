@@ -14,26 +14,25 @@ from orchestrator.analysis.verdict.effect import FEW_FLOOR, Verdict
 from orchestrator.scenario.fields import Bound
 from orchestrator.scenario.vocabulary import ARMS, Metric
 
-Outcome = Literal["met", "not met", "not known"]
+ExpectationOutcome = Literal["met", "not met", "not known"]
 """Outcome of an expectation."""
 
 
-def judge_expectations(comparison: Comparison) -> dict[Metric, Outcome]:
+def judge_expectations(comparison: Comparison) -> dict[Metric, ExpectationOutcome]:
     """Return whether each metric that decides came out as the scenario expects. A metric without
-    an expectation must not regress. Before the run is complete, only a regression is known. With
-    failures that nobody can be charged with, an expectation can be known to be not met, but not to
-    be met."""
+    an expectation must not regress. Before the run is complete, only a regression is known. If the
+    cause of a failure is undecided, an expectation may be `not met`, but never `met`."""
     return {name: _outcome(comparison, name) for name in comparison.deciding}
 
 
-def _outcome(comparison: Comparison, name: Metric) -> Outcome:
+def _outcome(comparison: Comparison, name: Metric) -> ExpectationOutcome:
     metric, expectation = comparison.metric(name), comparison.expect.get(name)
     if metric is None or comparison.verdict == "invalid":
         return "not known"
     if expectation is not None:
         outcome = _met(metric, expectation, comparison.judgement.margin)
     else:
-        by_verdict: dict[Verdict, Outcome] = {
+        by_verdict: dict[Verdict, ExpectationOutcome] = {
             "improved": "met", "equivalent": "met", "regressed": "not met",
         }  # fmt: skip
         outcome = by_verdict.get(metric.verdict, "not known")
@@ -59,7 +58,7 @@ def choose_exit_code(comparison: Comparison) -> int:
     return 0 if outcomes == {"met"} else 4
 
 
-def _met(metric: MetricComparison, expectation: str | Bound, margin: float) -> Outcome:
+def _met(metric: MetricComparison, expectation: str | Bound, margin: float) -> ExpectationOutcome:
     if metric.verdict == "invalid":
         return "not known"
     if isinstance(expectation, Bound):
@@ -74,7 +73,7 @@ def _met(metric: MetricComparison, expectation: str | Bound, margin: float) -> O
     return "met" if below else "not known"
 
 
-def _within(metric: MetricComparison, bound: Bound) -> Outcome:
+def _within(metric: MetricComparison, bound: Bound) -> ExpectationOutcome:
     """Return whether the whole interval of the ratio is on the right side of the bound (met), or
     on the wrong one (not met)."""
     estimate = metric.effect.estimate

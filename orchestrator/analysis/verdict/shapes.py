@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-Kind = Literal["bimodal", "drifting"]
+ShapeKind = Literal["bimodal", "drifting"]
 
 LEAST = 12
 """Least number of trials in which a shape is looked for: fewer show none."""
@@ -27,7 +27,7 @@ _P_OF_DRIFT, _LEAST_DRIFT = 0.001, 0.02
 
 @dataclass(frozen=True)
 class Shape:
-    kind: Kind
+    kind: ShapeKind
     text: str
     """Observation, for people."""
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BenchError, ScenarioError
+from orchestrator.base.plainfile import read_plain_text
 from orchestrator.base.process import Finished, run
 from orchestrator.base.reasons import Reason
 from orchestrator.base.spelling import nearest_name
@@ -74,11 +75,11 @@ def own_settings() -> list[str]:
     return done.stdout.splitlines()
 
 
-def mirror_error(text: str, what: str = "") -> BenchError:
+def mirror_error(text: str, packages: str = "") -> BenchError:
     """Return the mirror's error for apt's output `text`: `mirror-untrusted` or
-    `mirror-unreachable`. `what`: the packages that could not be fetched."""
+    `mirror-unreachable`. `packages`: the packages that could not be fetched."""
     lines = "\n".join(re.findall(r"(?m)^[EW]: .*$", text)[:5])
-    behind = f": {what}" if what else ""
+    behind = f": {packages}" if packages else ""
     if _UNTRUSTED.search(text) and not _REFUSED.search(text):
         return BenchError(
             f"the mirror {mirror()} serves files that cannot be trusted{behind}",
@@ -175,8 +176,8 @@ class AptArchive:
         with self._held():
             lists = (self._root / "updated").stat().st_mtime_ns
             try:
-                answers = json.loads(memory.read_text())
-            except (OSError, ValueError):
+                answers = json.loads(read_plain_text(memory))
+            except (OSError, ValueError, RecursionError):
                 answers = {}
             if not isinstance(answers, dict) or answers.get("lists") != lists:
                 answers = {"lists": lists}
@@ -210,16 +211,16 @@ class AptArchive:
 
     def download(self, packages: list[Package], folder: Path) -> list[Path]:
         """Fetch the packages into `folder`; apt checks their hashes against the signed lists."""
-        wanted = [f"{p.name}={p.version}" for p in packages]
+        versions = [f"{p.name}={p.version}" for p in packages]
         try:
-            done = self._apt(["apt-get", "download", "-q", *wanted], cwd=folder,
+            done = self._apt(["apt-get", "download", "-q", *versions], cwd=folder,
                              accept=(0, 100), timeout=_DOWNLOAD_SECONDS)  # fmt: skip
         except BenchError as exc:
             if exc.reason == Reason.PROGRAM_TIMEOUT:
-                raise mirror_error(exc.message, " ".join(wanted)) from exc
+                raise mirror_error(exc.message, " ".join(versions)) from exc
             raise
         if done.returncode:
-            error = mirror_error(done.stderr, " ".join(wanted))
+            error = mirror_error(done.stderr, " ".join(versions))
             error.hint += "; it may have moved on: remove the folder apt/ of the cache, and retry"
             raise error
         return sorted(folder.glob("*.deb"))

@@ -62,8 +62,8 @@ def _own_mounts() -> list[str]:
     If mmdebstrap is killed, its mounts end with the namespace. They would stay below the cache
     otherwise: /proc, /sys and device nodes, in a folder that is to be removed."""
     # root in a container may not have one; mmdebstrap mounts nothing there
-    asked = ["sh", "-c", "unshare --mount true 2>/dev/null && echo may || :"]
-    may = os.geteuid() == 0 and run(asked, doing="asking for a mount namespace").stdout
+    attempt = ["sh", "-c", "unshare --mount true 2>/dev/null && echo may || :"]
+    may = os.geteuid() == 0 and run(attempt, doing="asking for a mount namespace").stdout
     return ["unshare", "--mount"] if may else []
 
 

@@ -42,20 +42,22 @@ def choose_version(
     """Return the newest version of the package `name` that matches `version` and `suite`; None
     matches any. Raises ScenarioError if there is none. Its suggestions are names that begin with
     `start`."""
-    found = archive.versions(name)
-    if not found:
+    available = archive.versions(name)
+    if not available:
         near = [n for n in archive.names_like(start) if not n.endswith("-dbg")]
         raise ScenarioError(
             f'there is no package "{name}" in {" ".join(archive.suites)}'
             + nearest_name(name, near, [n for n in near if not any(map(str.isdigit, n))] or near),
             reason=Reason.NO_SUCH_PACKAGE,
         )
-    for there, where in found:
-        if version in (None, there) and suite in (None, where):
-            return there
-    listed = ", ".join(f"{there} ({where})" for there, where in found)
-    asked = name + (f"={version}" if version else "") + (f"@{suite}" if suite else "")
-    raise ScenarioError(f"there is no {asked}; there are {listed}", reason=Reason.NO_SUCH_VERSION)
+    for candidate, of_suite in available:
+        if version in (None, candidate) and suite in (None, of_suite):
+            return candidate
+    listed = ", ".join(f"{candidate} ({of_suite})" for candidate, of_suite in available)
+    request = name + (f"={version}" if version else "") + (f"@{suite}" if suite else "")
+    raise ScenarioError(
+        f"there is no {request}; there are {listed}", reason=Reason.NO_SUCH_VERSION
+    )
 
 
 def suites_of(suite: str | None) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ class PackageSource(Protocol):
 
 
 @dataclass(frozen=True)
-class Change:
+class SourceChange:
     rooms: tuple[str, ...]
     """The folders of the tree that are needed to build the modules."""
     after: Files
@@ -93,15 +93,15 @@ class Change:
 def read_folder(folder: Path) -> dict[str, bytes]:
     """Return the source files in a folder, by their paths in it. Files that a build or an editor
     left there do not count, nor do Makefiles at its top."""
-    found = {}
+    files = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in inside.parts)
         if hidden or not path.is_file() or inside.name.endswith(".mod.c"):
             continue
         if inside.suffix in _SOURCES or (len(inside.parts) > 1 and _is_makefile(str(inside))):
-            found[inside.as_posix()] = path.read_bytes()
-    return found
+            files[inside.as_posix()] = path.read_bytes()
+    return files
 
 
 def _is_makefile(name: str) -> bool:
@@ -144,19 +144,19 @@ def check_place(path: str, source: PackageSource) -> None:
     if path in source.names or (room and any(n.startswith(f"{room}/") for n in source.names)):
         return
     name = PurePosixPath(path).name
-    there = sorted(n for n in source.names if n.endswith(f"/{name}"))
-    there = there or difflib.get_close_matches(path, source.names, 3, 0.8)
+    namesakes = sorted(n for n in source.names if n.endswith(f"/{name}"))
+    namesakes = namesakes or difflib.get_close_matches(path, source.names, 3, 0.8)
     raise ScenarioError(
         f"{path} has no place in a kernel's tree: {source.name} {source.version} has no"
         f" {f'folder {room}' if room else 'sources at the top'}",
-        hint=f"there is {', '.join(there[:3])}" if there else "",
+        hint=f"there is {', '.join(namesakes[:3])}" if namesakes else "",
         reason=Reason.NO_SUCH_PLACE,
     )
 
 
 def find_change(
     kernel: ModuleKernel, source: PackageSource, before: Files, after: Files, kbuild: Kbuild
-) -> Change:
+) -> SourceChange:
     """Return what the change from `before` to `after` reaches.
 
     Raises ScenarioError if that is more than modules, or nothing."""
@@ -172,6 +172,10 @@ def find_change(
     look = _Look(kernel, source, rooms)
     objects = look.objects(users, kbuild)
     for name in changed:
+        listed = [user for user in users[name] if objects.is_compiled(user) or is_foreign(user)]
+        if objects.failures and listed != users[name]:
+            hidden = next(user for user in users[name] if user not in listed)
+            raise look.not_told(name, hidden, objects.failures)
         if not any(map(objects.is_compiled, users[name])):
             raise look.not_compiled(name, users[name])
     built_in = {
@@ -195,7 +199,7 @@ def find_change(
             del files[name]
     if not files:
         raise _nothing_changed(kernel, source, passed_over)
-    return Change(
+    return SourceChange(
         rooms=tuple(sorted(objects.rooms)),
         after=files,
         reached={module: tuple(names) for module, names in sorted(reached.items())},
@@ -220,7 +224,7 @@ def _beyond(
     instead."""
     where = [f'{key} = "{value}"' for key, value in (("suite", kernel.suite),
              ("version", kernel.version)) if value]  # fmt: skip
-    series = ", ".join(f'"{one}"' for one in kernel.series) or '"CHANGE.patch"'
+    series = ", ".join(f'"{item}"' for item in kernel.series) or '"CHANGE.patch"'
     words = ", ".join([f'source = "{source.name}"', *where, f"series = [{series}]"])
     return ScenarioError(
         f"{path} {why}: a change of it reaches further than modules",
@@ -239,15 +243,15 @@ class _Look:
     def objects(self, users: Mapping[str, Iterable[str]], kbuild: Kbuild) -> Objects:
         """Return what kbuild makes from the parts of the tree with these files."""
         rooms = {room for room in self._rooms if not is_foreign(f"{room}/")}
-        found = kbuild.objects(rooms)
+        objects = kbuild.objects(rooms)
         # The Makefile may be in another part: arch/x86/kvm/Makefile has objects of virt/kvm.
         others = {
             room_of(makefile)
             for name, files in users.items()
-            if not is_foreign(name) and not any(map(found.is_compiled, files))
+            if not is_foreign(name) and not any(map(objects.is_compiled, files))
             for makefile in self._naming(name)
         }
-        return kbuild.objects(rooms | others) if others - rooms else found
+        return kbuild.objects(rooms | others) if others - rooms else objects
 
     def _naming(self, name: str) -> list[str]:
         """Return the Makefiles elsewhere that name the folder of a file."""
@@ -277,6 +281,16 @@ class _Look:
         else:
             why = f"is part of {user}, which is built into this kernel ({symbols})"
         return _beyond(name, why, self._kernel, self._source, evidence)
+
+    def not_told(self, name: str, user: str, failures: Sequence[str]) -> ScenarioError:
+        own = name if name == user else f"{user}, which {name} is part of,"
+        return ScenarioError(
+            f"kbuild does not tell whether {own} is compiled into {self._source.release}:"
+            " not all that its Makefiles name is there",
+            evidence="\n".join(failures[:5]),
+            hint=f'build the whole kernel: source = "{self._source.name}"',
+            reason=Reason.MAKEFILE_UNREADABLE,
+        )
 
     def not_compiled(self, name: str, users: Sequence[str]) -> ScenarioError:
         release = self._source.release

@@ -27,11 +27,14 @@ class Objects:
     """What kbuild makes from some parts of a kernel's source, in one configuration."""
 
     rooms: frozenset[str]
-    """The parts (see `room_of`), and those that their Makefiles take files from."""
+    """The parts (see `room_of`), and those that their Makefiles take files from, or such files."""
     modules: Mapping[str, frozenset[str]]
     """Module, as a path in the tree without suffix -> the objects that it is linked from."""
     built_in: frozenset[str]
     """Objects that are linked into the kernel itself."""
+    failures: tuple[str, ...] = ()
+    """What was in kbuild's way, in make's words. What depends on it is not listed here, so that it
+    is not known of any other source file whether it is compiled."""
 
     def modules_of(self, source: str) -> list[str]:
         """Return the modules that a source file is compiled into."""
@@ -49,7 +52,6 @@ class DryRun:
     objects: Objects
     missing: frozenset[str]
     """Files that kbuild looks for and does not find."""
-    failures: list[str]
 
 
 def parse_dry_run(log: str, rooms: Iterable[str], tops: Iterable[str]) -> DryRun:
@@ -71,15 +73,15 @@ def parse_dry_run(log: str, rooms: Iterable[str], tops: Iterable[str]) -> DryRun
         if " -D__KERNEL__ " in line and " -DMODULE " not in line
         if (match := _COMPILE.search(line))
     )
+    # kbuild has no rule for a folder that the configuration leaves out: that is no failure
+    failures = tuple(
+        failure
+        for failure in _FAILED.findall(log)
+        if not re.match(r"No rule to make target '[^']+/'", failure)
+    )
     return DryRun(
-        objects=Objects(frozenset(rooms), modules, built_in),
+        objects=Objects(frozenset(rooms), modules, built_in, failures),
         missing=frozenset(inside(a or b) for a, b in _NO_RULE.findall(log)),
-        # a folder that the configuration leaves out is not entered, so that no rule makes it
-        failures=[
-            failure
-            for failure in _FAILED.findall(log)
-            if not re.match(r"No rule to make target '[^']+/'", failure)
-        ],
     )
 
 
@@ -88,19 +90,19 @@ def object_of(source: str) -> str:
 
 
 def symbols_of(makefile: str, source: str) -> list[str]:
-    """Return the CONFIG_ symbols that this Makefile of a file's folder names where it lists the
-    file's object, or an object that it is part of."""
+    """Return the CONFIG_ symbols in those lines of a Makefile that list the object of a source
+    file, or an object that this object becomes part of."""
     assigned = [
         (match[1], match[2].split())
         for line in makefile.replace("\\\n", " ").splitlines()
         if (match := _ASSIGNED.match(line))
     ]
-    wanted = {PurePosixPath(object_of(source)).name}
+    objects = {PurePosixPath(object_of(source)).name}
     for name, words in assigned:
         stem = re.sub(r"-(y|m|objs|\$\(.*\))$", "", name)
-        if wanted.intersection(words) and stem not in ("obj", "lib"):
-            wanted.add(f"{stem}.o")
-    named = (_SYMBOL.findall(name) for name, words in assigned if wanted.intersection(words))
+        if objects.intersection(words) and stem not in ("obj", "lib"):
+            objects.add(f"{stem}.o")
+    named = (_SYMBOL.findall(name) for name, words in assigned if objects.intersection(words))
     return sorted({symbol for symbols in named for symbol in symbols})
 
 
@@ -167,11 +169,11 @@ class Includes:
 
     def users(self, file: str) -> set[str]:
         """Return the file and all files that include it, directly or through others."""
-        found, new = {file}, [file]
+        users, new = {file}, [file]
         while new:
-            new = sorted({by for name in new for by in self._by[name]} - found)
-            found |= set(new)
-        return found
+            new = sorted({by for name in new for by in self._by[name]} - users)
+            users |= set(new)
+        return users
 
 
 def select_compiled(files: Iterable[str]) -> list[str]:

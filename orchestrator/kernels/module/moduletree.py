@@ -1,5 +1,5 @@
-"""Parts of a kernel's source, in which kbuild works against the headers of the kernel's package
-(`make M=`): it tells what it would make of them, compiles objects, and builds modules."""
+"""Run kbuild in parts of a kernel's source, against the headers of the kernel's package (`make
+M=`): to list what it makes from them, to compile objects, and to build modules."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.base.cache import Cache
-from orchestrator.base.errors import ScenarioError
-from orchestrator.base.reasons import Reason
 from orchestrator.kernels.module.change import Files
 from orchestrator.kernels.module.kbuild import (
-    DryRun,
     Objects,
     folders_of,
     is_part,
@@ -39,13 +36,15 @@ class ModuleTree:
     cache: Cache
 
     def lay(self, folder: Path, rooms: Collection[str], files: Files) -> None:
-        """Lay out parts of the source in FOLDER/tree, with `files` in place of the package's
-        files."""
+        """Lay out parts of the source, folders or single files, in FOLDER/tree, with `files` in
+        place of the package's files."""
         folder.mkdir()
         tree = self.source.tree(rooms)
-        for room in sorted(rooms):
+        single = self.source.names & {*rooms}
+        for room in sorted({*rooms} - single):
             shutil.copytree(tree / room, folder / "tree" / room,
                             copy_function=shutil.copyfile, dirs_exist_ok=True)  # fmt: skip
+        write_files({name: (tree / name).read_bytes() for name in single}, folder / "tree")
         above = folders_of([f"{room}/any" for room in self._entered(rooms)], self.source.names)
         makefiles = {f"{path}/{name}" for path in above for name in ("Makefile", "Kbuild")}
         write_files(
@@ -75,11 +74,10 @@ class ModuleTree:
         )  # fmt: skip
 
     def objects(self, rooms: Collection[str]) -> Objects:
-        """Return what kbuild makes from these parts of the source. Compiles nothing.
-
-        Raises ScenarioError if kbuild fails, as then it does not tell everything."""
+        """Return what kbuild makes from these parts of the source, as far as it tells. Compiles
+        nothing."""
         targets = [f"{room}/" for room in self._entered(rooms)]
-        if not targets:  # make would take none for all
+        if not targets:  # without a target, make would build everything
             return Objects(frozenset(rooms), {}, frozenset())
         key = {
             "kind": "objects", "schema": 2, "source": self.source.source.sha256,
@@ -97,28 +95,22 @@ class ModuleTree:
             self.make(folder / "work", ["-nk", "-j1", "KBUILD_BUILTIN=y", *targets],
                       folder / _LOG, doing="asking kbuild what it makes")  # fmt: skip
             shutil.rmtree(folder / "work")
-            found, others = read(folder)
-            if found.failures and not others:
-                raise ScenarioError(
-                    f"kbuild does not tell what it makes from {', '.join(sorted(rooms))} of"
-                    f" {self.source.release}",
-                    evidence="\n".join(found.failures[:5]),
-                    reason=Reason.MAKEFILE_UNREADABLE,
-                )
 
-        def read(folder: Path) -> tuple[DryRun, set[str]]:
-            """Return what kbuild printed, and the other parts that its Makefiles take files from:
-            arch/x86/kvm has those of virt/kvm."""
-            log = (folder / _LOG).read_text(errors="replace")
-            found = parse_dry_run(log, rooms, (_TREE, self.source.srctree))
-            others = {room_of(path) for path in found.missing if is_part(path)}.difference(rooms)
-            return found, {
-                other for other in others
-                if any(name.startswith(f"{other}/") for name in self.source.names)
-            }  # fmt: skip
+        log = (self.cache.entry("objects", key, build) / _LOG).read_text(errors="replace")
+        dry_run = parse_dry_run(log, rooms, (_TREE, self.source.srctree))
+        others = self._others(dry_run.missing) - {*rooms}
+        return self.objects({*rooms, *others}) if others else dry_run.objects
 
-        found, others = read(self.cache.entry("objects", key, build))
-        return self.objects({*rooms, *others}) if others else found.objects
+    def _others(self, missing: Iterable[str]) -> set[str]:
+        """Return the other parts of the source that Makefiles take these missing files from:
+        arch/x86/kvm has those of virt/kvm. Of the headers it is the file alone: drivers/scsi
+        generates a list from include/scsi/scsi_devinfo.h."""
+        folders = {room_of(path) for path in missing if is_part(path)}
+        headers = {path for path in missing if path.startswith("include/")}
+        return headers & self.source.names | {
+            folder for folder in folders
+            if any(name.startswith(f"{folder}/") for name in self.source.names)
+        }  # fmt: skip
 
     def differing(
         self, rooms: Collection[str], objects: Collection[str], files: Files
@@ -132,8 +124,8 @@ class ModuleTree:
                 self.make(place, ["-k", *objects], place.with_suffix(".log"),
                           doing="compiling objects of the kernel itself")  # fmt: skip
             stock, changed = (place / "tree" for place in places)
-            found = {o: difference(stock / o, changed / o) for o in objects}
-        return {o: what for o, what in found.items() if what}
+            differences = {o: difference(stock / o, changed / o) for o in objects}
+        return {o: part for o, part in differences.items() if part}
 
 
 def write_files(files: Files, folder: Path) -> None:

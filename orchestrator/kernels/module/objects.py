@@ -39,8 +39,8 @@ def difference(old: Path, new: Path) -> str | None:
 
 
 def _parts(path: Path) -> dict[str, object]:
-    """Return what counts of an object, by section. Sections of one name are told apart by number,
-    and the symbols that other objects can see are under `symbols`."""
+    """Return the parts of an object that are compared: section -> its content, and `symbols` ->
+    the symbols that other objects can see. Sections of one name get numbers."""
     with path.open("rb") as file:
         elf = ELFFile(file)
         sections = list(elf.iter_sections())
@@ -62,11 +62,11 @@ def _parts(path: Path) -> dict[str, object]:
         for number, section in enumerate(sections):
             if not section["sh_flags"] & SH_FLAGS.SHF_ALLOC:
                 continue
-            found = relocations.get(number)
+            own_relocations = relocations.get(number)
             references: list[Reference] = [
                 (r["r_offset"], r["r_info_type"],
                  *_target(symbols[r["r_info_sym"]], labels, r["r_addend"]))
-                for r in (found.iter_relocations() if found else ())
+                for r in (own_relocations.iter_relocations() if own_relocations else ())
             ]  # fmt: skip
             parts[labels[number]] = (
                 section["sh_type"], section["sh_flags"], section["sh_addralign"],

@@ -23,13 +23,13 @@ def check_parameter(kernel: KernelBundle, name: str) -> None:
         raise ScenarioError(
             f"the kernel {kernel.release} has no module {module}"
             + (f'; did you mean "{near[0]}.{parameter}"?' if near else ""),
-            hint="a parameter of the kernel's core, which is no module's, goes into cmdline",
+            hint="if it is a parameter of the kernel itself, not of a module, set it with cmdline",
             reason=Reason.NO_SUCH_PARAMETER,
         )
     known = parameters_of(kernel, module)
     if known is None or parameter in known:
         return
-    names = sorted(f"{module}.{one}" for one in known)
+    names = sorted(f"{module}.{other}" for other in known)
     raise ScenarioError(
         f"{module} of the kernel {kernel.release} has no parameter {parameter}"
         + (nearest_name(f"{module}.{parameter}", names, names) if names else ", and no other"),
@@ -43,11 +43,11 @@ def parameters_of(kernel: KernelBundle, module: str) -> set[str] | None:
     file = kernel.module_file(module)
     if file is None:
         return _built_in(kernel, module)
-    found = set()
+    names = set()
     for field in _FIELDS:
-        said = run(["/sbin/modinfo", "-0", "-F", field, file], doing=f"parameters of {module}")
-        found |= {line.partition(":")[0].strip() for line in said.stdout.split("\0")}
-    return found - {""}
+        modinfo = run(["/sbin/modinfo", "-0", "-F", field, file], doing=f"parameters of {module}")
+        names |= {line.partition(":")[0].strip() for line in modinfo.stdout.split("\0")}
+    return names - {""}
 
 
 def _built_in(kernel: KernelBundle, module: str) -> set[str] | None:

@@ -27,9 +27,9 @@ from orchestrator.kernels.debian import package
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.kernels.image.ko import SUFFIX, Module, read_module
 from orchestrator.kernels.module.change import (
-    Change,
     Files,
     PackageSource,
+    SourceChange,
     check_paths,
     check_place,
     find_change,
@@ -175,10 +175,10 @@ def _whole_kernel(folder: Path) -> ScenarioError:
 def _patched(files: Files, patches: Sequence[Patch]) -> Files:
     """Return the files with all patches applied; None for those that the patches remove."""
     with tempfile.TemporaryDirectory() as scratch:
-        given = Path(scratch) / "given"
-        write_files(files, given)
+        unpatched = Path(scratch) / "unpatched"
+        write_files(files, unpatched)
         git = own_repository(Path(scratch) / "git")
-        seeing = replace(git, work_tree=given, index=Path(scratch) / "index")
+        seeing = replace(git, work_tree=unpatched, index=Path(scratch) / "index")
         seeing.run("add", "--all", "--force", ".", doing="keeping the package's files")
         tree = apply_patches(git, seeing.line("write-tree"), patches)
         made = _checked_out(git, tree, Path(scratch))
@@ -196,7 +196,9 @@ def _checked_out(git: Git, tree: str, scratch: Path) -> Path:
     return place
 
 
-def _change(kernel: ModuleKernel, source: DebSource, changed: _Changed, cache: Cache) -> Change:
+def _change(
+    kernel: ModuleKernel, source: DebSource, changed: _Changed, cache: Cache
+) -> SourceChange:
     root = build_root(cache)
     _check_compiler(source, root)
     before, after = changed.files(source)
@@ -223,7 +225,7 @@ class _Workshop:
     source: DebSource
     root: BuildRoot
     cache: Cache
-    change: Change
+    change: SourceChange
     on_line: Callable[[str], None]
 
     def make(self, folder: Path, files: Files, log: Path) -> dict[str, Module]:
@@ -235,25 +237,25 @@ class _Workshop:
         code = tree.make(folder, [_SRCVERSION, *targets], log, doing="building modules",
                          script=STRIPPED, on_line=self.on_line)  # fmt: skip
         if code:
-            said = log.read_text(errors="replace")
-            blame_full_disk(said, self.cache.folder("kernels"))
-            raise _FailedError(first_errors(said))
+            output = log.read_text(errors="replace")
+            blame_full_disk(output, self.cache.folder("kernels"))
+            raise _FailedError(first_errors(output))
         return {m: read_module(folder / "tree" / f"{m}.ko") for m in self.change.modules}
 
     def packaged(self, module: str) -> Path:
         """Return the package's file of a module. Raises BenchError if it has none."""
-        found = sorted((self.stock.modules / "kernel").glob(f"{glob.escape(module)}.ko*"))
-        if not found:
+        files = sorted((self.stock.modules / "kernel").glob(f"{glob.escape(module)}.ko*"))
+        if not files:
             raise BenchError(
                 f"the package of {self.stock.release} has no module kernel/{module}.ko, though its"
                 " configuration says so",
                 reason=Reason.PACKAGE_LAYOUT,
             )
-        return found[0]
+        return files[0]
 
-    def log(self, what: str) -> Path:
-        key = {"release": self.source.release, "files": _hashes(self.change.after), "what": what}
-        return self.cache.folder("build-logs") / f"modules-{what}-{digest_of(key)}.log"
+    def log(self, build: str) -> Path:
+        key = {"release": self.source.release, "files": _hashes(self.change.after), "what": build}
+        return self.cache.folder("build-logs") / f"modules-{build}-{digest_of(key)}.log"
 
 
 class _FailedError(Exception):
@@ -314,7 +316,7 @@ def _build(shop: _Workshop, folder: Path) -> None:
                     **pristine[module],
                     "srcversion": read_module(shop.packaged(module)).srcversion,
                 },
-                "new": _said(new),
+                "new": _module_facts(new),
             }
             for module, new in made.items()
         },
@@ -354,7 +356,7 @@ def _proven(shop: _Workshop) -> dict[str, dict[str, Any]]:
         for module, new in made.items():
             _check_same(module, new, read_module(shop.packaged(module)), shop)
         shutil.rmtree(folder / "work")
-        (folder / FACTS).write_text(json.dumps({m: _said(new) for m, new in made.items()}))
+        (folder / FACTS).write_text(json.dumps({m: _module_facts(new) for m, new in made.items()}))
 
     text = (shop.cache.entry("proofs", key, build) / FACTS).read_text()
     return dict(json.loads(text))
@@ -362,8 +364,8 @@ def _proven(shop: _Workshop) -> dict[str, dict[str, Any]]:
 
 def _check_same(module: str, new: Module, stock: Module, shop: _Workshop) -> None:
     wrong = [
-        f"{what}: {ours} here, {theirs} in the package"
-        for what, ours, theirs in (
+        f"{field}: {ours} here, {theirs} in the package"
+        for field, ours, theirs in (
             ("srcversion", new.srcversion, stock.srcversion or new.srcversion),
             ("code", new.code_digest, stock.code_digest),
             ("vermagic", new.info.get("vermagic"), stock.info.get("vermagic")),
@@ -388,7 +390,7 @@ def _check_exports(shop: _Workshop, made: Path) -> None:
     (CONFIG_MODVERSIONS), and other modules of the package may use it."""
     ours = _exports(made, shop.change.modules)
     theirs = _exports(shop.source.kbuild_files / "Module.symvers", shop.change.modules)
-    broken = sorted(symbol for symbol, said in theirs.items() if ours.get(symbol) != said)
+    broken = sorted(symbol for symbol, export in theirs.items() if ours.get(symbol) != export)
     if not broken:
         return
     files = {
@@ -422,7 +424,7 @@ def _exports(symvers: Path, modules: Sequence[str]) -> dict[str, tuple[str, str]
     return table
 
 
-def _said(module: Module) -> dict[str, Any]:
+def _module_facts(module: Module) -> dict[str, Any]:
     return {"srcversion": module.srcversion, "code": module.code_digest,
             "text_bytes": module.text_bytes}  # fmt: skip
 

@@ -26,7 +26,8 @@ _FAILED = re.compile(r"error: patch failed: (?P<path>.+):(?P<line>\d+)")
 _MISSING = re.compile(r"error: (?P<path>.+): does not exist in index")
 _THERE = re.compile(r"error: (?P<path>.+): already exists in index")
 _ANSWERS = (0, 1, 128, -signal.SIGABRT)
-"""Exit codes that `git apply` may have: at some contradictory patches an assertion aborts it."""
+"""Exit codes of `git apply` for a patch that does not apply. Some contradictory patches make an
+assertion fail, which aborts it."""
 _SHOWN_LINES = 16
 _SHOWN_AROUND = 2
 _PATHS_AT_ONCE = 500
@@ -89,7 +90,7 @@ def _check_folders(patch: Patch, folders: Iterable[str], which: str) -> None:
         )  # fmt: skip
 
 
-def _changed(git: Git, step: str, patch: Patch, which: str, said: str) -> str:
+def _changed(git: Git, step: str, patch: Patch, which: str, output: str) -> str:
     """Return the id of the partial tree after a patch that git reports as applied.
 
     `step` is the id before it. Raises ScenarioError if git skipped part of the patch, or if the
@@ -97,11 +98,11 @@ def _changed(git: Git, step: str, patch: Patch, which: str, said: str) -> str:
     """
     # git also reports success if it skips something: a path that it takes to be outside of its
     # work tree, text that it does not take for a diff
-    seen = len(re.findall(r"(?m)^Checking patch ", said))
-    if seen != len(patch.diffs) or "Skipped patch" in said:
+    seen = len(re.findall(r"(?m)^Checking patch ", output))
+    if seen != len(patch.diffs) or "Skipped patch" in output:
         raise ScenarioError(
             f"{which}: git sees {seen} of its {len(patch.diffs)} changes of files",
-            evidence=tail(said), reason=Reason.DAMAGED_PATCH,
+            evidence=tail(output), reason=Reason.DAMAGED_PATCH,
         )  # fmt: skip
     following = git.line("write-tree", "--missing-ok")
     if following == step:
@@ -131,13 +132,13 @@ def _all_there(git: Git, before: Mapping[str, _Entry], patches: Sequence[Patch])
 
 def _with_folders(paths: Iterable[str]) -> list[str]:
     """Return the paths and all folders above them: the tree may have a file there."""
-    every = {path for given in paths for path in (given, *map(str, PurePosixPath(given).parents))}
+    every = {path for file in paths for path in (file, *map(str, PurePosixPath(file).parents))}
     return sorted(every - {"."})
 
 
 def _entries(git: Git, tree: str, paths: Sequence[str]) -> tuple[dict[str, _Entry], list[str]]:
     """Return the tree's entries at the paths, and those of the paths that are folders."""
-    found, folders = {}, []
+    entries, folders = {}, []
     for at in range(0, len(paths), _PATHS_AT_ONCE):
         some = paths[at : at + _PATHS_AT_ONCE]
         for line in git.run("ls-tree", "-t", "-z", tree, "--", *some).stdout.split("\0")[:-1]:
@@ -146,8 +147,8 @@ def _entries(git: Git, tree: str, paths: Sequence[str]) -> tuple[dict[str, _Entr
             if kind == "tree":
                 folders.append(path)
             else:
-                found[path] = _Entry(mode, sha, path)
-    return found, folders
+                entries[path] = _Entry(mode, sha, path)
+    return entries, folders
 
 
 def _fill(git: Git, entries: Mapping[str, _Entry], removed: Iterable[_Entry] = ()) -> None:
@@ -165,21 +166,21 @@ class _Failure:
     tree: str
     patch: Patch
     which: str
-    said: str
+    output: str
     hint: str
     """Advice that is known already; empty if there is none."""
 
     def error(self) -> ScenarioError:
-        for line in self.said.splitlines():
+        for line in self.output.splitlines():
             if match := _FAILED.fullmatch(line):
                 return self._at(match["path"], int(match["line"]))
             if match := _MISSING.fullmatch(line):
                 return self._missing(match["path"])
             if match := _THERE.fullmatch(line):
                 path = match["path"]
-                return self._error(f"it makes {path}, which is there already", self.said,
+                return self._error(f"it makes {path}, which is there already", self.output,
                                    self.hint or _OTHER_VERSION)  # fmt: skip
-        return self._error("git does not take it", tail(self.said), self.hint)
+        return self._error("git rejects it", tail(self.output), self.hint)
 
     def _error(self, why: str, evidence: str, hint: str) -> ScenarioError:
         return ScenarioError(
@@ -209,7 +210,7 @@ class _Failure:
         ]
         done = self.git.run("cat-file", "blob", f":{path}", accept=(0, 128))
         if not hunks or done.returncode:
-            return self._error(f"{path}, line {line}", tail(self.said), self.hint)
+            return self._error(f"{path}, line {line}", tail(self.output), self.hint)
         content = done.stdout.removesuffix("\n").split("\n")  # a form feed ends no line
         expected = [text.decode("utf-8", "replace").rstrip("\r") for text in hunks[0].before]
         hint = self.hint

@@ -116,37 +116,37 @@ def find_repository(path: Path) -> Path | None:
     path = path.absolute()
     inner = path / ".git"
     if inner.exists() or inner.is_symlink():
-        found = inner
+        git_dir = inner
     else:
-        found = path
+        git_dir = path
         is_git_dir = (path / "HEAD").exists() and (path / "objects").is_dir()
         if not is_git_dir and not (path.name == ".git" and path.exists()):
             return None
-    done = Git(found).run("rev-parse", "--git-dir", accept=(0, 128))
-    if done.returncode and found == path and path.name != ".git":
+    done = Git(git_dir).run("rev-parse", "--git-dir", accept=(0, 128))
+    if done.returncode and git_dir == path and path.name != ".git":
         return None  # an ordinary folder with files of these names
     if done.returncode:
         raise ScenarioError(
-            f"{found}: git does not take this for a repository",
+            f"{git_dir}: git does not recognize this as a repository",
             evidence=done.stderr.strip(),
             hint="`git worktree repair` mends a worktree whose repository was moved; without .git"
             " the folder is taken as it is",
             reason=Reason.BROKEN_REPOSITORY,
         )
-    return found
+    return git_dir
 
 
 def locate(repository: Path) -> Git:
     """Return the repository, with its work tree if it has one. Raises ScenarioError if it is not a
     repository."""
-    found = find_repository(repository)
-    if found is None:
+    git_dir = find_repository(repository)
+    if git_dir is None:
         raise ScenarioError(
             f"{repository} is not a git repository", reason=Reason.NO_SUCH_REPOSITORY
         )
-    git = Git(found)
-    if found.name == ".git" and git.line("rev-parse", "--is-bare-repository") == "false":
-        return Git(found, work_tree=found.parent)
+    git = Git(git_dir)
+    if git_dir.name == ".git" and git.line("rev-parse", "--is-bare-repository") == "false":
+        return Git(git_dir, work_tree=git_dir.parent)
     return git
 
 
@@ -220,11 +220,11 @@ def commit_id(git: Git, ref: str, repository: Path) -> str:
     """Return the full id of the commit that `ref` names. Raises ScenarioError with similar names
     if there is none."""
 
-    def asked(what: str) -> Finished:
-        return git.run("rev-parse", "--verify", "--end-of-options", what, accept=(0, 128))
+    def verify(name: str) -> Finished:
+        return git.run("rev-parse", "--verify", "--end-of-options", name, accept=(0, 128))
 
     if "\0" not in ref:
-        done = asked(f"{ref}^{{commit}}")
+        done = verify(f"{ref}^{{commit}}")
         if done.returncode == 0 and _ID.fullmatch(done.stdout.strip()):
             return done.stdout.strip()
         if "is ambiguous" in done.stderr:
@@ -239,7 +239,7 @@ def commit_id(git: Git, ref: str, repository: Path) -> str:
             hint="commit something, or name the commit with ref",
             reason=Reason.NO_SUCH_REF,
         )
-    if _ID.fullmatch(ref) is None and "\0" not in ref and asked(f"{ref}^{{object}}").stdout:
+    if _ID.fullmatch(ref) is None and "\0" not in ref and verify(f"{ref}^{{object}}").stdout:
         raise ScenarioError(
             f'{repository}: "{ref}" does not name a commit', reason=Reason.NO_SUCH_REF
         )  # fmt: skip

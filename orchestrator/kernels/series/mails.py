@@ -62,7 +62,7 @@ def parse_letters(content: bytes, source: str) -> list[Letter]:
     text = _unpacked(content, source).removeprefix(_BOM)
     if text.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ScenarioError(
-            f"{source} is UTF-16; a patch is written as the files it changes are",
+            f"{source} is UTF-16; a patch must have the encoding of the files that it changes",
             hint="`git format-patch` or `git diff --output=FILE` write it so",
             reason=Reason.BINARY_FILE,
         )
@@ -76,14 +76,14 @@ def parse_letters(content: bytes, source: str) -> list[Letter]:
     return [Letter(_shown_subject(text), None, None, 1, False, _diff_of(text))]
 
 
-def sort_letters(found: Sequence[Letter], source: str) -> list[Letter]:
+def sort_letters(letters: Sequence[Letter], source: str) -> list[Letter]:
     """Return the patches among the mails of a thread, in the order that their subjects give.
     Replies and the cover letter are left out.
 
     Raises ScenarioError if one of n/m is missing, is there twice or has no diff, or if the mails
     belong to more than one series.
     """
-    patches = select_patches(found)
+    patches = select_patches(letters)
     versions = sorted({p.version for p in patches})
     numbered = [p for p in patches if p.number]
     totals = {p.total for p in numbered}
@@ -117,10 +117,10 @@ def _mixed(source: str, how: str) -> ScenarioError:
     )
 
 
-def select_patches(found: Sequence[Letter]) -> list[Letter]:
+def select_patches(letters: Sequence[Letter]) -> list[Letter]:
     """Return the letters that have a diff, without cover letters. Replies are left out, too, if
     other letters remain: the diffs in replies are quotes and suggestions."""
-    patches = [p for p in found if p.diff and p.number != 0]
+    patches = [p for p in letters if p.diff and p.number != 0]
     return [p for p in patches if not p.reply] or patches
 
 

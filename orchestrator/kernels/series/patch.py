@@ -126,8 +126,8 @@ def parse(text: bytes) -> tuple[FileDiff, ...]:
 
 
 class _Reader:
-    """Parser that goes line by line: only the counts in a hunk's header tell its lines from
-    headers."""
+    """Parser that goes line by line and counts: a line of a hunk may look like a header, and only
+    the counts in the hunk's header show where it ends."""
 
     def __init__(self, text: bytes) -> None:
         self._text = text.split(b"\n")
@@ -136,9 +136,9 @@ class _Reader:
         self._at = 0
         # prefixes of the two names of a file: a/ and b/, i/ and w/, linux.orig/ and linux/
         self._prefixes = {b"a", b"b"}
-        for one, two in itertools.pairwise(self._text):
-            if one.startswith(b"--- ") and two.startswith(b"+++ "):
-                self._note_prefixes(one[4:], two[4:])
+        for line, following in itertools.pairwise(self._text):
+            if line.startswith(b"--- ") and following.startswith(b"+++ "):
+                self._note_prefixes(line[4:], following[4:])
 
     def _note_prefixes(self, old: bytes, new: bytes) -> None:
         firsts = {name.lstrip(b'"').split(b"/", 1)[0] for name in (old, new) if b"/" in name}
@@ -149,8 +149,8 @@ class _Reader:
         at = self._at + ahead
         return self._text[at] if at < len(self._text) else b""
 
-    def _damaged(self, what: str, hint: str = "") -> DamagedError:
-        return DamagedError(f"line {self._at + 1}: {what}", hint)
+    def _damaged(self, flaw: str, hint: str = "") -> DamagedError:
+        return DamagedError(f"line {self._at + 1}: {flaw}", hint)
 
     def diffs(self) -> Iterator[FileDiff]:
         while self._at < len(self._text):
@@ -188,7 +188,9 @@ class _Reader:
             old, new, hunks = self._names_and_hunks()
         elif not notes:
             raise self._damaged("a header without a change behind it", _WHOLE)
-        elif renamed := [(header[one], header[two]) for one, two in _RENAMED if one in header]:
+        elif renamed := [
+            (header[source], header[target]) for source, target in _RENAMED if source in header
+        ]:
             ((old, new),) = renamed
             if names == f"{old} {new}".encode():
                 raise self._without_prefix(old.encode())

@@ -66,10 +66,10 @@ def _read(item: str, repository: Path | None, cache: Cache) -> Iterator[tuple[st
 
 
 def _from_file(path: Path) -> Iterator[tuple[str, Letter]]:
-    found = parse_letters(_content(path), str(path))
-    _refuse_none([p for p in found if p.diff], str(path))
+    letters = parse_letters(_content(path), str(path))
+    _refuse_none([p for p in letters if p.diff], str(path))
     # a file with a single mail is complete, even if that is "1/3": the user named it alone
-    for letter in found if len(found) == 1 else sort_letters(found, str(path)):
+    for letter in letters if len(letters) == 1 else sort_letters(letters, str(path)):
         yield _named(path, letter), letter
 
 
@@ -78,8 +78,8 @@ def _named(source: str | Path, letter: Letter) -> str:
     return f"{source} ({mail})" if mail else str(source)
 
 
-def _refuse_none(found: Sequence[object], source: str) -> None:
-    if not found:
+def _refuse_none(diffs: Sequence[object], source: str) -> None:
+    if not diffs:
         raise ScenarioError(
             f"{source} holds no diff",
             hint="expected a diff, a mail with one or an mbox, as `git format-patch` makes it",
@@ -125,9 +125,9 @@ def _from_folder(folder: Path) -> Iterator[tuple[str, Letter]]:
             reason=Reason.NO_SUCH_SERIES,
         )
     parts = [(path, parse_letters(_content(path), str(path))) for path in paths]
-    for path, found in parts:
-        _refuse_none([p for p in found if p.diff or p.number == 0], str(path))
-    whole = [(path, letter) for path, found in parts for letter in select_patches(found)]
+    for path, letters in parts:
+        _refuse_none([p for p in letters if p.diff or p.number == 0], str(path))
+    whole = [(path, letter) for path, letters in parts for letter in select_patches(letters)]
     _refuse_none(whole, str(folder))
     if _is_one_series([letter for _, letter in whole]):
         whole.sort(key=lambda pair: pair[1].number or 0)
@@ -135,12 +135,12 @@ def _from_folder(folder: Path) -> Iterator[tuple[str, Letter]]:
         yield _named(path, letter), letter
 
 
-def _is_one_series(found: Sequence[Letter]) -> bool:
+def _is_one_series(letters: Sequence[Letter]) -> bool:
     """True if the letters are the numbered mails of one series, saved one by one. Then the numbers
     give the order, and the names of the files do not matter."""
-    numbers = {letter.number for letter in found}
-    return None not in numbers and len(numbers) == len(found) and (
-        len({(letter.total, letter.version) for letter in found}) == 1
+    numbers = {letter.number for letter in letters}
+    return None not in numbers and len(numbers) == len(letters) and (
+        len({(letter.total, letter.version) for letter in letters}) == 1
     )  # fmt: skip
 
 
@@ -201,9 +201,9 @@ def _from_range(item: str, repository: Path | None) -> Iterator[tuple[str, Lette
             hint=f"the other way round ({last}..{first}) there are {more}" if more != "0" else "",
             reason=Reason.EMPTY_RANGE,
         )
-    found = list(_diffs(git, item, commits))
-    _refuse_none(found, item)
-    yield from found
+    diffs = list(_diffs(git, item, commits))
+    _refuse_none(diffs, item)
+    yield from diffs
 
 
 def _commits(git: Git, *which: str) -> list[tuple[str, str]]:
@@ -270,14 +270,14 @@ def _fetched(message_id: str) -> bytes:
             raise
     if done.returncode == 0 and done.content:
         return done.content
-    said = tail(done.stderr + done.stdout)
-    if any(words in said for words in _UNKNOWN_MAIL):
+    output = tail(done.stderr + done.stdout)
+    if any(words in output for words in _UNKNOWN_MAIL):
         raise ScenarioError(
-            f'lore.kernel.org has no mail "{message_id}"', evidence=said,
+            f'lore.kernel.org has no mail "{message_id}"', evidence=output,
             hint="a message-id is in a mail's header Message-ID, and in its address there",
             reason=Reason.NO_SUCH_MAIL,
         )  # fmt: skip
     raise BenchError(
-        f"b4 could not fetch {message_id} from lore.kernel.org", evidence=said,
+        f"b4 could not fetch {message_id} from lore.kernel.org", evidence=output,
         hint=f"is there a network? Else, {by_hand}", reason=Reason.LORE_UNREACHABLE,
     )  # fmt: skip

@@ -26,7 +26,7 @@ def first_errors(log: str) -> str:
     start = at
     while start and at - start < 4 and _BEFORE.match(lines[start - 1]):
         start -= 1
-    found = [line for line in lines[start:] if not STEP.fullmatch(line)][:_MOST]
+    shown = [line for line in lines[start:] if not STEP.fullmatch(line)][:_MOST]
     # make repeats the failure for each folder on the way up: no help if a compiler has spoken
-    spoken = [line for line in found if not _MAKE.match(line)]
-    return "\n".join(spoken or found)
+    spoken = [line for line in shown if not _MAKE.match(line)]
+    return "\n".join(spoken or shown)

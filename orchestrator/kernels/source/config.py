@@ -48,7 +48,7 @@ class Config:
 
     whole: str | None
     """A .config in place of barometer's; None for `allnoconfig` with barometer's options."""
-    asked: Symbols
+    requested: Symbols
     """Symbols that must come out as requested: the scenario's, and barometer's own unless there is
     a whole .config."""
     origins: Mapping[str, str]
@@ -56,14 +56,14 @@ class Config:
     scenario, or barometer's host.config."""
     required: Symbols = field(default_factory=dict)
     """Symbols that must come out as y or m, except for those that the scenario sets."""
-    wanted: Symbols = field(default_factory=dict)
+    desired: Symbols = field(default_factory=dict)
     """Symbols that are set if the kernel has them."""
 
     @cached_property
     def digest(self) -> str:
         return digest_of({
-            "whole": self.whole, "asked": dict(self.asked), "required": dict(self.required),
-            "wanted": dict(self.wanted), "schema": 1,
+            "whole": self.whole, "asked": dict(self.requested), "required": dict(self.required),
+            "wanted": dict(self.desired), "schema": 1,
         })  # fmt: skip
 
     @property
@@ -74,10 +74,10 @@ class Config:
     def text(self) -> str:
         """Return the text that kconfig starts from, in which a later line wins."""
         if self.whole is None:
-            return _lines({**self.required, **self.wanted, **_SIGNING, **self.asked})
-        there = parse_config(self.whole)
-        lacking = {n: v for n, v in self.required.items() if there.get(n, "n") == "n"}
-        return self.whole + "\n" + _lines({**lacking, **_SIGNING, **self.asked})
+            return _lines({**self.required, **self.desired, **_SIGNING, **self.requested})
+        symbols = parse_config(self.whole)
+        lacking = {n: v for n, v in self.required.items() if symbols.get(n, "n") == "n"}
+        return self.whole + "\n" + _lines({**lacking, **_SIGNING, **self.requested})
 
     def check(self, out: str, release: str) -> None:
         """Raise a ScenarioError that names every option that did not come out. `out` is the
@@ -85,19 +85,19 @@ class Config:
         got = parse_config(out)
         lines = [
             f"CONFIG_{name}: asked {value} ({self.origins[name]}), got {got.get(name, 'n')}"
-            for name, value in self.asked.items()
+            for name, value in self.requested.items()
             if got.get(name, "n") != value
         ] + [
             f"CONFIG_{name}: {value} needed for a host, got n"
             for name, value in self.required.items()
-            if name not in self.asked and got.get(name, "n") == "n"
+            if name not in self.requested and got.get(name, "n") == "n"
         ]
         if lines:
             raise ScenarioError(
-                f"the configuration of {release} lacks what was asked:",
+                f"the configuration of {release} lacks requested options:",
                 evidence="\n".join(lines),
-                hint="an option that depends on others needs them too: `make menuconfig` in the"
-                " tree, / and its name, says which; or this kernel has none of that name",
+                hint="request the options that it depends on, too: search for its name in `make"
+                " menuconfig` (the key /), which lists them if the kernel has the option at all",
                 reason=Reason.CONFIG,
             )
 
@@ -105,7 +105,7 @@ class Config:
 def read_config(items: Sequence[str]) -> Config:
     """Read the lines and files of a kernel's `config`. Raises ScenarioError, which names a wrong
     line."""
-    asked: dict[str, str] = {}
+    requested: dict[str, str] = {}
     origins: dict[str, str] = {}
     whole: str | None = None
     for item in items:
@@ -123,26 +123,26 @@ def read_config(items: Sequence[str]) -> Config:
                 whole = text
                 continue
             new, origin = _strict(text.splitlines(), item), path.name
-        asked |= new
+        requested |= new
         origins |= dict.fromkeys(new, origin)
-    required = {n: v for n, v in _own("required").items() if n not in asked}
+    required = {n: v for n, v in _own("required").items() if n not in requested}
     if whole is not None:
-        return Config(whole, asked, origins, required)
-    own = {n: v for n, v in _own("host").items() if n not in asked}
-    wanted = {n: v for n, v in _own("wanted").items() if n not in asked}
+        return Config(whole, requested, origins, required)
+    own = {n: v for n, v in _own("host").items() if n not in requested}
+    desired = {n: v for n, v in _own("wanted").items() if n not in requested}
     by_us = dict.fromkeys(own, "barometer's host.config")
-    return Config(None, {**own, **asked}, {**by_us, **origins}, required, wanted)
+    return Config(None, {**own, **requested}, {**by_us, **origins}, required, desired)
 
 
 def parse_config(text: str) -> dict[str, str]:
     """Parse the symbols of a .config, or of some of its lines. Other lines are ignored."""
-    found = {}
+    symbols = {}
     for line in text.splitlines():
         if match := _LINE.fullmatch(line.strip()):
-            found[match["name"]] = match["value"]
+            symbols[match["name"]] = match["value"]
         elif match := _OFF.fullmatch(line.strip()):
-            found[match["name"]] = "n"
-    return found
+            symbols[match["name"]] = "n"
+    return symbols
 
 
 def _own(name: str) -> dict[str, str]:
@@ -152,7 +152,7 @@ def _own(name: str) -> dict[str, str]:
 def _strict(lines: Iterable[str], origin: str) -> dict[str, str]:
     """Parse like `parse_config`, but raise ScenarioError for a line that is neither a symbol nor a
     comment."""
-    found: dict[str, str] = {}
+    symbols: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         new = parse_config(line)
         if not new and line.strip() and not (line.startswith("#") and "CONFIG_" not in line):
@@ -164,8 +164,8 @@ def _strict(lines: Iterable[str], origin: str) -> dict[str, str]:
                 hint='CONFIG_NAME=y, =m, =n, =NUMBER or ="TEXT", or "# CONFIG_NAME is not set"',
                 reason=Reason.CONFIG,
             )
-        found |= new
-    return found
+        symbols |= new
+    return symbols
 
 
 def _read(path: Path) -> str:
@@ -174,7 +174,7 @@ def _read(path: Path) -> str:
     except OSError as exc:
         raise ScenarioError(
             f"config: {path} cannot be read: {exc.strerror}",
-            hint='a file, or a line as "CONFIG_KSM=y"', reason=Reason.CONFIG,
+            hint='name a file, or write a line like "CONFIG_KSM=y"', reason=Reason.CONFIG,
         ) from exc  # fmt: skip
 
 

@@ -62,7 +62,8 @@ class DebSource:
             for deb in self.archive.download(list(self.headers), folder):
                 run(["dpkg-deb", "--extract", deb, tree], doing=f"unpacking {deb.name}")
                 deb.unlink()
-            # only usr/src and usr/lib: a folder lib would hide the build root's link of that name
+            # only usr/src and usr/lib: a folder `lib` in the layer would hide the link /lib of the
+            # build root
             (folder / "layer/usr/lib").mkdir(parents=True)
             (tree / "usr/src").rename(folder / "layer/usr/src")
             for kbuild in tree.glob("usr/lib/linux-kbuild-*"):
@@ -79,7 +80,8 @@ class DebSource:
 
     @property
     def scripts(self) -> str:
-        """Folder of the build's programs, of another package. The headers have a link to it."""
+        """Folder of the programs that a build runs. They are in linux-kbuild, to which the headers
+        have a link."""
         link = (self.kbuild_files / "scripts").readlink()
         return posixpath.normpath(f"{self.kbuild}/{link}")
 
@@ -117,10 +119,10 @@ class DebSource:
     def tree(self, parts: Collection[str]) -> Path:
         """Unpack these folders and files of the source, and every Makefile, and return the folder
         that has them at their places, read-only. It may hold more, if more is unpacked already."""
-        for given, place in self._trees.items():
-            if given.issuperset(parts):
+        for unpacked, place in self._trees.items():
+            if unpacked.issuperset(parts):
                 return place
-        # tar takes a folder below another one of the list for missing: kernel, kernel/sched
+        # tar reports a folder as missing if the list also has one above it: kernel, kernel/sched
         tops = sorted(p for p in parts if not any(p.startswith(f"{other}/") for other in parts))
         key = {"kind": "tree", "schema": 1, "package": self.source.sha256, "parts": tops}
 
@@ -156,7 +158,7 @@ def find_package_source(kernel: DebKernel, cache: Cache) -> DebSource:
     image, release = images[0]
     version = re.sub(r"\+b[0-9]+$", "", image.version)
 
-    def asked() -> dict[str, Any]:
+    def look_up() -> dict[str, Any]:
         headers = [
             asdict(p)
             for p in _of_version(archive, f"linux-headers-{release}", version)
@@ -167,7 +169,7 @@ def find_package_source(kernel: DebKernel, cache: Cache) -> DebSource:
         (source,) = (p for p in _of_version(archive, name, version) if p.name == name)
         return {"headers": headers, "source": asdict(source)}
 
-    answer = archive.remembered(f"source of {image.name}={image.version}", asked)
+    answer = archive.remembered(f"source of {image.name}={image.version}", look_up)
     return DebSource(
         release=release, version=version, archive=archive, source=Package(**answer["source"]),
         headers=tuple(Package(**p) for p in answer["headers"]), cache=cache,
@@ -177,12 +179,12 @@ def find_package_source(kernel: DebKernel, cache: Cache) -> DebSource:
 def _of_version(archive: AptArchive, name: str, version: str) -> list[Package]:
     """Return the package of exactly that version and all it depends on. Raises ScenarioError if
     the archive does not have it."""
-    there = archive.versions(name)
-    if version not in [v for v, _ in there]:
-        found = ", ".join(f"{v} ({suite})" for v, suite in there) or "none"
+    available = archive.versions(name)
+    if version not in [v for v, _ in available]:
+        listed = ", ".join(f"{v} ({suite})" for v, suite in available) or "none"
         raise ScenarioError(
             f"{' '.join(archive.suites)}: no package {name} {version}, without which modules of"
-            f" that kernel cannot be built; there is {found}",
+            f" that kernel cannot be built; there is {listed}",
             hint="an archive keeps the sources of its newest kernels: name a suite, not a version",
             reason=Reason.NO_SUCH_SOURCE,
         )

@@ -40,8 +40,8 @@ class Source:
 
     kind: Literal["git", "folder", "tarball", "package"]
     origin: str
-    """Place that the source comes from, whatever its state: two states of one place share a work
-    tree."""
+    """Path that the source comes from, or the digest of a tarball or package. All commits of a
+    repository have one origin, so that they share a work tree."""
     identity: str
     """Identifies the content: the id of a git tree, the sha256 of a tarball or package."""
     facts: dict[str, Any] = field(default_factory=dict)
@@ -49,7 +49,8 @@ class Source:
     repository: Path | None = None
     """Repository with the objects of the tree `identity`, if the kind is git or folder."""
     users: Path | None = None
-    """The user's own repository, whose commits a range names, if the kind is git."""
+    """The user's own repository, if the kind is git: a range A..B of a series names commits in
+    it."""
     tarball: Path | None = None
     """The tarball, if the kind is tarball or package."""
 
@@ -138,13 +139,14 @@ def _of_package(kernel: SourceKernel, cache: Cache) -> Source:
         needed = archive.dependencies(kernel.source, version)
         return [asdict(p) for p in needed if re.fullmatch(r"linux-source-[\d.]+", p.name)]
 
-    found = archive.remembered(f"source {kernel.source}={version}", with_tarball)
-    if len(found) != 1:
+    packages = archive.remembered(f"source {kernel.source}={version}", with_tarball)
+    if len(packages) != 1:
         raise ScenarioError(
             f"the package {kernel.source} has no kernel source",
-            hint="a package as linux-source-7.3, or linux-source", reason=Reason.NO_SUCH_PACKAGE,
+            hint="name a package like linux-source-7.3, or linux-source",
+            reason=Reason.NO_SUCH_PACKAGE,
         )  # fmt: skip
-    return package_source(archive, Package(**found[0]), cache)
+    return package_source(archive, Package(**packages[0]), cache)
 
 
 def package_source(archive: AptArchive, package: Package, cache: Cache) -> Source:
@@ -153,12 +155,12 @@ def package_source(archive: AptArchive, package: Package, cache: Cache) -> Sourc
     def build(folder: Path) -> None:
         [deb] = archive.download([package], folder)
         run(["dpkg-deb", "--extract", deb, folder / "tree"], doing=f"unpacking {deb.name}")
-        found = [p for p in folder.rglob("*.tar.*") if p.is_file()]
-        if len(found) != 1:
+        tarballs = [p for p in folder.rglob("*.tar.*") if p.is_file()]
+        if len(tarballs) != 1:
             raise ScenarioError(
                 f"{deb.name} has no tarball of a kernel", reason=Reason.NO_SUCH_SOURCE
             )
-        found[0].rename(folder / found[0].name)
+        tarballs[0].rename(folder / tarballs[0].name)
         deb.unlink()
         shutil.rmtree(folder / "tree")
 

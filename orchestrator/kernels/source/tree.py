@@ -44,7 +44,7 @@ _IMAGE = "arch/x86/boot/bzImage"
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _BuildSpec:
     """Everything that decides what is built."""
 
     source: Source
@@ -71,16 +71,16 @@ def check_source(kernel: TreeKernel | SourceKernel, cache: Cache) -> None:
 
     Raises ScenarioError if there is no such source, the series does not apply to it, or the
     configuration lacks an option."""
-    wanted = _wanted(kernel, "base", cache)
-    known = cache.folder("check_source") / digest_of(wanted.key(wanted.patches))
+    spec = _read_spec(kernel, "base", cache)
+    known = cache.folder("check_source") / digest_of(spec.key(spec.patches))
     if known.exists():
         return
-    with _tree(wanted, cache) as tree:
-        patched = tree.patched(wanted.patches)
-        if any("Kconfig" in name for patch in wanted.patches for name in patch.files):
+    with _tree(spec, cache) as tree:
+        patched = tree.patched(spec.patches)
+        if any("Kconfig" in name for patch in spec.patches for name in patch.files):
             # only then: after each move, the files of the series are compiled again
             tree.move(patched)
-        _Build(wanted, tree, cache, Progress()).configure()
+        _Build(spec, tree, cache, Progress()).configure()
     known.touch()
 
 
@@ -101,77 +101,77 @@ def build_kernel(
     Raises ScenarioError for the reasons of `check_source`, or if the kernel does not build or
     lacks an option; BenchError if the base does not come out as it was before.
     """
-    wanted = _wanted(kernel, tag, cache)
+    spec = _read_spec(kernel, tag, cache)
 
     def build(folder: Path) -> None:
-        with _tree(wanted, cache) as tree:
-            _Build(wanted, tree, cache, progress).into(folder)
+        with _tree(spec, cache) as tree:
+            _Build(spec, tree, cache, progress).into(folder)
 
-    place = cache.entry("kernels", {**wanted.key(wanted.patches), "tag": tag}, build)
+    place = cache.entry("kernels", {**spec.key(spec.patches), "tag": tag}, build)
     made = json.loads((place / "build.json").read_text())
     # these facts do not come from the cached entry, which may have been built from the same
     # content in another place
-    asked = {"from": str(kernel), "source": wanted.source.facts,
-             "series": series_facts(wanted.patches)}  # fmt: skip
-    return bundle_at(place, {**made, **asked})
+    origin = {"from": str(kernel), "source": spec.source.facts,
+              "series": series_facts(spec.patches)}  # fmt: skip
+    return bundle_at(place, {**made, **origin})
 
 
-def _wanted(kernel: TreeKernel | SourceKernel, tag: str, cache: Cache) -> _Wanted:
+def _read_spec(kernel: TreeKernel | SourceKernel, tag: str, cache: Cache) -> _BuildSpec:
     config = read_config(kernel.config)
     source = find_source(kernel, cache)
     patches = read_series(kernel.series, source.users, cache)
-    return _Wanted(source, patches, config, build_root(cache), tag)
+    return _BuildSpec(source, patches, config, build_root(cache), tag)
 
 
-def _tree(wanted: _Wanted, cache: Cache) -> AbstractContextManager[WorkTree]:
+def _tree(spec: _BuildSpec, cache: Cache) -> AbstractContextManager[WorkTree]:
     return work_tree(
-        wanted.source, digest_of({"c": wanted.config.digest, "r": wanted.root.digest}), cache
+        spec.source, digest_of({"c": spec.config.digest, "r": spec.root.digest}), cache
     )
 
 
 class _Build:
-    def __init__(self, wanted: _Wanted, tree: WorkTree, cache: Cache, progress: Progress) -> None:
-        self._wanted, self._tree, self._progress = wanted, tree, progress
+    def __init__(self, spec: _BuildSpec, tree: WorkTree, cache: Cache, progress: Progress) -> None:
+        self._spec, self._tree, self._progress = spec, tree, progress
         self._logs = cache.folder("build-logs")
         self._seconds: dict[str, float] = {}
 
     def into(self, folder: Path) -> None:
         """Fill `folder` with vmlinuz, modules/, config, build.log and build.json."""
-        wanted, tree = self._wanted, self._tree
-        base, patched = tree.base(wanted.patches), tree.patched(wanted.patches)
-        base_suffix = wanted.suffix("base", ())
-        if wanted.patches and base_suffix not in tree.built():
+        spec, tree = self._spec, self._tree
+        base, patched = tree.base(spec.patches), tree.patched(spec.patches)
+        base_suffix = spec.suffix("base", ())
+        if spec.patches and base_suffix not in tree.built():
             self._make(base, base_suffix, "base")
-        suffix = wanted.suffix(wanted.tag, wanted.patches)
-        made = self._make(patched, suffix, "with the series" if wanted.patches else "kernel")
+        suffix = spec.suffix(spec.tag, spec.patches)
+        made = self._make(patched, suffix, "with the series" if spec.patches else "kernel")
         self._take(folder, suffix)
         proof = None
-        if wanted.patches:
+        if spec.patches:
             proof = self._prove(base, base_suffix)
         write_json(folder / "build.json", {
             "config": {"sha256": sha256_file(folder / "config"),
-                       "asked": sorted(f"CONFIG_{n}={v}" for n, v in wanted.config.asked.items()
-                                       if wanted.config.origins[n] != "barometer's host.config")},
-            "compiler": wanted.root.compiler, "build_root": wanted.root.digest,
+                       "asked": sorted(f"CONFIG_{n}={v}" for n, v in spec.config.requested.items()
+                                       if spec.config.origins[n] != "barometer's host.config")},
+            "compiler": spec.root.compiler, "build_root": spec.root.digest,
             "image_sha256": sha256_file(folder / "vmlinuz"), "built": made, "base_built": proof,
             "seconds": self._seconds,
         })  # fmt: skip
 
-    def _make(self, tree: str, suffix: str, what: str) -> str:
+    def _make(self, tree: str, suffix: str, stage: str) -> str:
         """Build the git tree `tree` and return a digest of what was built."""
         started = time.monotonic()
         self._tree.move(tree)
         log = self._log(suffix)
-        with self._progress.stage(f"build: {what}"):
+        with self._progress.stage(f"build: {stage}"):
             self._configure(log)
             self._run(
                 ["make", "-C", f"{WORK}/source", "O=build", f"-j{len(os.sched_getaffinity(0))}",
                  f"LOCALVERSION={suffix}", *_FIXED, "bzImage", "modules"],
-                log, what,
+                log, stage,
             )  # fmt: skip
         digest = self._digest()
         self._tree.remember(suffix, digest)
-        self._seconds[what] = round(time.monotonic() - started, 1)
+        self._seconds[stage] = round(time.monotonic() - started, 1)
         return digest
 
     def _digest(self) -> str:
@@ -191,16 +191,16 @@ class _Build:
 
     def _configure(self, log: Path) -> None:
         """Make the .config that is requested, and check it. LOCALVERSION has no effect on it."""
-        config, objects = self._wanted.config, self._tree.objects
+        config, objects = self._spec.config, self._tree.objects
         objects.mkdir(exist_ok=True)
-        asked = objects / "barometer.config"
-        asked.write_text(config.text())
+        requested = objects / "barometer.config"
+        requested.write_text(config.text())
         target = [f"KCONFIG_ALLCONFIG={WORK}/source/build/barometer.config", config.target]
         if config.whole is not None:
-            shutil.copyfile(asked, objects / ".config")
+            shutil.copyfile(requested, objects / ".config")
             target = [config.target]
         self._run(["make", "-C", f"{WORK}/source", "O=build", *target], log, "configuration")
-        config.check((objects / ".config").read_text(errors="replace"), self._wanted.source.name)
+        config.check((objects / ".config").read_text(errors="replace"), self._spec.source.name)
 
     def _take(self, folder: Path, suffix: str) -> None:
         objects = self._tree.objects
@@ -239,17 +239,17 @@ class _Build:
             )
         return after
 
-    def _run(self, argv: list[str], log: Path, what: str) -> None:
-        code = self._wanted.root.run(
+    def _run(self, argv: list[str], log: Path, stage: str) -> None:
+        code = self._spec.root.run(
             argv, work=self._tree.work, doing="building a kernel", log=log,
             on_line=_shown(self._progress),
         )  # fmt: skip
         if code:
-            said = log.read_text(errors="replace")
-            blame_full_disk(said, self._tree.folder)
+            output = log.read_text(errors="replace")
+            blame_full_disk(output, self._tree.folder)
             raise ScenarioError(
-                f"{self._wanted.source.name} does not build ({what})",
-                evidence=first_errors(said),
+                f"{self._spec.source.name} does not build ({stage})",
+                evidence=first_errors(output),
                 hint=f"the whole log: {log}", reason=Reason.BUILD_FAILED,
             )  # fmt: skip
 

@@ -26,6 +26,7 @@ from filelock import Timeout
 
 from orchestrator.base.cache import Cache
 from orchestrator.base.hashing import digest_of
+from orchestrator.base.plainfile import read_plain_text
 from orchestrator.base.process import run
 from orchestrator.evidence.layout import write_json
 from orchestrator.kernels.series.applying import apply_patches
@@ -113,8 +114,8 @@ class WorkTree:
         """Return the digest of each kernel that was built here, by the suffix of its release,
         which identifies its content."""
         try:
-            return dict(json.loads((self.folder / "built.json").read_text()))
-        except (OSError, ValueError):
+            return dict(json.loads(read_plain_text(self.folder / "built.json")))
+        except (OSError, ValueError, TypeError, RecursionError):
             return {}
 
     def remember(self, suffix: str, digest: str) -> None:

@@ -11,16 +11,14 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.checkup_facts import CheckupFacts, parse_checkup
 from orchestrator.formats.units import GIB
 from orchestrator.machine.checkup.probe import count_map
+from orchestrator.machine.host.machine import AnyMachine
 from orchestrator.machine.host.pci import Function, Survey
 from orchestrator.machine.metal.keeper import Keeper
 from orchestrator.machine.metal.passthrough import choose_function, find_refusals, survey_devices
 from orchestrator.machine.runner.accel import find_kvm_problem
-from orchestrator.machine.runner.agents import agent_source, run_agent
+from orchestrator.machine.runner.agents import sent_agent
 from orchestrator.machine.tracing.probes import FAULT, counts_spec, timing_spec
 from orchestrator.machine.transport.answers import parsing
-from orchestrator.machine.transport.local import LocalMachine
-from orchestrator.machine.transport.shell import Commands
-from orchestrator.machine.vm.hypervisor import library_version
 from orchestrator.scenario.machines import HostDevice
 
 _SECONDS = 60
@@ -31,7 +29,7 @@ _NOT_FOUND = 127
 
 
 def examine(
-    machine: Commands,
+    machine: AnyMachine,
     programs: Sequence[str],
     versions: Sequence[str],
     folders: Mapping[str, Sequence[str]],
@@ -64,8 +62,7 @@ def examine(
     with ThreadPoolExecutor(len(parts)) as pool:
         answers = [pool.submit(part) for part in parts]
         facts = {name: fact for answer in answers for name, fact in answer.result().items()}
-    if isinstance(machine, LocalMachine):
-        facts["libvirt"] = library_version()
+    facts |= machine.known_facts()
     facts["folder_uses"] = {use: [*paths] for use, paths in folders.items()}
     return parse_checkup(json.dumps(facts), "the checkup of the machine")
 
@@ -75,15 +72,15 @@ def list_traced_functions() -> dict[str, str]:
     specs = (timing_spec([GIB], boot=True, faults=True), counts_spec([FAULT]))
     modules: dict[str, str] = {}
     for spec in specs:
-        for definition in spec["definitions"]:
+        for definition in spec.definitions:
             module, colon, name = definition.split()[1].rpartition(":")
             modules[name] = module if colon else ""
     return modules
 
 
-def _checkup(machine: Commands, request: Mapping[str, object]) -> dict[str, object]:
-    completed = run_agent(
-        machine, agent_source("checkup"), json.dumps(request), timeout=_SECONDS, check=False,
+def _checkup(machine: AnyMachine, request: Mapping[str, object]) -> dict[str, object]:
+    completed = machine.run(
+        sent_agent("checkup"), json.dumps(request), timeout=_SECONDS, check=False,
         doing="asking the machine what it can do",
     )  # fmt: skip
     if completed.code:
@@ -98,8 +95,8 @@ def _checkup(machine: Commands, request: Mapping[str, object]) -> dict[str, obje
         return dict(json.loads(completed.stdout))
 
 
-def _survey(machine: Commands, device: HostDevice | None, *, probe: bool) -> dict[str, object]:
-    survey = survey_devices(machine)
+def _survey(machine: AnyMachine, device: HostDevice | None, *, probe: bool) -> dict[str, object]:
+    survey = survey_devices(machine.shell)
     facts: dict[str, object] = {"bars": _list_bars(survey)}
     if probe:
         facts["probe"] = count_map(machine, survey).to_json()
@@ -112,15 +109,15 @@ def _survey(machine: Commands, device: HostDevice | None, *, probe: bool) -> dic
         return facts | {"device": why}
 
 
-def _try_kvm(machine: Commands) -> dict[str, object]:
+def _try_kvm(machine: AnyMachine) -> dict[str, object]:
     try:
-        return {"kvm": find_kvm_problem(machine, _GUEST_SECONDS)}
+        return {"kvm": find_kvm_problem(machine.shell, _GUEST_SECONDS)}
     except TimeoutError:
         return {"kvm_silent": _GUEST_SECONDS}
 
 
-def _ask_keeper(machine: Commands) -> dict[str, object]:
-    keeper = Keeper(lambda: machine)
+def _ask_keeper(machine: AnyMachine) -> dict[str, object]:
+    keeper = Keeper(lambda: machine.shell)
     try:
         return {"means": keeper.detect(), "leases": keeper.status()["leases"]}
     except BenchError as exc:

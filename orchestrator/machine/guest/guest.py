@@ -19,7 +19,14 @@ from orchestrator.base.waiting import until
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.formats.units import parse_size
 from orchestrator.machine.guest.guestdisk import KEYS_SERIAL, SYSTEM_SERIAL, keys_disk
-from orchestrator.machine.guest.watching import Limits, wait_for, wait_for_ssh, watching
+from orchestrator.machine.guest.watching import (
+    LIBVIRT_STOPPED,
+    Limits,
+    Watched,
+    wait_for,
+    wait_for_ssh,
+    watching,
+)
 from orchestrator.machine.host.device import LIST_DEVICES, BoundDevice
 from orchestrator.machine.host.host import RUN_AGAIN, Host
 from orchestrator.machine.runner.cpio import pack_files
@@ -108,7 +115,7 @@ def boot_guest(
         (folder / "domain.xml").write_text(xml)
         host.change.guest(domain_spec.uuid)
         try:
-            with libvirt.running(xml) as domain:
+            with libvirt.running(xml) as domain, _given_up_if_stopped(libvirt, watched):
                 limits = Limits(host, watched, spec.bar * spec.count)
                 with _blaming_a_crawl(host):
                     with progress.stage(f"{name}: boot"):
@@ -122,6 +129,17 @@ def boot_guest(
                         wait_for(limits, "exit", f"end of the {name}'s QEMU", progress)
         finally:
             _save_qemu_log(host, name, folder)
+
+
+@contextmanager
+def _given_up_if_stopped(libvirt: Connection, watched: Watched) -> Iterator[None]:
+    """If the block fails, do not wait for a libvirt that the watch agent has seen stopped."""
+    try:
+        yield
+    except BarometerError:
+        if watched.event(LIBVIRT_STOPPED) is not None:
+            libvirt.drop()
+        raise
 
 
 @contextmanager

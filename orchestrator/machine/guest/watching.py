@@ -17,7 +17,7 @@ from orchestrator.base.errors import ArmFailedError, BenchError
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.base.waiting import Stall, until
-from orchestrator.formats.kernelreports import STALLS, KernelReports
+from orchestrator.formats.kernelreports import STALLS
 from orchestrator.formats.units import GIB
 from orchestrator.machine.host.console import Transcript, describe_flood
 from orchestrator.machine.host.host import Host
@@ -30,7 +30,21 @@ _IDLE_SHARE = 0.2
 _MUTE_SECONDS = 15.0
 """The watch agent prints a line every 2 s. If it prints none for this long, the host has to prove
 that it still answers."""
+_NO_SAMPLE_SECONDS = 45.0
+"""The watch agent sleeps for 50 ms at a time and samples QEMU's CPU time every 2 s. If a host that
+answers over SSH sends no sample for this long, the sleep does not end: the timers of the CPU that
+the agent runs on no longer fire. A busy runner makes the interval 3 s at most."""
+_TIMERS = (
+    "grep -E '^now at|^cpu:|expires_next|hres_active|nr_events|nr_retries|nr_hangs|max_hang_time"
+    "|^Tick Device|^Clock Event Device|mode:|next_event' /proc/timer_list"
+)
+"""Command that prints the state of each CPU's timers, some 40 lines for each (print_cpu() and
+print_tickdevice() in kernel/time/timer_list.c)."""
 _NO_SSH_SECONDS = {True: 90.0, False: 30.0}
+
+
+LIBVIRT_STOPPED = "libvirt-stopped"
+"""The watch agent's event for a daemon that is stopped."""
 
 
 def boot_mark(token: str) -> str:
@@ -47,8 +61,6 @@ class Watched:
         self._lines = lines
         self._events: dict[str, str] = {}
         self.console = Transcript("guest")
-        self.kernel = KernelReports()
-        """Reports of the guest's kernel about itself."""
         self._bytes, self._count, self._started = 0, 0, time.monotonic()
         self.flood = ""
         """Amount and rate of the guest's or the agent's output, if it is over the limits."""
@@ -56,6 +68,8 @@ class Watched:
         self.ended = False
         self.heard = time.monotonic()
         """Time of the last line, by time.monotonic()."""
+        self.sampled: float | None = None
+        """Time of the last sample of QEMU's CPU time, by time.monotonic()."""
         self.error: Exception | None = None
         """Error that ended the reader: a full disk of the runner, or a garbled line from the
         agent."""
@@ -72,7 +86,7 @@ class Watched:
                     break
         except (TimeoutError, EOFError):
             pass
-        except (OSError, ValueError, LookupError, TypeError) as exc:
+        except (OSError, ValueError, LookupError, TypeError, RecursionError) as exc:
             self.error = exc
         finally:
             self.ended = True
@@ -86,9 +100,7 @@ class Watched:
         self._count += 1
         self._marks.write(encoded)
         if kind == "C":
-            text = f"{json.loads(rest)}\n"
-            self.kernel.take(text)
-            encoded = text.encode(errors="replace")
+            encoded = f"{json.loads(rest)}\n".encode(errors="replace")
             self._log.write(encoded)
             self.console.feed(encoded)
             self.flood = self.console.flood
@@ -102,6 +114,7 @@ class Watched:
                 )
         elif kind == "P":
             self._cpu.append((int(at) / 1e9, int(rest.split()[0]) / 1e9))
+            self.sampled = self.heard
         if self._bytes > MARKS_BYTES or self._count > MARKS_LINES:
             seconds = time.monotonic() - self._started
             self.flood = describe_flood(self._bytes, self._count, seconds)
@@ -134,11 +147,11 @@ def watching(
     """Run the watch agent for a guest while the block runs. `token` is the one in the guest's boot
     mark."""
     more = (MARKER, *UNTIL_KERNEL) if traced else ()
-    argv = host.agent("watch", f"/run/libvirt/qemu/{name}.pid", boot_mark(token), *more)
-    # an hour without a line, progress lines included, means that the host is gone
-    with contextlib.ExitStack() as stack, host.shell.stream(argv, timeout=_HOUR) as lines:
-        watched = Watched(lines, folder)
-        # on the outer stack, so that it is called after the stream has ended, which ends the
+    arguments = f"/run/libvirt/qemu/{name}.pid", boot_mark(token), *more
+    with contextlib.ExitStack() as stack, host.staying_agent("watch", *arguments) as agent:
+        # an hour without a line, progress lines included, means that the host is gone
+        watched = Watched(agent.dialogue(_HOUR), folder)
+        # on the outer stack, so that it is called after the agent has ended, which ends the
         # reader
         stack.callback(watched.close)
         yield watched
@@ -166,7 +179,7 @@ class Limits:
         """Raise the error that ended the boot, if any. With `stall`, also raise if the boot makes
         no progress."""
         self.host.check()
-        if (report := self.watched.kernel.broken()) is not None:
+        if (report := self.watched.console.kernel.broken()) is not None:
             raise self.failed(
                 f"the guest's kernel is broken: {report.message}",
                 reason=Reason.GUEST_NO_TIMER if report.kind == "no-timer" else Reason.GUEST_PANIC,
@@ -179,6 +192,11 @@ class Limits:
             raise self.failed(
                 f"the guest ended while waiting for: {waiting_for}", reason=Reason.GUEST_ENDED
             )
+        if self.watched.event(LIBVIRT_STOPPED) is not None:
+            raise BenchError(
+                "the daemon of the host's libvirt is stopped, by a signal (SIGSTOP) or a debugger",
+                reason=Reason.LIBVIRT_SILENT,
+            )
         if isinstance(self.watched.error, OSError):
             raise self.watched.error
         if self.watched.error is not None:
@@ -189,9 +207,8 @@ class Limits:
         if self.watched.ended:
             raise ConnectionLostError("the host stopped reporting", reason=Reason.HOST_SSH_LOST)
         # on an exact host the agent's seconds are not the runner's
-        if self.host.accel != "exact" and time.monotonic() - self.watched.heard > _MUTE_SECONDS:
-            self.host.shell.prove_alive()
-            self.watched.heard = time.monotonic()
+        if self.host.accel != "exact":
+            self._check_agent()
         silent = self._stall.seconds(self.watched.console.size())
         if not stall:
             return
@@ -202,9 +219,25 @@ class Limits:
         if silent > self.silent_seconds:
             raise self._hangs(f"busy: no console line for {silent:.0f} s", waiting_for)
 
+    def _check_agent(self) -> None:
+        """Raise an error if the watch agent prints nothing because its host is lost, or no samples
+        because the host's timers do not fire."""
+        now, watched = time.monotonic(), self.watched
+        if now - watched.heard > _MUTE_SECONDS:
+            self.host.shell.prove_alive()
+            watched.heard = time.monotonic()
+        if watched.sampled is None or now - watched.sampled <= _NO_SAMPLE_SECONDS:
+            return
+        timers = self.host.shell.run(_TIMERS, timeout=_MUTE_SECONDS, check=False).stdout
+        raise ArmFailedError(
+            f"the host answers, but a program on it has slept for {now - watched.sampled:.0f} s"
+            " in place of 0.05 s: the timers of a CPU no longer fire",
+            evidence=timers, reason=Reason.HOST_TIMERS,
+        )  # fmt: skip
+
     def _hangs(self, how: str, waiting_for: str) -> ArmFailedError:
         message = f"the guest hangs, {how}, waiting for: {waiting_for}"
-        stalls = [report for report in self.watched.kernel.all() if report.kind in STALLS]
+        stalls = [report for report in self.watched.console.kernel.all() if report.kind in STALLS]
         if stalls:
             return self.failed(f"{message}; {stalls[0].message}", reason=Reason.GUEST_STALL)
         # only "exit" is still missing: the guest has taken the command to power down

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from orchestrator.base.bounded import TRACE_BYTES
@@ -20,9 +20,8 @@ from orchestrator.machine.tracing.instructions import log_instructions
 from orchestrator.machine.tracing.mapagent import build_point_request, collect_answers
 from orchestrator.machine.tracing.probes import FAULT, armed_tracer
 from orchestrator.machine.transport.keys import RunKeys
-from orchestrator.scenario.machines import Host as HostSpec
+from orchestrator.scenario.machines import Device, Guest, HostSpec
 from orchestrator.scenario.map_workload import Map
-from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.trials import Arms
 from orchestrator.scenario.vocabulary import ARMS, Pass, Point
 
@@ -40,49 +39,41 @@ _HOUSEKEEPING = {
 def run_guest_boots(
     host: Host,
     devices: Sequence[BoundDevice],
-    scenario: Scenario,
+    guest: Guest,
+    device: Device,
     passes: Sequence[Pass],
     *,
     keys: RunKeys,
+    settle: Callable[[], None],
     trial: TrialWriter,
     progress: Progress,
 ) -> None:
-    """Boot one guest for the `plain` pass and one for `timing`. The `counts` pass is one map from
-    the host's user space. Its probes fire for each page, so on an unpatched kernel they would make
-    the dozen maps of a guest boot minutes longer."""
-    boots: list[Pass] = [p for p in passes if p != "counts"]
-    if boots and scenario.guest is not None:
-        with progress.stage("libvirt on the host"), trial.stage("host-libvirt"):
-            stage_guest(host, scenario.guest, keys)
-            libvirt = contextlib.ExitStack()
-            connection = libvirt.enter_context(host.libvirt())
-            versions = connection.version()
-            trial.record(host_versions=versions)
-        with libvirt:
-            settle_host(host, scenario.host, scenario.arms, trial=trial, progress=progress)
-            for index, which in enumerate(boots):
-                trial.manifest["guests"].append(
-                    {"index": index, "pass": which, "memory": scenario.guest.memory}
-                )
-                with contextlib.ExitStack() as stack:
-                    stack.enter_context(progress.stage(f"guest boot, {which} pass"))
-                    stack.enter_context(trial.stage(f"guest-{index}-{which}"))
-                    if which == "timing":
-                        stack.enter_context(
-                            armed_tracer(
-                                host, "timing", f"guest-{index}", scenario.device.bar, trial,
-                                boot=True, faults=_has_large_leaves(host, versions),
-                            )
-                        )  # fmt: skip
-                    boot_guest(
-                        host, connection, devices, scenario.guest, scenario.device, index=index,
-                        traced=which == "timing", keys=keys, trial=trial, progress=progress,
+    """Boot one guest for each of the passes. `settle`: called once the host's libvirt runs, before
+    the first boot."""
+    with progress.stage("libvirt on the host"), trial.stage("host-libvirt"):
+        stage_guest(host, guest, keys)
+        libvirt = contextlib.ExitStack()
+        connection = libvirt.enter_context(host.libvirt())
+        versions = connection.version()
+        trial.record(host_versions=versions)
+    with libvirt:
+        settle()
+        for index, which in enumerate(passes):
+            trial.add_guest(index, which, guest.memory)
+            with contextlib.ExitStack() as stack:
+                stack.enter_context(progress.stage(f"guest boot, {which} pass"))
+                stack.enter_context(trial.stage(f"guest-{index}-{which}"))
+                if which == "timing":
+                    stack.enter_context(
+                        armed_tracer(
+                            host, "timing", f"guest-{index}", device.bar, trial,
+                            boot=True, faults=_has_large_leaves(host, versions),
+                        )
                     )  # fmt: skip
-    if "counts" in passes:
-        run_maps(
-            host, devices[0], scenario.map, scenario.points(), ["counts"], trial=trial,
-            progress=progress,
-        )  # fmt: skip
+                boot_guest(
+                    host, connection, devices, guest, device, index=index,
+                    traced=which == "timing", keys=keys, trial=trial, progress=progress,
+                )  # fmt: skip
 
 
 def _has_large_leaves(host: Host, versions: dict[str, str]) -> bool:
@@ -177,8 +168,8 @@ def _run_agent(
 ) -> Any:
     gib = sum(p.size for p in points) * repeats / GIB
     request = build_point_request(spec, points, repeats, exact=host.accel == "exact", **more)
-    completed = host.shell.run(
-        host.agent("map", device.address), stdin=json.dumps(request).encode() + b"\n", check=False,
+    completed = host.run_agent(
+        "map", device.address, request=json.dumps(request).encode() + b"\n", check=False,
         doing="mapping the BAR", timeout=180 + 90 * gib, limit=TRACE_BYTES,
     )  # fmt: skip
     host.check()

@@ -1,4 +1,5 @@
-"""The output of a machine's console: kept within limits, searched as it arrives."""
+"""The output of a machine's console: kept within limits, searched as it arrives. One reader
+serves all who look for something in it."""
 
 from __future__ import annotations
 
@@ -12,9 +13,10 @@ from typing import Any, TypeVar
 
 from orchestrator.base.bounded import CONSOLE_BYTES, CONSOLE_LINES, Excerpt, Lines, excerpt_of
 from orchestrator.base.process import tail
+from orchestrator.formats.kernelreports import KernelReports
 
-log = logging.getLogger("barometer.console")
-T = TypeVar("T")
+_log = logging.getLogger("barometer.console")
+_T = TypeVar("_T")
 
 _PIECE = 1 << 16
 _LAST_LINE = 100
@@ -25,6 +27,9 @@ class Transcript:
 
     def __init__(self, who: str, most: int = CONSOLE_BYTES) -> None:
         self._who, self._most = who, most
+        self.kernel = KernelReports()
+        """Reports of the kernel that prints here. Output that is over the limits is searched for
+        them, too: a kernel that panics may flood its console first."""
         self._kept = Excerpt(most)
         self._lines = Lines()
         self._found: dict[Callable[[str], Any], Any] = {}
@@ -44,6 +49,7 @@ class Transcript:
             self._bytes += len(chunk)
             self._count += chunk.count(b"\n")
             self._kept.feed(chunk.replace(b"\r", b""))
+            self.kernel.take(_decode(chunk))
             if self._flooded:
                 return
             for line in self._lines.feed(chunk):
@@ -51,7 +57,7 @@ class Transcript:
             self._flooded = self._bytes > self._most or self._count > CONSOLE_LINES
 
     def _take(self, line: str) -> None:
-        log.debug("%s| %s", self._who, line)
+        _log.debug("%s| %s", self._who, line)
         self._last = line if line.strip() else self._last
         for look, result in self._found.items():
             if result is None:
@@ -66,7 +72,7 @@ class Transcript:
             seconds = self._fed - self._started
             return describe_flood(self._bytes, self._count, seconds) if self._flooded else ""
 
-    def first(self, look: Callable[[str], T | None]) -> T | None:
+    def first(self, look: Callable[[str], _T | None]) -> _T | None:
         """Call `look` with each line, and at last with the line that is not complete yet. Return
         its first result that is not None. Results are kept for each function, and a complete line
         is searched only once, so pass the same function (or bound method) each time."""
@@ -77,7 +83,7 @@ class Transcript:
                 self._found[look] = next((f for f in results if f is not None), None)
             if self._found[look] is None:
                 return look(_decode(self._lines.begun()))
-            result: T | None = self._found[look]
+            result: _T | None = self._found[look]
             return result
 
     def refresh(self) -> None:

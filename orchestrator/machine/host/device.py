@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator.base.bounded import FACTS_BYTES
 from orchestrator.base.errors import ArmFailedError, BenchError
-from orchestrator.base.process import tail
 from orchestrator.base.reasons import Reason
 from orchestrator.formats.units import format_size
 from orchestrator.machine.host.host import Host
@@ -22,6 +18,9 @@ from orchestrator.scenario.machines import Device
 
 # vendor:device as in hw/misc/ivshmem.c and hw/misc/pci-testdev.c of QEMU
 _IDS = {"ivshmem": ("0x1af4", "0x1110"), "pci-testdev": ("0x1b36", "0x0005")}
+
+_BY_KERNEL = (Reason.BIND, Reason.DRIVER_HANGS, Reason.DECODE_ALWAYS_ON)
+"""Reasons that the kernel under test may be the cause of: nobody else has an emulated device."""
 
 # Prints blocks for parse_devices(); a guest's busybox shell runs it, too
 LIST_DEVICES = (
@@ -48,9 +47,9 @@ def parse_devices(text: str) -> dict[str, tuple[str, str, list[Resource]]]:
     return devices
 
 
-@contextmanager
-def bound_devices(host: Host, spec: Device) -> Iterator[tuple[BoundDevice, ...]]:
-    """Keep the devices bound to vfio-pci while the block runs; restore them after it.
+def bind_emulated(host: Host, spec: Device) -> tuple[BoundDevice, ...]:
+    """Bind the emulated devices to vfio-pci and return them. They go back with the host's other
+    changes.
 
     Raises ArmFailedError if the proven kernel did not place a BAR (assign an address to it) or if
     its vfio-pci does not bind a device, and BenchError if a device is missing.
@@ -59,42 +58,20 @@ def bound_devices(host: Host, spec: Device) -> Iterator[tuple[BoundDevice, ...]]
     with parsing("the host's list of PCI devices", listed):
         parsed = parse_devices(listed)
     devices = find_devices(parsed, spec)
-    with contextlib.ExitStack() as stack:
-        for device in devices:
-            stack.enter_context(_bound(host, device))
-        yield devices
-
-
-@contextmanager
-def _bound(host: Host, device: BoundDevice) -> Iterator[None]:
-    base = f"/sys/bus/pci/devices/{device.address}"
-    bound = host.shell.run(
-        f"echo vfio-pci > {base}/driver_override && "
-        f"{{ [ ! -e {base}/driver ] || echo {device.address} > {base}/driver/unbind; }} && "
-        f"echo {device.address} > /sys/bus/pci/drivers_probe && "
-        f'[ "$(basename "$(readlink {base}/driver)")" = vfio-pci ] && '
-        f"test -c /dev/vfio/$(basename $(readlink {base}/iommu_group))",
-        check=False, doing=f"binding {device.address} to vfio-pci",
-    )  # fmt: skip
-    if bound.code:
-        raise ArmFailedError(
-            f"{host.shell.name}: vfio-pci did not take {device.address}",
-            evidence=tail(bound.stderr or bound.stdout), reason=Reason.BIND,
-        )  # fmt: skip
     try:
-        yield
-    finally:
-        host.undo(
-            f"echo {device.address} > {base}/driver/unbind; echo > {base}/driver_override; "
-            f"echo {device.address} > /sys/bus/pci/drivers_probe"
-        )
+        host.change.bind([device.address for device in devices])
+    except BenchError as exc:
+        if exc.reason not in _BY_KERNEL:
+            raise
+        raise ArmFailedError(exc.message, evidence=exc.evidence, reason=exc.reason) from exc
+    return devices
 
 
 def find_devices(
     devices: dict[str, tuple[str, str, list[Resource]]], spec: Device
 ) -> tuple[BoundDevice, ...]:
     """Return the devices of the scenario's kind, in the order of their addresses. Raises the
-    errors of `bound_devices`."""
+    errors of `bind_emulated`."""
     matching = [(a, r) for a, (v, d, r) in sorted(devices.items()) if (v, d) == _IDS[spec.kind]]
     if len(matching) != spec.count:
         raise BenchError(
@@ -123,14 +100,14 @@ def find_bar(address: str, resources: list[Resource], bar: int, hint: str) -> Bo
     )  # fmt: skip
 
 
-def read_host_facts(host: Host, devices: Sequence[BoundDevice]) -> dict[str, Any]:
+def read_host_facts(host: Host, devices: Sequence[BoundDevice]) -> dict[str, object]:
     """Return a trial's facts.json: facts of the machine (guests/agents/facts.py) and of its bound
     devices (survey.py). Raises BenchError if they cannot be read."""
-    machine = host.shell.run(host.agent("facts"), doing="reading facts", limit=FACTS_BYTES).stdout
-    command = host.agent("survey", *(device.address for device in devices))
-    functions = host.shell.run(
-        command, doing="reading the devices' facts", limit=FACTS_BYTES
-    ).stdout
+    machine = host.run_agent("facts", doing="reading facts", limit=FACTS_BYTES).stdout
+    functions = host.run_agent(
+        "survey", *(device.address for device in devices), doing="reading the devices' facts",
+        limit=FACTS_BYTES,
+    ).stdout  # fmt: skip
     with parsing("what the host says of itself", machine + functions):
         facts = json.loads(functions)["functions"]
         return {**json.loads(machine), "device": facts[0], "devices": facts}

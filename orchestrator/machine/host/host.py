@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from orchestrator.base.bounded import FACTS_BYTES
 from orchestrator.base.errors import ArmFailedError, BarometerError, BenchError
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import fault_of
@@ -19,7 +21,8 @@ from orchestrator.machine.host.changes import ChangeLog
 from orchestrator.machine.host.console import Console
 from orchestrator.machine.host.kernelwatch import KernelWatch
 from orchestrator.machine.runner.accel import Accel
-from orchestrator.machine.transport.shell import ConnectionLostError, Shell
+from orchestrator.machine.runner.agents import AgentProgram, StayingAgent, run_agent, staged_agent
+from orchestrator.machine.transport.shell import Completed, ConnectionLostError, Shell
 from orchestrator.machine.vm.hypervisor import Connection
 from orchestrator.scenario.vocabulary import is_emulated
 
@@ -34,6 +37,9 @@ _STALLED: Mapping[Kind, Reason] = {
 RUN_AGAIN = "run it again with the same --out: trials that the bench failed are repeated"
 """Hint for a failure of the emulator."""
 
+_LIBVIRT_PIDS = ("/run/libvirtd.pid", "/run/virtqemud.pid")
+"""Process id of libvirt's daemon, monolithic or modular (libvirtd(8), virtqemud(8))."""
+_LOOK_SECONDS = 10.0
 _DYING_SECONDS = 10.0
 """Longest time from the loss of the connections to a VM to the VM's end: a QEMU that aborts may
 write its core dump first."""
@@ -71,6 +77,18 @@ class Host(ABC):
     def libvirt(self) -> AbstractContextManager[Connection]:
         """Keep a connection to the host's own libvirt while the block runs."""
 
+    def is_libvirt_stopped(self) -> bool:
+        """True if the daemon of the host's libvirt is stopped, by a signal or a debugger. False if
+        the host does not tell: then its silence has another cause."""
+        # libvirt writes no newline there, on which `read` of a shell would insist
+        script = f'for file in {" ".join(_LIBVIRT_PIDS)}; do cat "/proc/$(cat $file)/stat"; done'
+        try:
+            answer = self.shell.run(script, check=False, timeout=_LOOK_SECONDS, limit=FACTS_BYTES)
+        except BarometerError:
+            return False
+        states = re.findall(r"(?m)^\d+ \((?:libvirtd|virtqemud)\) (\S)", answer.stdout)
+        return bool(states) and {*states} <= {"T", "t"}
+
     def crash(self) -> str:
         """Return the last output of the QEMU that the machine ran in if that QEMU has crashed,
         else an empty string."""
@@ -105,14 +123,11 @@ class Host(ABC):
         """Raise an error unless the host still works.
 
         ArmFailedError: the kernel under test has oopsed, the host floods its console, or the
-        machine is gone. BenchError: the machine is gone because its QEMU has crashed, the host
-        hangs, or `is_alive` raises it."""
+        machine is gone. BenchError: the machine is gone because its QEMU has crashed or is
+        stopped, the host hangs, or `is_alive` raises it."""
         _check_console(self)
-        if (hung := self.kernel.hung) is not None:
-            raise BenchError(
-                f"the host hangs: its QEMU uses no CPU, and its kernel reports: {hung.message}",
-                evidence=evidence(hung, self.console), reason=Reason.HOST_HUNG_TASK,
-            )  # fmt: skip
+        if (standstill := find_standstill(self.kernel, self.console)) is not None:
+            raise standstill
         if not self.is_alive():
             _check_console(self)  # its last output may have arrived since
             if words := self.crash():
@@ -122,9 +137,17 @@ class Host(ABC):
                 reason=Reason.HOST_ENDED,
             )  # fmt: skip
 
-    def agent(self, name: str, *arguments: str) -> list[str]:
-        """Return the command line of an agent of guests/agents/."""
-        return ["python3", "-I", f"{self.payload}/agents/{name}.py", *arguments]
+    def agent(self, name: str) -> AgentProgram:
+        """Return an agent of guests/agents/, which is on the host."""
+        return staged_agent(self.payload, name)
+
+    def run_agent(self, name: str, *arguments: str, **how: Any) -> Completed:
+        """Run an agent to its end, as `orchestrator.machine.runner.agents.run_agent` does."""
+        return run_agent(self.shell, self.agent(name), *arguments, **how)
+
+    def staying_agent(self, name: str, *arguments: str) -> StayingAgent:
+        """Return an agent that stays."""
+        return StayingAgent(lambda: self.shell, self.agent(name), *arguments)
 
 
 def _check_console(host: Host) -> None:
@@ -148,6 +171,22 @@ def qemu_crashed(words: str) -> BenchError:
     )  # fmt: skip
 
 
+def find_standstill(kernel: KernelWatch, console: Console) -> BenchError | None:
+    """Return the error for a host that stands still, or None: its QEMU is stopped, or it is idle
+    although one of its tasks hangs."""
+    if kernel.is_stopped:
+        return BenchError(
+            "the QEMU that the host runs in is stopped, by a signal (SIGSTOP) or a debugger",
+            evidence=console.tail(), reason=Reason.HOST_STOPPED, hint=RUN_AGAIN,
+        )  # fmt: skip
+    if (hung := kernel.hung) is not None:
+        return BenchError(
+            f"the host hangs: it uses next to no CPU, and its kernel reports: {hung.message}",
+            evidence=evidence(hung, console), reason=Reason.HOST_HUNG_TASK,
+        )  # fmt: skip
+    return None
+
+
 def evidence(report: KernelReport, console: Console) -> str:
     """Return the end of a console, with the kernel's report before it if the report is not in
     it."""
@@ -168,7 +207,11 @@ def explained_by_the_host(host: Host) -> Iterator[None]:
     try:
         yield
     except (ArmFailedError, BenchError) as exc:
-        lost = host.is_ours and isinstance(exc, ConnectionLostError)
+        # after a silence as long as a deadline, a dying QEMU is dead
+        lost = (
+            host.is_ours and isinstance(exc, ConnectionLostError)
+            and not isinstance(exc.__cause__, TimeoutError)
+        )  # fmt: skip
         end = time.monotonic() + _DYING_SECONDS
         try:
             host.check()

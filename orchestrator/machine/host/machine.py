@@ -1,4 +1,5 @@
-"""The machine of a run: it boots the host kernels of both arms, whatever kind of machine it is."""
+"""Machines: one as it is, which is looked at and stays as it is, and the machine of a run, which
+boots the host kernels of both arms, whatever kind of machine it is."""
 
 from __future__ import annotations
 
@@ -10,32 +11,70 @@ from typing import Any
 from orchestrator.base.cache import Cache
 from orchestrator.base.progress import Progress
 from orchestrator.evidence.layout import TrialWriter
+from orchestrator.evidence.manifest import HostKindFacts
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.runner.accel import Accel
-from orchestrator.machine.transport.shell import Commands
+from orchestrator.machine.runner.agents import AgentProgram, run_agent
+from orchestrator.machine.transport.shell import Commands, Completed
+from orchestrator.machine.vm.hypervisor import library_version
 from orchestrator.scenario.machines import Guest
 from orchestrator.scenario.vocabulary import ArmName
 
 
-class Machine(ABC):
-    """Provides the hosts of a run, one at a time or several.
+class AnyMachine(ABC):
+    """What `doctor` and `profile` need of a machine: they look at it, and boot no kernel on it."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the machine in messages."""
+
+    @property
+    @abstractmethod
+    def shell(self) -> Commands:
+        """Shell on the machine."""
+
+    def known_facts(self) -> dict[str, object]:
+        """Return what is known of the machine without asking it, as a checkup reports it."""
+        return {}
+
+    def run(self, program: AgentProgram, *arguments: str, **how: Any) -> Completed:
+        """Run an agent to its end, as `run_agent` does."""
+        return run_agent(self.shell, program, *arguments, **how)
+
+
+class FoundMachine(AnyMachine):
+    """A machine that is there already, behind a shell."""
+
+    def __init__(self, shell: Commands) -> None:
+        self._shell = shell
+
+    @property
+    def name(self) -> str:
+        return self._shell.name
+
+    @property
+    def shell(self) -> Commands:
+        return self._shell
+
+
+class ThisMachine(FoundMachine):
+    """The machine that barometer runs on."""
+
+    def known_facts(self) -> dict[str, object]:
+        return {"libvirt": library_version()}
+
+
+class Machine(AnyMachine):
+    """Provides the hosts of a run, one at a time or several. Its name and its shell are those of
+    the machine that carries them: the runner, or the metal host.
 
     The order of calls is: `survey` and `choose_accel`, before any kernel is built; `provide`, once
     the kernels are there; `install`, once the run's folder is; then `boot` for each trial. How the
     machine is taken and given back is the matter of the context manager that yields it.
     """
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """Name of the machine that carries the hosts: the runner, or the metal host's address."""
-
-    @property
-    @abstractmethod
-    def shell(self) -> Commands:
-        """Shell on the machine that carries the hosts."""
 
     @abstractmethod
     def survey(self) -> Sequence[str]:
@@ -71,14 +110,13 @@ class Machine(ABC):
         """
 
     @abstractmethod
-    def bind_devices(
-        self, host: Host, trial: TrialWriter
-    ) -> AbstractContextManager[tuple[BoundDevice, ...]]:
-        """Keep the devices with a large BAR bound to vfio-pci while the block runs. Raises
-        ArmFailedError if the proven kernel does not place a BAR, BenchError otherwise."""
+    def bind_devices(self, host: Host, trial: TrialWriter) -> tuple[BoundDevice, ...]:
+        """Bind the devices with a large BAR to vfio-pci. They go back with the host's other
+        changes. Raises ArmFailedError if the proven kernel does not place a BAR, BenchError
+        otherwise."""
 
     @abstractmethod
-    def trial_facts(self, arm: ArmName) -> dict[str, Any]:
+    def trial_facts(self, arm: ArmName) -> HostKindFacts:
         """Return what a trial's manifest says about this kind of machine."""
 
     @abstractmethod

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from typing import Any
 
 from orchestrator.base.bounded import FACTS_BYTES
 from orchestrator.base.errors import BenchError
 from orchestrator.base.reasons import Reason
+from orchestrator.evidence.manifest import ProvenSetting, ProvenSettings
 from orchestrator.formats.abi import parse_selected
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.kernels.module.parameters import parameters_of
@@ -38,35 +38,28 @@ def write_settings(change: ChangeLog, arm: Arm, name: ArmName) -> None:
 
 def prove_settings(
     shell: Shell, kernel: KernelBundle, arms: Arms, name: ArmName
-) -> dict[str, Any]:
+) -> ProvenSettings:
     """Read back all settings of the arm. Settings that only the other arm has are read, too, so
     that the difference is known.
-
-    Return `arm_settings` of the manifest: {"cmdline": {"asked", "found"}, "parameters": {NAME:
-    {"asked", "found"}}, "sysfs": {PATH: ...}, "unreadable": [NAME]}. `asked` is null for settings
-    that only the other arm has. `found` is null for a value that cannot be read; parameters of
-    this arm that the kernel does not show are in `unreadable`.
 
     Raises BenchError if a setting is not as the arm requests it.
     """
     arm, other = arms[name], _other_arm(arms, name)
-    settings: dict[str, Any] = {"cmdline": _prove_cmdline(shell, name, arm)}
-    settings["parameters"] = {
-        parameter: {
-            "asked": value,
-            "found": _prove_parameter(shell, kernel, name, parameter, value),
-        }
+    cmdline = _prove_cmdline(shell, name, arm)
+    parameters = {
+        parameter: ProvenSetting(
+            asked=value, found=_prove_parameter(shell, kernel, name, parameter, value)
+        )
         for parameter, value in _with_others(arm.parameters, other.parameters).items()
     }
-    settings["unreadable"] = [
-        parameter for parameter in arm.parameters
-        if settings["parameters"][parameter]["found"] is None
-    ]  # fmt: skip
-    settings["sysfs"] = {
-        path: {"asked": value, "found": _prove_file(shell, name, path, value)}
+    sysfs = {
+        path: ProvenSetting(asked=value, found=_prove_file(shell, name, path, value))
         for path, value in _with_others(arm.sysfs, other.sysfs).items()
     }
-    return settings
+    unreadable = tuple(p for p in arm.parameters if parameters[p].found is None)
+    return ProvenSettings(
+        cmdline=cmdline, parameters=parameters, sysfs=sysfs, unreadable=unreadable
+    )
 
 
 def is_same_setting(requested: str, actual: str) -> bool:
@@ -96,7 +89,7 @@ def _with_others(own: dict[str, str], others: dict[str, str]) -> dict[str, str |
     return {**dict.fromkeys(others), **own}
 
 
-def _prove_cmdline(shell: Shell, name: ArmName, arm: Arm) -> dict[str, str]:
+def _prove_cmdline(shell: Shell, name: ArmName, arm: Arm) -> ProvenSetting:
     """Prove the arm's words except its parameters, which are proven separately."""
     present = shell.read("/proc/cmdline").split()
     for word in arm.words:
@@ -110,10 +103,8 @@ def _prove_cmdline(shell: Shell, name: ArmName, arm: Arm) -> dict[str, str]:
             raise _refused(
                 name, "the kernel's command line", word, "the kernel knows no such word"
             )
-    return {
-        "asked": arm.cmdline,
-        "found": " ".join(w for w in arm.cmdline.split() if w in present),
-    }
+    found = " ".join(word for word in arm.cmdline.split() if word in present)
+    return ProvenSetting(asked=arm.cmdline, found=found)
 
 
 def _prove_parameter(

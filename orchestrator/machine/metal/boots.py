@@ -23,7 +23,7 @@ from orchestrator.machine.transport.shell import Shell
 from orchestrator.scenario.machines import MetalHost
 from orchestrator.scenario.vocabulary import BOOT_WAYS
 
-log = logging.getLogger("barometer.metal")
+_log = logging.getLogger("barometer.metal")
 
 _ASKED_SECONDS = 60.0
 FATAL = (
@@ -151,7 +151,7 @@ class Boots:
                 ):
                     raise
                 seen = exc.message
-                log.debug("not back: %s", exc.message)
+                _log.debug("not back: %s", exc.message)
                 self.link.close()
                 return None
             self._reached = True
@@ -281,7 +281,7 @@ class Boots:
         except BenchError as exc:
             if exc.reason not in TRANSIENT:
                 raise
-            log.debug("it goes down: %s", exc.message)
+            _log.debug("it goes down: %s", exc.message)
             self.link.close()
             return None
         if any(failure.kind == "leaving" for failure in failed):

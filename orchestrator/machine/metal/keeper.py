@@ -25,13 +25,15 @@ from orchestrator.base.errors import BarometerError, BenchError
 from orchestrator.base.process import tail
 from orchestrator.base.reasons import Reason, parse_reason
 from orchestrator.base.waiting import until
-from orchestrator.machine.runner.agents import StayingAgent, run_agent
+from orchestrator.machine.host.changes import VFIO
+from orchestrator.machine.runner.agents import AgentProgram, StayingAgent, run_agent, sent_program
 from orchestrator.machine.runner.images import GUESTS
 from orchestrator.machine.runner.owner import process_start
+from orchestrator.machine.transport.answers import parsing
 from orchestrator.machine.transport.shell import Commands, Shell
 from orchestrator.scenario.vocabulary import BootWay
 
-log = logging.getLogger("barometer.keeper")
+_log = logging.getLogger("barometer.keeper")
 
 TTL = 60.0
 """Seconds that a lease outlives its runner."""
@@ -44,6 +46,7 @@ _SECONDS = 300
 """Deadline of a request. The slowest requests unbind a device or load a kernel on an emulated
 machine; a request that takes longer hangs."""
 _WAIT_SECONDS = 2.0
+_BUSY_SECONDS = 10.0
 _HINTS = {
     Reason.LEASE_HELD: "wait for it (host.wait), or until its runner is gone: then its lease"
     " expires",
@@ -153,7 +156,7 @@ class Keeper:
         *,
         ttl: float = TTL,
         wait: float = 0,
-        on_wait: Callable[[str], None] = log.info,
+        on_wait: Callable[[str], None] = _log.info,
     ) -> bool:
         """Take the lease, within `wait` seconds. Others who request it meanwhile are shown the
         `purpose`.
@@ -293,7 +296,7 @@ class Keeper:
     def _ask(self, verb: str, *, within: float = _SECONDS, **request: Any) -> dict[str, Any]:
         shell = self._connect()
         completed = run_agent(
-            shell, _archive(), request=json.dumps({"verb": verb, **request}).encode(),
+            shell, _program(), request=json.dumps({"verb": verb, **request}).encode(),
             timeout=within, check=False, doing=f"asking the keeper to {verb}",
         )  # fmt: skip
         question = f"{verb}: exit code {completed.code}"
@@ -307,7 +310,7 @@ def _answer(machine: str, question: str, line: str, output: str) -> dict[str, An
     `output` is the evidence for the former."""
     try:
         answer: dict[str, Any] = json.loads(line)
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise BenchError(
             f"{machine}: the keeper did not answer to {question}", evidence=tail(output),
             hint="barometer needs python3 on the machine, 3.9 or later",
@@ -330,18 +333,17 @@ def _refused(machine: str, answer: dict[str, Any]) -> BenchError:
 
 
 @functools.cache
-def _archive() -> bytes:
-    """Return the keeper's program. It has tracer.py, too, to remove the probes that the tracer
-    armed."""
+def _program() -> AgentProgram:
+    """Return the keeper, with the program that removes probes."""
 
     def is_ours(path: Path) -> bool:
-        return path.suffix == ".py" and (path.parts[0] == "keeper" or path.name == "tracer.py")
+        return path.suffix in (".py", ".sh") and path.parts[0] == "keeper"
 
     archive = io.BytesIO()
     zipapp.create_archive(
         GUESTS / "agents", archive, main="keeper.verbs:main", filter=is_ours, compressed=True
     )
-    return archive.getvalue()
+    return sent_program(archive.getvalue())
 
 
 def describe_this_process(purpose: str) -> dict[str, Any]:
@@ -386,8 +388,10 @@ class Lease:
     ) -> None:
         """`close` ends a connection that failed, so that the next is a new one."""
         self._close, self._token = close, token
-        self._keeper = StayingAgent(connect, _archive(), "stay")
+        self._keeper = StayingAgent(connect, _program(), "stay")
         self._every = ttl / 3
+        self._asking = threading.Lock()
+        """The keeper that stays answers one request at a time."""
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
         self._lost: BarometerError | None = None
@@ -428,11 +432,55 @@ class Lease:
                 if exc.reason == Reason.LEASE_LOST:
                     self._lost = exc
                     return
-                log.debug("the lease is not renewed: %s", exc.message)
+                _log.debug("the lease is not renewed: %s", exc.message)
                 self._keeper.close()
                 self._close()
                 pause = min(_WAIT_SECONDS, self._every)
 
     def _renew(self) -> None:
-        line = self._keeper.ask({"verb": "renew", "token": self._token}, within=self._every)
+        with self._asking:
+            line = self._keeper.ask({"verb": "renew", "token": self._token}, within=self._every)
         _answer("host", "renew", line, line)
+
+    def read_busy_seconds(self) -> float | None:
+        """Return the seconds that the machine's CPUs have worked since its boot, or None if the
+        keeper that stays does not tell. It needs no new program, which a machine that hangs could
+        not start."""
+        try:
+            with self._asking:
+                line = self._keeper.ask({"verb": "busy"}, within=_BUSY_SECONDS)
+            answer = _answer("host", "busy", line, line)
+            with parsing("the keeper's answer", line):
+                return float(answer["seconds"])
+        except BarometerError as exc:
+            _log.debug("how busy the machine is, is not known: %s", exc.message)
+            return None
+
+
+class JournaledChanges:
+    """Makes changes on a metal host. Its keeper writes each to the journal before making it."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+        self._claimed: set[str] = set()
+
+    def write(self, path: str, value: str) -> None:
+        self._keeper.write(path, value)
+
+    def bind(self, addresses: Sequence[str]) -> None:
+        for address in addresses:
+            self._keeper.bind(address, VFIO)
+
+    def tracing(self, instance: str, group: str) -> None:
+        self._keeper.tracing(instance, group)
+
+    def guest(self, uuid: str) -> None:
+        self._keeper.guest(uuid)
+
+    def files(self, *paths: str) -> None:
+        if new := [path for path in paths if path not in self._claimed]:
+            self._keeper.claim(new)
+            self._claimed |= {*new}
+
+    def put_back(self) -> None:
+        self._keeper.putback(volatile=True)

@@ -24,17 +24,19 @@ from orchestrator.base.process import tail
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
+from orchestrator.evidence.manifest import HostKindFacts
 from orchestrator.formats.kernelreports import BROKEN, reports_in
 from orchestrator.kernels.image.bundle import KernelBundle
+from orchestrator.machine.host.changes import VFIO
 from orchestrator.machine.host.console import Console
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host, explained_by_the_host, panic_reason
-from orchestrator.machine.host.kernelwatch import KernelWatch
+from orchestrator.machine.host.kernelwatch import KernelWatch, watch_of_machine, watching_kernel
 from orchestrator.machine.host.machine import Machine
 from orchestrator.machine.host.modules import prove_modules
 from orchestrator.machine.metal.boots import TRANSIENT, Boots, Running, read_running_kernel
 from orchestrator.machine.metal.consoles import following_dmesg
-from orchestrator.machine.metal.keeper import Image, Keeper
+from orchestrator.machine.metal.keeper import Image, JournaledChanges
 from orchestrator.machine.metal.leasing import HeldMachine, restored_machine
 from orchestrator.machine.metal.passthrough import (
     bind_hostdev,
@@ -55,14 +57,15 @@ from orchestrator.machine.metal.staging import (
 )
 from orchestrator.machine.runner.accel import Accel
 from orchestrator.machine.runner.images import GUESTS, PayloadFiles, guest_files
-from orchestrator.machine.tracing.profiler import INSTANCE, TRACEFS
+from orchestrator.machine.tracing.armer import TRACEFS
+from orchestrator.machine.tracing.profiler import INSTANCE
 from orchestrator.machine.transport import remote
 from orchestrator.machine.transport.shell import Shell
 from orchestrator.machine.vm.hypervisor import Connection, Deadlines, over_ssh
 from orchestrator.scenario.machines import Guest, HostDevice, MetalHost
 from orchestrator.scenario.vocabulary import ArmName
 
-log = logging.getLogger("barometer.metal")
+_log = logging.getLogger("barometer.metal")
 
 _GUESTS = Deadlines(end=60.0)
 """`end` is libvirt's own limit (40 s, and more for each device) with a margin. The keeper has the
@@ -77,28 +80,6 @@ _NOT_HANDED_ON = (
 """Words of the machine's own command line that the kernels under test do not get. With
 `crashkernel` the machine's kdump service may load a crash kernel, and a panic would boot that
 kernel instead of restarting the machine."""
-
-
-class JournaledChanges:
-    """Makes changes on a metal host. Its keeper writes each to the journal before making it."""
-
-    def __init__(self, keeper: Keeper) -> None:
-        self._keeper = keeper
-        self._claimed: set[str] = set()
-
-    def write(self, path: str, value: str) -> None:
-        self._keeper.write(path, value)
-
-    def tracing(self, instance: str, group: str) -> None:
-        self._keeper.tracing(instance, group)
-
-    def guest(self, uuid: str) -> None:
-        self._keeper.guest(uuid)
-
-    def files(self, *paths: str) -> None:
-        if new := [path for path in paths if path not in self._claimed]:
-            self._keeper.claim(new)
-            self._claimed |= {*new}
 
 
 @dataclass(frozen=True)
@@ -174,7 +155,7 @@ class RealHost(Host):
         return self.shell.alive() or self.boots.reach().boot_id == self.boot_id
 
     def libvirt(self) -> AbstractContextManager[Connection]:
-        return over_ssh(self.ssh, "host", deadlines=_GUESTS)
+        return over_ssh(self.ssh, "host", deadlines=_GUESTS, is_stopped=self.is_libvirt_stopped)
 
 
 class MetalMachine(Machine):
@@ -257,16 +238,14 @@ class MetalMachine(Machine):
             # nothing is changed, and the error that ended the run must not be hidden
             self._progress.note(f"host: its lease is left to expire: {exc.message}")
 
-    def trial_facts(self, arm: ArmName) -> dict[str, Any]:  # noqa: ARG002
+    def trial_facts(self, arm: ArmName) -> HostKindFacts:  # noqa: ARG002
         return {}
 
     def guest_packages(self) -> dict[str, str]:
         return self._guest.packages
 
-    @contextmanager
-    def bind_devices(self, host: Host, trial: TrialWriter) -> Iterator[tuple[BoundDevice, ...]]:
-        address, bar = self._survey.device, self._device.bar
-        yield (bind_hostdev(host.shell, self.keeper, address, bar, trial=trial),)
+    def bind_devices(self, host: Host, trial: TrialWriter) -> tuple[BoundDevice, ...]:
+        return (bind_hostdev(host, self._survey.device, self._device.bar, trial=trial),)
 
     def stage(
         self, kernels: Mapping[ArmName, KernelBundle], payload: Mapping[str, Path | bytes],
@@ -332,10 +311,10 @@ class MetalMachine(Machine):
         try:
             failed = self.keeper.putback(volatile=True).failed
         except BarometerError as exc:
-            log.debug("not put back: %s", exc.message)
+            _log.debug("not put back: %s", exc.message)
             return False
         if failed:
-            log.debug("not put back: %s", failed)
+            _log.debug("not put back: %s", failed)
         return not failed
 
     def _boot(self, arm: ArmName, words: Sequence[str], trial: TrialWriter) -> Session:
@@ -414,14 +393,14 @@ class MetalMachine(Machine):
 
     def _load_modules(self) -> bool:
         """Load the modules of VFIO and of KVM; True if the host has KVM. Raises BenchError."""
-        self.keeper.modules(["vfio-pci", "vfio_iommu_type1"])
+        self.keeper.modules([VFIO, "vfio_iommu_type1"])
         flags = self.shell.run("grep -m1 -E '^flags' /proc/cpuinfo").stdout.split()
         kvm = [name for flag, name in (("svm", "kvm_amd"), ("vmx", "kvm_intel")) if flag in flags]
         for name in ("iommufd", *kvm):
             try:
                 self.keeper.modules([name])
             except BenchError as exc:
-                log.debug("%s: %s", name, exc.message)
+                _log.debug("%s: %s", name, exc.message)
         return self.shell.run(["test", "-c", "/dev/kvm"], check=False).code == 0
 
     def _host(self, session: Session, console: Console, kernel: KernelWatch) -> Host:
@@ -440,16 +419,18 @@ class MetalMachine(Machine):
         """Provide the machine's console while the block runs: its serial console if `host.console`
         has a command that prints it, else the kernel's messages over SSH, which end with the
         connection."""
-        path = trial.host / "console.log"
-        if self.boots.console is not None:
-            console = self.boots.console.path, session.console_start
-            try:
-                yield Console(*console), KernelWatch(*console)
-            finally:
-                path.write_text(self.boots.read_console(session.console_start))
-            return
-        with following_dmesg(self.shell, path):
-            yield Console(path), KernelWatch(path)
+        path, start = trial.host / "console.log", session.console_start
+        with contextlib.ExitStack() as stack:
+            if self.boots.console is not None:
+                console = Console(self.boots.console.path, start)
+                stack.callback(lambda: path.write_text(self.boots.read_console(start)))
+            else:
+                console = Console(path)
+                stack.enter_context(following_dmesg(self.shell, path))
+            kernel = watch_of_machine(console, self.lease.read_busy_seconds)
+            kernel.on_hang(self.shell.drop)
+            stack.enter_context(watching_kernel(kernel))
+            yield console, kernel
 
 
 def _no_boot(kernel: KernelBundle, running: Running, words: str) -> ArmFailedError:

@@ -10,16 +10,16 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter, write_json
 from orchestrator.evidence.pci_survey import User
 from orchestrator.formats.units import MIB, format_size
+from orchestrator.machine.host.changes import VFIO
 from orchestrator.machine.host.device import BoundDevice, find_bar
+from orchestrator.machine.host.host import Host
 from orchestrator.machine.host.pci import Function, Survey
-from orchestrator.machine.metal.keeper import Keeper
-from orchestrator.machine.runner.agents import agent_source, run_agent
+from orchestrator.machine.runner.agents import run_agent, sent_agent
 from orchestrator.machine.transport.answers import parsing
-from orchestrator.machine.transport.shell import Commands, Shell
+from orchestrator.machine.transport.shell import Commands
 from orchestrator.scenario.machines import HostDevice
 
-_VFIO = "vfio-pci"
-_MANAGED = (None, "pcieport", "pci-stub", _VFIO)
+_MANAGED = (None, "pcieport", "pci-stub", VFIO)
 """Drivers of functions that may stay in the IOMMU group of a guest's device, because these drivers
 do not use the kernel's DMA (driver_managed_dma in drivers/pci/pcie/portdrv.c, pci-stub.c,
 drivers/vfio/pci/vfio_pci.c). None: no driver."""
@@ -41,7 +41,7 @@ class Refusal:
 
 def survey_devices(shell: Commands) -> Survey:
     """Survey the machine's PCI devices. Raises BenchError if that fails."""
-    answer = run_agent(shell, agent_source("survey"), doing="surveying the PCI devices")
+    answer = run_agent(shell, sent_agent("survey"), doing="surveying the PCI devices")
     with parsing("the survey of the PCI devices", answer.stdout):
         return Survey.parse(answer.stdout)
 
@@ -346,16 +346,14 @@ def _through(user: User) -> str:
 # -- binding --------------------------------------------------------------------------------
 
 
-def bind_hostdev(
-    shell: Shell, keeper: Keeper, address: str, bar: int, *, trial: TrialWriter
-) -> BoundDevice:
+def bind_hostdev(host: Host, address: str, bar: int, *, trial: TrialWriter) -> BoundDevice:
     """Bind the function and all that belongs to the same device to vfio-pci under the running
     kernel; the keeper puts them back. host/device.json has the function's state before that.
 
     Raises ArmFailedError if the proven kernel does not find the function or did not place its BAR,
     BenchError if the function is refused or vfio-pci does not take it.
     """
-    survey = survey_devices(shell)
+    survey = survey_devices(host.shell)
     function = survey.functions.get(address)
     if function is None:
         raise ArmFailedError(
@@ -365,7 +363,5 @@ def bind_hostdev(
     device = find_bar(address, function.resources, bar, _PLACED_BY)
     _check_spared(survey, function)
     write_json(trial.host / "device.json", function.facts.to_json())
-    keeper.modules([_VFIO])
-    for member in find_own_functions(survey, function):
-        keeper.bind(member.address, _VFIO)
+    host.change.bind([member.address for member in find_own_functions(survey, function)])
     return device

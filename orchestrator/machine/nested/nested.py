@@ -19,16 +19,17 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.base.waiting import Stall, until
 from orchestrator.kernels.image.bundle import KernelBundle
-from orchestrator.machine.host.changes import DirectChanges
+from orchestrator.machine.host.changes import RememberedChanges
 from orchestrator.machine.host.console import Console, read_excerpt
 from orchestrator.machine.host.host import (
     Host,
     evidence,
     explained_by_the_host,
+    find_standstill,
     panic_reason,
     qemu_crashed,
 )
-from orchestrator.machine.host.kernelwatch import KernelWatch, read_cpu_seconds, watching_kernel
+from orchestrator.machine.host.kernelwatch import KernelWatch, read_activity, watching_kernel
 from orchestrator.machine.host.modules import prove_modules
 from orchestrator.machine.runner.accel import Accel
 from orchestrator.machine.runner.filelimits import limited_files
@@ -178,6 +179,8 @@ class VmHost(Host):
         return over_ssh(
             self.ssh, "host", deadlines=_GUESTS, keep_alive=self.accel != "exact",
             is_lost=lambda: not self.shell.alive(),
+            # a look would wake an exact host at a time that depends on the runner
+            is_stopped=lambda: self.accel != "exact" and self.is_libvirt_stopped(),
         )  # fmt: skip
 
     def monitor(self, command: str) -> str:
@@ -239,10 +242,13 @@ def running_machine(
         ):
             (folder / "domain.xml").write_text(domain.xml() or xml)
             qemu = next(iter(qemu_processes([domain_spec.uuid])), 0)
-            kernel = KernelWatch(domain_spec.console, cpu_seconds=lambda: read_cpu_seconds(qemu))
+            console = Console(domain_spec.console)
+            kernel = KernelWatch(console, lambda: read_activity(qemu))
+            # whatever waits for the machine, libvirt included, sees its end
+            kernel.on_hang(lambda: end_machines([domain_spec.uuid]))
             with watching_kernel(kernel):
                 yield StartedVm(
-                    domain, Console(domain_spec.console), kernel, token, started, spec.accel,
+                    domain, console, kernel, token, started, spec.accel,
                     spec.host.cpus, _log(state, token), folder,
                 )  # fmt: skip
     finally:
@@ -277,18 +283,22 @@ def proven_host(
     Raises BenchError if the machine hangs, cannot be reached by SSH or runs another kernel;
     ArmFailedError if the planned kernel panics or floods its console while it boots.
     """
-    _wait_for_sshd(machine, kernel, progress)
-    port = _forwarded_port(machine.domain)
     # keepalive messages would wake an exact host at times that depend on the runner
     keepalive = 0 if machine.accel == "exact" else 10
-    with connected(
-        "host", ("127.0.0.1", port), key=keys.runner, host_key=keys.host,
-        keepalive=keepalive,
-    ) as shell:  # fmt: skip
-        machine.kernel.on_hang(shell.drop)
-        boot_id = prove_kernel(shell, machine.token, kernel)
-        if machine.accel == "tcg":
-            _check_clock(shell, machine.started)
+    with contextlib.ExitStack() as stack:
+        with _standstill_named(machine):
+            _wait_for_sshd(machine, kernel, progress)
+            port = _forwarded_port(machine.domain)
+            shell = stack.enter_context(
+                connected(
+                    "host", ("127.0.0.1", port), key=keys.runner, host_key=keys.host,
+                    keepalive=keepalive,
+                )
+            )  # fmt: skip
+            machine.kernel.on_hang(shell.drop)
+            boot_id = prove_kernel(shell, machine.token, kernel)
+            if machine.accel == "tcg":
+                _check_clock(shell, machine.started)
         ssh = write_client_config(
             machine.folder, port=port, key=keys.runner, host_key=keys.host, keepalive=keepalive
         )
@@ -296,13 +306,24 @@ def proven_host(
             yield VmHost(
                 shell=shell, release=kernel.release, kvm=False,
                 cpus=machine.cpus, accel=machine.accel, payload=PAYLOAD, console=machine.console,
-                kernel=machine.kernel, scratch=machine.folder, change=DirectChanges(shell),
-                vm=machine, ssh=ssh,
+                kernel=machine.kernel, scratch=machine.folder,
+                change=RememberedChanges(shell, PAYLOAD), vm=machine, ssh=ssh,
             ), boot_id  # fmt: skip
         finally:
             # libvirt sends SIGTERM first and waits 10 s, although a stopped QEMU cannot react
             if not shell.alive():
                 end_machines([machine.domain.uuid])
+
+
+@contextmanager
+def _standstill_named(machine: StartedVm) -> Iterator[None]:
+    """If the block fails because the machine stands still, raise the error that says so."""
+    try:
+        yield
+    except BenchError as exc:
+        if (standstill := find_standstill(machine.kernel, machine.console)) is not None:
+            raise standstill from exc
+        raise
 
 
 def _check_clock(shell: Shell, started: float) -> None:
@@ -406,10 +427,8 @@ def _wait_for_sshd(machine: StartedVm, kernel: KernelBundle, progress: Progress)
                 machine, "the host's kernel panicked before it was proven",
                 reason=Reason.UNPROVEN_PANIC,
             )  # fmt: skip
-        if (hung := machine.kernel.hung) is not None:
-            raise _host_error(
-                machine, f"the host hangs: {hung.message}", reason=Reason.HOST_HUNG_TASK
-            )
+        if (standstill := find_standstill(machine.kernel, machine.console)) is not None:
+            raise standstill
         if flood := console.flood:
             message = f"the host floods its console while it boots: {flood}"
             if _is_on_console(console.text(), machine, kernel):

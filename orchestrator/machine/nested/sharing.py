@@ -5,7 +5,6 @@ The next trial gets the host only if its state is then the same as right after t
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,18 +14,17 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.base.cache import Cache
-from orchestrator.base.errors import BarometerError, BenchError, key_named
-from orchestrator.base.process import tail
+from orchestrator.base.errors import BarometerError, key_named
 from orchestrator.base.progress import Progress
-from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
+from orchestrator.evidence.manifest import HostKindFacts
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.guest.guest import GUEST_SERIAL, guest_cmdline
 from orchestrator.machine.guest.guestdisk import GuestDisk, grub_config, guest_disk
-from orchestrator.machine.host.changes import RememberedChanges
-from orchestrator.machine.host.device import BoundDevice, bound_devices
+from orchestrator.machine.host.changes import RememberedChanges, put_back_changes
+from orchestrator.machine.host.device import BoundDevice, bind_emulated
 from orchestrator.machine.host.host import Host
-from orchestrator.machine.host.machine import Machine
+from orchestrator.machine.host.machine import Machine, ThisMachine
 from orchestrator.machine.host.modules import prove_modules
 from orchestrator.machine.nested.nested import (
     BootSpec,
@@ -44,8 +42,7 @@ from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.machine.transport.local import LocalMachine
 from orchestrator.machine.vm.domain import Disk
 from orchestrator.machine.vm.hypervisor import Connection
-from orchestrator.scenario.machines import EmulatedDevice, Guest, NestedHost
-from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.machines import Device, EmulatedDevice, Guest, HostSpec, NestedHost
 from orchestrator.scenario.vocabulary import ArmName
 
 _SETTLE_SECONDS = 10.0
@@ -92,7 +89,7 @@ def booted_host(
         _record(trial, boot, shared=shared)
         boot.host = prepare_host(host, spec)
         if shared:
-            boot.state = _put_back(host, ())[1]
+            boot.state = put_back_changes(host.shell, host.payload, ())[1]
         yield boot
 
 
@@ -168,7 +165,7 @@ class HostPool:
     @contextmanager
     def _lent(self, boot: HostBoot, trial: TrialWriter, progress: Progress) -> Iterator[Host]:
         """Lend the host to one trial while the block runs; end it if the trial left anything."""
-        change = RememberedChanges(boot.host.shell)
+        change = RememberedChanges(boot.host.shell, boot.host.payload)
         try:
             yield replace(boot.host, change=change)
         except KeyboardInterrupt:
@@ -181,16 +178,17 @@ class HostPool:
                 progress.note(f"host: not as it was after the trial: {differences[0]}")
 
 
-def put_back(boot: HostBoot, changes: Sequence[tuple[str, Mapping[str, Any]]] = ()) -> list[str]:
+def put_back(boot: HostBoot, changes: Sequence[tuple[str, dict[str, Any]]] = ()) -> list[str]:
     """Undo the changes. Return what then differs from the state right after the boot, or the
     reason why that is not known. Never raises, because the caller can end the host instead."""
+    host = boot.host
     try:
-        boot.host.check()
-        failed, state = _put_back(boot.host, changes)
+        host.check()
+        failed, state = put_back_changes(host.shell, host.payload, changes)
         end = time.monotonic() + _SETTLE_SECONDS
         while state != boot.state and not failed and time.monotonic() < end:
             time.sleep(0.2)
-            _, state = _put_back(boot.host, ())
+            _, state = put_back_changes(host.shell, host.payload, ())
     except BarometerError as exc:
         return [exc.message[:_LONGEST]]
     names = sorted(boot.state.keys() | state.keys())
@@ -206,6 +204,7 @@ class NestedMachine(Machine):
     """The runner, with hosts that are its VMs."""
 
     name = LocalMachine.name
+    shell = LocalMachine()
 
     def __init__(
         self, host: NestedHost, device: EmulatedDevice, pool: HostPool | None = None
@@ -221,14 +220,14 @@ class NestedMachine(Machine):
         self._boots_guests = False
 
     @classmethod
-    def of(cls, scenario: Scenario, pool: HostPool | None = None) -> Self:
-        """Return the machine of a scenario with a nested host."""
-        assert isinstance(scenario.device, EmulatedDevice)  # the scenario's own rule
-        return cls(scenario.nested, scenario.device, pool)
+    def of(cls, host: HostSpec, device: Device, pool: HostPool | None = None) -> Self:
+        """Return the machine of a scenario's nested host, with its device."""
+        assert host.kind == "nested"
+        assert device.kind != "hostdev"  # the scenario's own rule
+        return cls(host, device, pool)
 
-    @property
-    def shell(self) -> LocalMachine:
-        return LocalMachine()
+    def known_facts(self) -> dict[str, object]:
+        return ThisMachine(self.shell).known_facts()
 
     def survey(self) -> Sequence[str]:
         return ()
@@ -278,14 +277,12 @@ class NestedMachine(Machine):
         more = [Disk(self._guest_disk.path, GUEST_SERIAL)] if self._guest_disk else []
         return (Disk(self._payload.disk, "payload"), *more)
 
-    @contextmanager
     def bind_devices(
         self, host: Host, trial: TrialWriter  # noqa: ARG002
-    ) -> Iterator[tuple[BoundDevice, ...]]:  # fmt: skip
-        with bound_devices(host, self._device) as devices:
-            yield devices
+    ) -> tuple[BoundDevice, ...]:  # fmt: skip
+        return bind_emulated(host, self._device)
 
-    def trial_facts(self, arm: ArmName) -> dict[str, Any]:
+    def trial_facts(self, arm: ArmName) -> HostKindFacts:
         return {
             "host_memory": self._spec.memory, "host_viommu": self._spec.viommu,
             "host_viommu_aw_bits": self._spec.viommu_aw_bits,
@@ -302,22 +299,3 @@ def _build_guest_disk(guest: Guest, kernel: KernelBundle, cache: Cache) -> Guest
         grub_config(kernel.release, cmdline)
     with key_named("guest.kernel"):
         return guest_disk(kernel, cmdline, cache)
-
-
-def _put_back(
-    host: Host, changes: Sequence[tuple[str, Mapping[str, Any]]]
-) -> tuple[list[str], dict[str, str]]:
-    """Undo the changes. Return what could not be undone, and the host's state.
-
-    Raises BenchError."""
-    output = host.shell.run(
-        host.agent("sharing"), stdin=json.dumps(changes).encode(),
-        doing="putting the host back as it was",
-    ).stdout  # fmt: skip
-    try:
-        answer = json.loads(output)
-        return answer["failed"], answer["state"]
-    except (ValueError, KeyError, TypeError) as exc:
-        raise BenchError(
-            "the host does not tell how it is", evidence=tail(output), reason=Reason.HOST_SILENT
-        ) from exc

@@ -1,16 +1,18 @@
-"""Programs that are sent to a machine and run there: agents of guests/agents/, and the keeper.
-Nothing has to be on the machine but python3, and nothing of them stays there.
+"""Programs that run on a machine: agents of guests/agents/, and the keeper. The machine needs
+python3, and keeps nothing of a program that is sent to it.
 
-`run_agent` sends a program with one request. A `StayingAgent` is sent once and stays: it answers
-each line of JSON by a line of JSON, until the connection or the block ends. The hosts of barometer
-have their agents in a folder (`Host.agent`).
+There are two ways to run one. `run_agent` runs a program once, with one request. A `StayingAgent`
+stays: it is told lines and tells lines, until the connection or the block ends. Either takes an
+`AgentProgram`, which is sent to the machine, or is there already: barometer's hosts have the
+agents in a folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.base.errors import BenchError
@@ -30,52 +32,79 @@ _RUN_ARCHIVE = (
 _ZIP = b"PK"
 
 
-def agent_source(name: str) -> bytes:
-    """Return the source of an agent that needs no other file."""
-    return (GUESTS / f"agents/{name}.py").read_bytes()
+@dataclass(frozen=True)
+class AgentProgram:
+    command: tuple[str, ...]
+    """Command line that starts it; its arguments follow."""
+    content: bytes = b""
+    """The program itself, if it is not on the machine: what the command reads first from its
+    standard input."""
+
+    def under(self, *words: str) -> AgentProgram:
+        """Return the program, started by other words, such as setarch."""
+        return replace(self, command=(*words, *self.command))
+
+
+def staged_agent(payload: str, name: str) -> AgentProgram:
+    """Return an agent that is in the folder `payload` on the machine."""
+    return AgentProgram(("python3", "-I", f"{payload}/agents/{name}.py"))
+
+
+def sent_agent(name: str) -> AgentProgram:
+    """Return an agent that needs no other file, to be sent."""
+    return sent_program((GUESTS / f"agents/{name}.py").read_bytes())
+
+
+def sent_program(content: bytes) -> AgentProgram:
+    """Return a program to be sent: source, or a zip archive."""
+    run = _RUN_ARCHIVE if content.startswith(_ZIP) else _RUN_SOURCE
+    return AgentProgram(("python3", "-I", "-c", run, str(len(content))), content)
 
 
 def run_agent(
-    machine: Commands,
-    program: bytes,
-    *arguments: str,
-    request: bytes = b"",
-    before: Sequence[str] = (),
-    **how: Any,
+    machine: Commands, program: AgentProgram, *arguments: str, request: bytes = b"", **how: Any
 ) -> Completed:
-    """Run a program, source or a zip archive, on the machine with a request on its standard input.
-    `before`: words before the command, such as setarch. `how`: arguments of `Commands.run`, whose
-    errors it raises."""
-    command = [*before, *_command(program, *arguments)]
-    return machine.run(command, stdin=program + request, **how)
-
-
-def _command(program: bytes, *arguments: str) -> list[str]:
-    run = _RUN_ARCHIVE if program.startswith(_ZIP) else _RUN_SOURCE
-    return ["python3", "-I", "-c", run, str(len(program)), *arguments]
+    """Run a program to its end, with a request on its standard input. `how`: arguments of
+    `Commands.run`, whose errors it raises."""
+    return machine.run([*program.command, *arguments], stdin=program.content + request, **how)
 
 
 class StayingAgent:
-    """A program that stays on a machine between requests, over one SSH channel. It is sent with
-    the first request, and sent again with the first after a failure. Its standard input closes
-    with the channel, which ends it: it never outlives its runner."""
+    """A program that stays on a machine, over one SSH channel. It is started when it is needed
+    first, and again after a failure. Its standard input closes with the channel, which ends it: it
+    never outlives its runner."""
 
-    def __init__(self, connect: Callable[[], Commands], program: bytes, *arguments: str) -> None:
+    def __init__(
+        self, connect: Callable[[], Commands], program: AgentProgram, *arguments: str
+    ) -> None:
         self._connect, self._program, self._arguments = connect, program, arguments
         self._channel = contextlib.ExitStack()
         self._dialogue: Dialogue | None = None
+
+    def __enter__(self) -> StayingAgent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def dialogue(self, within: float) -> Dialogue:
+        """Return its lines, and the way to send it lines; start it, if it does not run. `within`:
+        seconds for each line."""
+        if self._dialogue is None:
+            command = [*self._program.command, *self._arguments]
+            stream = self._connect().stream(command, timeout=within)
+            self._dialogue = self._channel.enter_context(stream)
+            if self._program.content:
+                self._dialogue.send(self._program.content)
+        return self._dialogue
 
     def ask(self, request: Mapping[str, Any], within: float) -> str:
         """Send a request and return the line that answers it. `within`: seconds for each line.
         Raises ConnectionLostError if there is none."""
         try:
-            if self._dialogue is None:
-                command = _command(self._program, *self._arguments)
-                stream = self._connect().stream(command, timeout=within)
-                self._dialogue = self._channel.enter_context(stream)
-                self._dialogue.send(self._program)
-            self._dialogue.say(json.dumps(request))
-            return next(self._dialogue)
+            dialogue = self.dialogue(within)
+            dialogue.say(json.dumps(request))
+            return next(dialogue)
         except (OSError, EOFError, StopIteration) as exc:
             self.close()
             raise ConnectionLostError(
@@ -86,6 +115,6 @@ class StayingAgent:
             raise
 
     def close(self) -> None:
-        """End the program, if it runs. The next request sends it again."""
+        """End the program, if it runs. The next request starts it again."""
         self._dialogue = None
         self._channel.close()

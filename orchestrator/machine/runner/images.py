@@ -194,7 +194,7 @@ def _modules_disk(recipe: dict[str, Any], kernel: KernelBundle, cache: Cache) ->
         tree = folder / "modules"
         shutil.copytree(kernel.modules, tree, symlinks=True)
         for name in ready:
-            content = unpack_module(kernel, name)
+            content = read_bundle_module(kernel, name)
             (tree / name).unlink()
             (tree / plain_name(name)).write_bytes(content)
         index_modules(folder, kernel.release)
@@ -218,7 +218,7 @@ def plain_name(module: str) -> str:
     return ko.SUFFIX.sub(".ko", module)
 
 
-def unpack_module(kernel: KernelBundle, name: str) -> bytes:
+def read_bundle_module(kernel: KernelBundle, name: str) -> bytes:
     """Return a module's ELF file, uncompressed: emulated machines are slow at unpacking."""
     return ko.unpack_module(kernel.modules / name, Reason.KERNEL_MODULES)
 
@@ -258,7 +258,7 @@ def _add_modules(archive: CpioArchive, kernel: KernelBundle, modules: list[str])
     names = []
     for module in modules:
         names.append(Path(plain_name(module)).name)
-        archive.file(f"modules/{names[-1]}", unpack_module(kernel, module))
+        archive.file(f"modules/{names[-1]}", read_bundle_module(kernel, module))
     archive.file("modules/order", "".join(f"{n}\n" for n in names).encode())
 
 

@@ -20,6 +20,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Annotated, Literal
 
@@ -28,10 +29,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from orchestrator.base.errors import BarometerError
 from orchestrator.base.folderlock import only_writer
+from orchestrator.base.plainfile import open_plain
 from orchestrator.machine.runner.owner import Owner, process_start
 
 _END_SECONDS = 5.0
 """Time for killed processes to end. A process that is stuck in the kernel ends later."""
+_LONGEST_RECORD = 1 << 20
 SHM = Path("/dev/shm")  # libvirt's ivshmem device has its file here
 
 _Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,16}$")]
@@ -182,8 +185,8 @@ def clean_killed_runs(root: Path | None = None) -> Iterator[str]:
     for path in sorted(root.glob("*.json")):
         try:
             # keep the file open, so that the lock is that of the content that was read
-            with path.open("rb") as file:
-                yield from _clean_run(path, file.read(), locked=_is_locked(file))
+            with open_plain(path) as file:
+                yield from _clean_run(path, file.read(_LONGEST_RECORD), locked=_is_locked(file))
         except FileNotFoundError:  # its run has just ended
             continue
         except OSError as exc:  # the records of other runs are cleaned all the same
@@ -299,9 +302,16 @@ def qemu_processes(uuids: Sequence[str]) -> list[int]:
     ours = []
     for process in Path("/proc").glob("[0-9]*"):
         words = _command_line(int(process.name))
-        if "qemu-system" in words[0] and any(uuid in words for uuid in uuids):
+        if any(runs_domain(words, uuid) for uuid in uuids):
             ours.append(int(process.name))
     return ours
+
+
+def runs_domain(command: Sequence[str], uuid: str) -> bool:
+    """True if a command line is that of the QEMU which libvirt started for the domain. Its program
+    is qemu-system-x86_64, or qemu-kvm on distributions that have only one. The UUID alone does not
+    tell: it is also in the names of files that other programs of QEMU's (qemu-img) work on."""
+    return "qemu" in Path(command[0]).name and ("-uuid", uuid) in pairwise(command)
 
 
 def _command_line(pid: int) -> list[str]:

@@ -9,15 +9,14 @@ from dataclasses import replace
 from orchestrator import __version__
 from orchestrator.base.bounded import TRACE_BYTES
 from orchestrator.machine.runner.images import GUESTS
-from orchestrator.machine.tracing.profiler import (
+from orchestrator.machine.tracing.armer import (
     PROC,
     TRACEFS,
     ProbeSpec,
     arming_commands,
     arming_functions,
-    leave_out_parts,
-    make_profile_spec,
 )
+from orchestrator.machine.tracing.profiler import leave_out_parts, make_profile_spec
 from orchestrator.machine.transport.shell import Commands
 
 _QEMUS = ("*qemu*", "*/kvm", "*/cloud-hypervisor")
@@ -100,7 +99,7 @@ def collecting_script(
         [
             _HEAD.format(version=__version__, until=f"{until:g}", longest=f"{longest:g}"),
             _read_functions().removeprefix("#!/bin/sh\n"),
-            arming_functions(spec, tracefs, proc), _MAIN_FUNCTIONS,
+            arming_functions(spec.instance, spec.group, tracefs, proc), _MAIN_FUNCTIONS,
             f"arm_whole() {{\n{whole}}}\narm_short() {{\n{short}}}\n", _MAIN,
         ]
     )  # fmt: skip
@@ -144,14 +143,6 @@ NAME=${{1-}}
 [ "$(id -u)" = 0 ] || {{ echo "this needs root" >&2; exit 1; }}
 """
 _MAIN_FUNCTIONS = """\
-count() {
-    sum=0
-    for stats in "$I"/per_cpu/*/stats; do
-        read -r _ entries < "$stats"
-        sum=$((sum + entries))
-    done
-    echo "$sum"
-}
 leave() {
     [ -z "${W-}" ] || rm -rf "$W"
     finish
@@ -168,6 +159,7 @@ list_sizes() { # sizes of the BARs of these devices that are large
 }
 """
 _MAIN = f"""\
+begin
 trap leave EXIT
 W=$(mktemp -d) || exit 1
 devices=$(list_devices)
@@ -211,10 +203,10 @@ if [ -n "$pid" ]; then
     # shellcheck disable=SC2005,SC2012,SC2046 # all threads in one write(2)
     echo $(ls "$P/$pid/task") > "$I/set_event_pid"
 fi
-before=$(count) quiet=0 passed=0
+before=$(count self) quiet=0 passed=0
 while [ $ended = limit ] && [ $passed -lt "$LONGEST" ]; do
     sleep 1
-    passed=$((passed + 1)) now=$(count)
+    passed=$((passed + 1)) now=$(count self)
     [ -d "$P/$pid" ] || {{ ended=domain-ended; break; }}
     if [ "$now" = "$before" ]; then quiet=$((quiet + 1)); else quiet=0; fi
     before=$now

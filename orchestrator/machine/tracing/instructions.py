@@ -191,7 +191,8 @@ def _logs(
     item: LoggedOperation | None = None
     states: Iterator[str] = iter(())
     state = ""
-    with host.shell.stream(host.agent("map", device.address), timeout=300) as agent:
+    with host.staying_agent("map", device.address) as staying:
+        agent = staying.dialogue(300)
         agent.say(json.dumps(request))
         while True:
             kind, value = _read_answer(agent)
@@ -256,9 +257,7 @@ def _logging(host: Host, log: Path) -> Iterator[None]:
 
 def _name_functions(host: Host, addresses: set[int]) -> dict[int, Instruction]:
     request = "".join(f"{address:x}\n" for address in sorted(addresses))
-    answer = host.shell.run(
-        host.agent("symbols"), stdin=request.encode(), doing="naming kernel functions"
-    )
+    answer = host.run_agent("symbols", request=request.encode(), doing="naming kernel functions")
     names: dict[int, Instruction] = {}
     with parsing("the list of kernel functions", answer.stdout):
         for line in answer.stdout.splitlines():

@@ -12,21 +12,24 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
-from orchestrator.base.bounded import TRACE_BYTES
-from orchestrator.base.errors import BarometerError, BenchError
-from orchestrator.base.reasons import Reason
+from orchestrator.base.errors import BarometerError
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.formats.abi import MAP_DMA, PAGE, UNMAP_DMA
 from orchestrator.machine.host.host import Host
-from orchestrator.machine.transport.answers import parsing
+from orchestrator.machine.tracing.armer import (
+    TRACEFS,
+    ArmedProbes,
+    ProbeSpec,
+    armed_probes,
+    find_functions,
+)
 
 _INSTANCE, _TIMING = "barometer", "barotime"
-_FOLDER = f"/sys/kernel/tracing/instances/{_INSTANCE}"
+_FOLDER = f"{TRACEFS}/instances/{_INSTANCE}"
 MARKER = f"{_FOLDER}/trace_marker"
 """What is written to this file becomes a record of the trace, with a time of the trace clock."""
 UNTIL_KERNEL = tuple(
@@ -51,7 +54,7 @@ def timing_spec(
     emulator: str = "*qemu-system*",
     instance: str = _INSTANCE,
     group: str = _TIMING,
-) -> dict[str, Any]:
+) -> ProbeSpec:
     """Return a specification of probes that make a few records for each map and unmap of BARs of
     the sizes `bars` (bytes), and no record for each page.
 
@@ -117,16 +120,22 @@ def timing_spec(
         ]
         filters[f"{group}/leaf"] = "order == 18"
         symbols += ["fixup_user_fault", FAULT]
-    return {
-        "instance": instance, "group": group, "clock": clock, "buffer_kb": 8192,
-        "symbols": symbols, "definitions": definitions, "filters": filters | static,
-        "triggers": {},
-        "enable": [f"{group}/{line.split()[0].split('/')[1]}" for line in definitions]
-        + list(static),
-    }  # fmt: skip
+    probed = [f"{group}/{line.split()[0].split('/')[1]}" for line in definitions]
+    return ProbeSpec(
+        instance=instance,
+        group=group,
+        clock=clock,
+        buffer_kb=8192,
+        symbols=tuple(symbols),
+        definitions=tuple(definitions),
+        filters=filters | static,
+        enable=(*probed, *static),
+    )
 
 
-def counts_spec(present: Sequence[str]) -> dict[str, Any]:
+def counts_spec(
+    present: Sequence[str], *, instance: str = _INSTANCE, group: str = "barocount"
+) -> ProbeSpec:
     """Return a specification of in-kernel histograms that count what a map and an unmap do. They
     have no durations. `present` lists the fault handlers that this kernel has.
 
@@ -135,7 +144,6 @@ def counts_spec(present: Sequence[str]) -> dict[str, Any]:
     fault      page faults of the BAR, by order and result
     iova_walk  iommu_iova_to_phys: walks of the IOMMU's page tables, on unmap
     """
-    group = "barocount"
     huge = FAULT in present or FAULT_BEFORE not in present
     fault = FAULT if huge else FAULT_BEFORE
     definitions = [
@@ -144,18 +152,17 @@ def counts_spec(present: Sequence[str]) -> dict[str, Any]:
         f"r:{group}/fault {_PCI}:{fault} " + "order=$arg2:u32 " * huge + "ret=$retval:x32",
         f"p:{group}/iova_walk iommu_iova_to_phys",
     ]
-    return {
-        "instance": _INSTANCE, "group": group, "clock": "mono", "buffer_kb": 64,
-        "symbols": ["vaddr_get_pfns", fault, "iommu_iova_to_phys", "vfio_pin_pages_remote"],
-        "definitions": definitions, "filters": {},
-        "triggers": {
+    return ProbeSpec(
+        instance=instance, group=group, clock="mono", buffer_kb=64,
+        symbols=("vaddr_get_pfns", fault, "iommu_iova_to_phys", "vfio_pin_pages_remote"),
+        definitions=tuple(definitions), filters={},
+        triggers={
             f"{group}/lookup": "hist:keys=ret",
             f"{group}/pin": "hist:keys=ret",
             f"{group}/fault": "hist:keys=order,ret.hex" if huge else "hist:keys=ret.hex",
             f"{group}/iova_walk": "hist:keys=common_pid",
         },
-        "enable": [],
-    }  # fmt: skip
+    )  # fmt: skip
 
 
 @contextmanager
@@ -181,85 +188,27 @@ def armed_tracer(
         clock = "x86-tsc" if host.accel == "exact" else "mono"
         spec = timing_spec([bar], clock, boot=boot, kvm=host.kvm, faults=faults)
     else:
-        command = host.agent("tracer", "symbols", FAULT, FAULT_BEFORE)
-        symbols = host.shell.run(command, doing="reading symbols").stdout
-        with parsing("the tracer's list of functions", symbols):
-            spec = counts_spec(json.loads(symbols))
-    instance, group = spec["instance"], spec["group"]
-    host.change.tracing(instance, group)
-    output = host.shell.run(
-        host.agent("tracer", "arm"), stdin=json.dumps(spec).encode(), doing="arming the tracer"
-    ).stdout
-    try:
-        with parsing("the tracer's answer", output):
-            answer = json.loads(output)
-            why = None if answer["armed"] else str(answer["why"])
-    except BenchError:
-        _clear(host, instance, group)
-        raise
-    if why is not None:
-        _clear(host, instance, group)
-        raise BenchError(
-            f"the {kind} pass cannot be armed on {host.release}",
-            evidence=why, reason=Reason.TRACER_REFUSED,
-            hint="timing needs arguments in return probes (Linux v6.9); a function that the"
-            " compiler copied under another name (.constprop, .isra) cannot be traced",
-        )  # fmt: skip
-    folder = f"/sys/kernel/tracing/instances/{instance}/events"
-    try:
-        yield {event.split("/")[1]: f"{folder}/{event}/hist" for event in spec["triggers"]}
-    except BarometerError:
-        # The trace until now may show the cause. A second error must not hide the first.
-        with contextlib.suppress(BarometerError, ValueError, KeyError, OSError):
-            _finish(host, spec, label, trial)
-        _clear(host, instance, group)
-        raise
-    except BaseException:
-        _clear(host, instance, group)
-        raise
-    else:
+        spec = counts_spec(find_functions(host.shell, (FAULT, FAULT_BEFORE)))
+    host.change.tracing(spec.instance, spec.group)
+    with armed_probes(host.shell, spec) as armed:
         try:
-            _finish(host, spec, label, trial)
+            yield {event.split("/")[1]: spec.histogram(event) for event in spec.triggers}
         except BarometerError:
-            _clear(host, instance, group)
+            # The trace until now may show the cause. A second error must not hide the first.
+            with contextlib.suppress(BarometerError, OSError):
+                _save(armed, label, trial)
             raise
+        _save(armed, label, trial)
 
 
-def _finish(host: Host, spec: dict[str, Any], label: str, trial: TrialWriter) -> None:
-    finish = host.agent("tracer", "finish", spec["instance"], spec["group"])
-    answer = host.shell.run(
-        finish, doing="reading the trace", timeout=300, limit=TRACE_BYTES
-    ).stdout
-    with parsing("the tracer's answer", answer):
-        result = json.loads(answer)
-        files = result.get("files")
-        why = "" if isinstance(files, dict) else str(result.get("why", ""))
-    if not isinstance(files, dict):
-        raise BenchError("the trace could not be read", evidence=why, reason=Reason.TRACER_LOST)
-    for name, file in _evidence_of(spec, label).items():
-        if name not in files:
-            continue
-        text = str(files[name]).encode(errors="replace")
-        if file.endswith(".gz"):
-            text = gzip.compress(text, mtime=0)
-        (trial.host / file).write_bytes(text)
-    if "clear_error" in result:
-        raise BenchError(
-            "what was armed could not be undone", evidence=str(result["clear_error"]),
-            reason=Reason.TRACER_LOST,
-        )  # fmt: skip
-
-
-def _evidence_of(spec: dict[str, Any], label: str) -> dict[str, str]:
-    """Return the agent's names for files -> their names in the evidence. A machine must not choose
-    the names of files in the evidence."""
-    hists = [f"hist-{event.split('/')[1]}.txt" for event in spec["triggers"]]
-    return {
-        "trace.txt": f"trace-{label}.txt.gz",  # mostly the same words again and again
-        **{f"{stem}.txt": f"{stem}-{label}.txt" for stem in ("clock", "stats", "profile")},
-        **{name: name for name in hists},
-    }
-
-
-def _clear(host: Host, instance: str, group: str) -> None:
-    host.undo(host.agent("tracer", "clear", instance, group))
+def _save(armed: ArmedProbes, label: str, trial: TrialWriter) -> None:
+    for name, text in armed.files().items():
+        content = text.encode(errors="replace")
+        stem = name.removesuffix(".txt")
+        if stem == "trace":  # mostly the same words again and again
+            packed = gzip.compress(content, mtime=0)
+            (trial.host / f"trace-{label}.txt.gz").write_bytes(packed)
+        elif stem.startswith("hist-"):
+            (trial.host / name).write_bytes(content)
+        else:
+            (trial.host / f"{stem}-{label}.txt").write_bytes(content)

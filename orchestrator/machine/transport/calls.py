@@ -8,11 +8,17 @@ the main thread, never runs in the middle of the library's code.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
+LOOK_SECONDS = 5.0
+"""Seconds between two looks whether a call is waited for in vain, as nobody is there to answer it.
+On a busy machine only such a look tells that from a call that takes long."""
+_LOOKS = 2
+"""Looks in a row that have to find that: a process may be stopped for a moment."""
 
 
 class _Worker:
@@ -43,11 +49,11 @@ def _worker() -> _Worker:
         return _Worker()
 
 
-class Call(Generic[T]):
+class Call(Generic[_T]):
     """A call that begins when its result is requested."""
 
     def __init__(
-        self, function: Callable[[], T], *, undo: Callable[[T], object] = lambda _value: None
+        self, function: Callable[[], _T], *, undo: Callable[[_T], object] = lambda _value: None
     ) -> None:
         """`undo` gets a value that arrives after the caller has given up."""
         self._function, self._undo = function, undo
@@ -58,7 +64,7 @@ class Call(Generic[T]):
         self._running.acquire()
         self._ended = threading.Event()
         self._is_over = self._is_given_up = False
-        self._values: list[T] = []
+        self._values: list[_T] = []
         self._error: BaseException | None = None
 
     def _work(self) -> None:
@@ -77,14 +83,20 @@ class Call(Generic[T]):
             finally:
                 self._ended.set()
 
-    def result(self, within: float) -> T:
+    def result(self, within: float, is_in_vain: Callable[[], bool] = lambda: False) -> _T:
         """Return the function's value, or raise its exception. Raises TimeoutError if the function
-        takes longer than `within` seconds; then, as after an interrupt, it goes on without its
-        caller."""
+        takes longer than `within` seconds, or if it proves to be waited for in vain (see
+        LOOK_SECONDS). Then, as after an interrupt, it goes on without its caller."""
+        looks, left, end = 0, within, time.monotonic() + within
         try:
             _worker().make(self._work)
-            if not self._running.acquire(timeout=within):
-                raise TimeoutError
+            while not self._running.acquire(timeout=min(left, LOOK_SECONDS)):
+                if (left := end - time.monotonic()) <= 0:
+                    raise TimeoutError
+                looks = looks + 1 if is_in_vain() else 0
+                if looks == _LOOKS:
+                    raise TimeoutError
+                left = max(0.0, end - time.monotonic())
         except BaseException:
             with self._lock:
                 self._is_given_up, is_over = True, self._is_over
@@ -109,7 +121,7 @@ class Call(Generic[T]):
             self._undo(self._values.pop())
 
 
-def in_time(function: Callable[[], T], within: float) -> T:
+def in_time(function: Callable[[], _T], within: float) -> _T:
     """Return the value of `function`, or raise its exception. Raises TimeoutError after `within`
     seconds."""
     return Call(function).result(within)

@@ -17,7 +17,7 @@ from orchestrator.machine.transport.shell import A_DAY, Completed, Dialogue, che
 
 _EVERY_CODE = range(-64, 256)
 _LAST_SECONDS = 30.0
-log = logging.getLogger("barometer.shell")
+_log = logging.getLogger("barometer.shell")
 
 
 class LocalMachine:
@@ -59,7 +59,7 @@ class LocalMachine:
         to end. Raises TimeoutError if one line takes more than `timeout` seconds, or all lines
         together take more than `in_all`."""
         words = self._words(argv)
-        log.debug("%s+ %s &", self.name, shlex.join(words))
+        _log.debug("%s+ %s &", self.name, shlex.join(words))
         process, ours = start_on_socket(words)
         try:
             yield Dialogue(ours, timeout, in_all)

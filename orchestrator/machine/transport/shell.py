@@ -34,7 +34,7 @@ from orchestrator.base.reasons import Reason
 from orchestrator.machine.transport.calls import Call, in_time
 from orchestrator.machine.transport.keys import KeyPair
 
-log = logging.getLogger("barometer.shell")
+_log = logging.getLogger("barometer.shell")
 
 HANDSHAKE_SECONDS = 60
 _CLOSE_SECONDS = 2.0
@@ -140,7 +140,7 @@ class Shell:
         `timeout` seconds in all.
         """
         command = self._command(argv)
-        log.debug("%s+ %s", self.name, command if len(command) < 500 else command[:500] + "...")
+        _log.debug("%s+ %s", self.name, command if len(command) < 500 else command[:500] + "...")
         if self._is_unanswered:
             self.prove_alive()
         try:
@@ -220,7 +220,7 @@ class Shell:
         takes more than `timeout` seconds raises TimeoutError; so does the program if it takes more
         than `in_all` seconds."""
         command = self._command(argv)
-        log.debug("%s+ %s &", self.name, command)
+        _log.debug("%s+ %s &", self.name, command)
         with contextlib.ExitStack() as stack:
             try:
                 channel = stack.enter_context(self._session(timeout))

@@ -6,11 +6,12 @@ import contextlib
 import logging
 import os
 import threading
+import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 # libvirt reads this when it is loaded (virInitialize()). Its failures reach us as exceptions; its
 # other messages would only be about the settings below.
@@ -29,9 +30,9 @@ from orchestrator.machine.transport.ssh_client import end_clients
 if os.environ["LIBVIRT_LOG_OUTPUTS"] == "4:file:/dev/null":  # loaded: the environment is as before
     del os.environ["LIBVIRT_LOG_OUTPUTS"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
-log = logging.getLogger("barometer.libvirt")
+_log = logging.getLogger("barometer.libvirt")
 
 # As root, libvirt's embedded driver would become another user and use namespaces and cgroups
 # unless these settings forbid it. There is no virtlogd, so QEMU writes its files itself.
@@ -122,16 +123,19 @@ class Connection:
         end_machines: Callable[[Sequence[str]], object] | None = None,
         hang_up: Callable[[], None] = lambda: None,
         is_lost: Callable[[], bool] = lambda: False,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         """`end_machines` ends QEMUs by the UUIDs of their domains, without libvirt, if they are
         processes of this machine. `hang_up` ends the client that a dropped connection goes
         through, so that its calls return. `is_lost` is true if the machine is known not to
-        answer: then the end of a domain on it is not waited for."""
+        answer: then the end of a domain on it is not waited for. `is_stopped` looks whether
+        libvirt's daemon is stopped (SIGSTOP), while a call takes long."""
         self._raw = raw
         self._start_flags = start_flags
         self.name = name
         self.deadlines = deadlines
         self._end_machines, self._hang_up, self._is_lost = end_machines, hang_up, is_lost
+        self._is_stopped = is_stopped
         self._uuids: set[str] = set()
         """UUIDs of the domains that were started here and have not been ended."""
         self._domains: list[Domain] = []
@@ -141,12 +145,12 @@ class Connection:
 
     def call(
         self,
-        function: Callable[..., T],
+        function: Callable[..., _T],
         *arguments: object,
         within: float | None = None,
-        undo: Callable[[T], object] = lambda _value: None,
+        undo: Callable[[_T], object] = lambda _value: None,
         settle: float = 0.0,
-    ) -> T:
+    ) -> _T:
         """Return the value of libvirt's `function`, or raise its exception. Raises BenchError
         (`libvirt-silent`) past the deadline, and at once in every later call. `undo` is that of
         `Call`. An interrupt waits up to `settle` seconds for the end of the call and its undo."""
@@ -154,11 +158,13 @@ class Connection:
             raise self._silent("was given up before")
         within = self.deadlines.call if within is None else within
         call = Call(lambda: function(*arguments), undo=undo)
+        began = time.monotonic()
         try:
-            return call.result(within)
+            return call.result(within, self._is_stopped)
         except TimeoutError:
-            self._drop()
-            raise self._silent(f"did not answer {function.__name__} in {within:.0f} s") from None
+            self.drop()
+            seconds = time.monotonic() - began
+            raise self._silent(f"did not answer {function.__name__} in {seconds:.0f} s") from None
         except KeyboardInterrupt:
             call.has_ended(settle)
             raise
@@ -166,7 +172,8 @@ class Connection:
     def _silent(self, what: str) -> BenchError:
         return BenchError(f"the {self.name}'s libvirt {what}", reason=Reason.LIBVIRT_SILENT)
 
-    def _drop(self) -> None:
+    def drop(self) -> None:
+        """Give the connection up: every later call raises BenchError at once."""
         if self._dropped.is_set():
             return
         self._dropped.set()
@@ -287,9 +294,9 @@ class Connection:
         if not self._dropped.is_set():
             call = Call(raw.destroy)
             try:
-                call.result(self._ending())
+                call.result(self._ending(), self._is_stopped)
             except TimeoutError:
-                log.warning("the %s's libvirt does not end domain %s in time", self.name, uuid)
+                _log.warning("the %s's libvirt does not end domain %s in time", self.name, uuid)
             except libvirt.libvirtError:  # it has ended before
                 return
             else:
@@ -298,7 +305,7 @@ class Connection:
             self._end_machines([uuid])
             if call is not None and call.has_ended(self._ending()):
                 return
-        self._drop()
+        self.drop()
 
 
 def _hold(_raw: libvirt.virConnect) -> None:
@@ -421,19 +428,17 @@ def over_ssh(
     deadlines: Deadlines,
     keep_alive: bool = True,
     is_lost: Callable[[], bool] = lambda: False,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Connection]:
     """Connect to a host's libvirt through the host's SSH server, by a program that
-    `ssh_client.write_client` made.
-
-    `keep_alive`: send keepalive messages, to notice if the host is gone. `is_lost` is that of
-    Connection.
-    """
+    `ssh_client.write_client` made. `keep_alive`: send keepalive messages, to notice if the host is
+    gone. `is_lost` and `is_stopped` are those of Connection."""
     uri = f"qemu+ssh://barometer-host/system?command={ssh_program}&no_tty=1"
     with _opened_connection(
         # A domain ends with its connection, so that a killed runner leaves none on a remote host.
         # (The embedded driver does not know this flag.)
         uri, name, libvirt.VIR_DOMAIN_START_AUTODESTROY, deadlines=deadlines,
-        hang_up=lambda: end_clients(ssh_program), is_lost=is_lost,
+        hang_up=lambda: end_clients(ssh_program), is_lost=is_lost, is_stopped=is_stopped,
     ) as connection:  # fmt: skip
         if keep_alive:
             connection.keep_alive()
@@ -456,13 +461,12 @@ def _opened_connection(
     name: str,
     start_flags: int = 0,
     *,
-    deadlines: Deadlines = Deadlines(),  # it is frozen
-    end_machines: Callable[[Sequence[str]], object] | None = None,
     hang_up: Callable[[], None] = lambda: None,
-    is_lost: Callable[[], bool] = lambda: False,
+    **how: Any,
 ) -> Iterator[Connection]:
+    """Open a connection. `hang_up` and `how` are arguments of Connection."""
     _event_loop()
-    log.debug("libvirt: %s", uri)
+    _log.debug("libvirt: %s", uri)
     call = Call(lambda: libvirt.open(uri), undo=lambda raw: raw.close())
     try:
         with _as_ours(f"the {name}'s libvirt cannot be reached", Reason.LIBVIRT_CONNECT):
@@ -476,10 +480,7 @@ def _opened_connection(
             f"the {name}'s libvirt did not answer in {_OPEN_SECONDS:.0f} s",
             reason=Reason.LIBVIRT_SILENT,
         ) from None
-    connection = Connection(
-        raw, name, start_flags, deadlines=deadlines, end_machines=end_machines, hang_up=hang_up,
-        is_lost=is_lost,
-    )  # fmt: skip
+    connection = Connection(raw, name, start_flags, hang_up=hang_up, **how)
     del raw, call
     try:
         yield connection

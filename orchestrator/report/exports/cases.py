@@ -29,12 +29,12 @@ from orchestrator.report.words.wording import describe_attempts
 from orchestrator.scenario.fields import Expectation
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric
 
-Outcome = Literal["passed", "failed", "unknown"]
+CaseOutcome = Literal["passed", "failed", "unknown"]
 """Outcome of a case. unknown: invalid or inconclusive; it is no evidence on the kernels, and no
 success."""
 Numbers = dict[str, float | str]
 
-_OUTCOMES: dict[str, Outcome] = {"met": "passed", "not met": "failed", "not known": "unknown"}
+_OUTCOMES: dict[str, CaseOutcome] = {"met": "passed", "not met": "failed", "not known": "unknown"}
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 # Everything that XML 1.0 cannot contain (https://www.w3.org/TR/xml/#charsets), DEL and the C1
@@ -47,7 +47,7 @@ class Case:
     kind: Literal["run", "metric", "trial"]
     name: str
     """Name of the case, unique within a suite among cases of its kind."""
-    outcome: Outcome
+    outcome: CaseOutcome
     reason: str
     """Short stable name of the result: improved, guest-panic, ..."""
     message: str
@@ -137,7 +137,7 @@ def cost_unit(plan: Plan) -> str:
     return {"kvm": "s", "none": "s", "exact": "Ginsn"}.get(plan.accel, "emulated s")
 
 
-def _run_case(comparison: Comparison, code: int, outcomes: Mapping[Metric, Outcome]) -> Case:
+def _run_case(comparison: Comparison, code: int, outcomes: Mapping[Metric, CaseOutcome]) -> Case:
     parts: list[str] = [comparison.verdict]
     if comparison.conditions is not None and comparison.conditions.unplanned:
         parts.append(clean_line(describe_unplanned(comparison.conditions.unplanned)))
@@ -162,11 +162,13 @@ def _run_case(comparison: Comparison, code: int, outcomes: Mapping[Metric, Outco
         names = [name for name in comparison.expect if outcomes[name] == outcome]
         if names:
             parts.append(f"expectation {met}: {', '.join(names)}")
-    of_run: Outcome = "passed" if code == 0 else "failed" if code == 1 else "unknown"
+    of_run: CaseOutcome = "passed" if code == 0 else "failed" if code == 1 else "unknown"
     return Case("run", "verdict", of_run, comparison.verdict, "; ".join(parts))
 
 
-def _metric_case(comparison: Comparison, name: Metric, outcome: Outcome, numbers: Numbers) -> Case:
+def _metric_case(
+    comparison: Comparison, name: Metric, outcome: CaseOutcome, numbers: Numbers
+) -> Case:
     metric, expectation = comparison.metric(name), comparison.expect.get(name)
     expected = "" if expectation is None else f", expected {expectation}"
     if metric is None:
@@ -217,6 +219,6 @@ def _trial_case(result: TrialResult) -> Case:
                     numbers=values, seconds=result.seconds)  # fmt: skip
     where = f" at {result.stage}" if result.stage else ""
     message = clean_line(f"{result.kind}{where}: {result.reason}: {result.message}")
-    outcome: Outcome = "failed" if result.kind == "failed" else "unknown"
+    outcome: CaseOutcome = "failed" if result.kind == "failed" else "unknown"
     return Case("trial", clean_line(result.name), outcome, clean_line(result.reason), message,
                 clean_text(result.evidence), values, result.seconds)  # fmt: skip

@@ -12,11 +12,11 @@ import html
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from orchestrator.report.exports.cases import Case, Numbers, Outcome, Suite
+from orchestrator.report.exports.cases import Case, CaseOutcome, Numbers, Suite
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>()#+!|&~@:$^=.-])")
-_COMMANDS: dict[Outcome, str] = {"passed": "notice", "failed": "error", "unknown": "warning"}
-_SIGNS: dict[Outcome, str] = {"passed": "✅", "failed": "❌", "unknown": "⚠️"}
+_COMMANDS: dict[CaseOutcome, str] = {"passed": "notice", "failed": "error", "unknown": "warning"}
+_SIGNS: dict[CaseOutcome, str] = {"passed": "✅", "failed": "❌", "unknown": "⚠️"}
 _COLUMNS = (
     "unit", "baseline.median", "candidate.median", "ratio", "p_adjusted", "verdict", "expected",
 )  # fmt: skip
@@ -41,7 +41,7 @@ def workflow_commands(suites: Sequence[Suite]) -> str:
         if case.kind == "run" or case.outcome != "passed"
     ]
     ranks = {"run": 0, "metric": 1, "trial": 2}
-    commands.sort(key=lambda one: ranks[one[1].kind])
+    commands.sort(key=lambda command: ranks[command[1].kind])
     return "".join(f"{_command(suite, case)}\n" for suite, case in commands)
 
 
@@ -69,7 +69,7 @@ def _section(suite: Suite) -> Iterator[str]:
         yield f"- {_text(suite.facts['variable'])}"
     signs = {case.name: _SIGNS[case.outcome] for case in others if case.kind == "metric"}
     deciding = {name: suite.metrics.get(name, {}) for name in signs}
-    rest = {name: found for name, found in suite.metrics.items() if name not in signs}
+    rest = {name: numbers for name, numbers in suite.metrics.items() if name not in signs}
     yield from _table(deciding, signs)
     if rest:
         yield from _details("what else was measured", [*_table(rest, {})])

@@ -26,7 +26,8 @@ from orchestrator.report.exports.cases import (
     clean_text,
     kernel_of,
 )
-from orchestrator.scenario.model import Scenario
+from orchestrator.scenario.choices import Workload
+from orchestrator.scenario.machines import Device, HostSpec
 from orchestrator.scenario.vocabulary import ARMS, ArmName, is_emulated
 
 ORIGIN = "barometer"
@@ -46,13 +47,16 @@ class _Test(NamedTuple):
     fields: dict[str, object]
 
 
-def kcidb_objects(scenario: Scenario, comparison: Comparison, plan: Plan) -> dict[str, object]:
+def kcidb_objects(
+    host: HostSpec, device: Device, workload: Workload, comparison: Comparison, plan: Plan
+) -> dict[str, object]:
     """Return the content of kcidb.json, which can be submitted to KernelCI. `plan` is
     plan.json."""
     of_run = build_suite(comparison, plan)
     kernels = {arm: f"{ORIGIN}:{plan.kernels[arm].digest}" for arm in ARMS}
     comments = {kernels[arm]: clean_line(kernel_of(comparison, arm)) for arm in ARMS}
-    common = {"origin": ORIGIN, "environment": _environment(scenario, comparison, plan)}
+    environment = _environment(host, device, workload, comparison, plan)
+    common = {"origin": ORIGIN, "environment": environment}
     return {
         "version": _VERSION,
         "checkouts": [
@@ -66,7 +70,7 @@ def kcidb_objects(scenario: Scenario, comparison: Comparison, plan: Plan) -> dic
         ],
         "tests": [
             {"id": f"{ORIGIN}:{of_run.digest}/{test.name}", "build_id": kernels[test.arm],
-             "path": _path(ORIGIN, scenario.name, test.node)} | common | test.fields
+             "path": _path(ORIGIN, comparison.scenario, test.node)} | common | test.fields
             for test in _tests(comparison, of_run)
         ],
     }  # fmt: skip
@@ -143,8 +147,9 @@ def _path(*parts: str) -> str:
     return ".".join(_NOT_IN_A_PATH.sub("_", part) for part in parts)
 
 
-def _environment(scenario: Scenario, comparison: Comparison, plan: Plan) -> dict[str, object]:
-    host, device = scenario.host, scenario.device
+def _environment(
+    host: HostSpec, device: Device, workload: Workload, comparison: Comparison, plan: Plan
+) -> dict[str, object]:
     emulated = ", EMULATED" * is_emulated(plan.accel)
     if not emulated and "tcg" in guest_accels(comparison.results):
         emulated = ", its guests EMULATED"
@@ -158,6 +163,6 @@ def _environment(scenario: Scenario, comparison: Comparison, plan: Plan) -> dict
         "misc": {
             "accel": plan.accel, **more,
             "device": device.kind, "device_count": device.count, "bar_bytes": device.bar,
-            "workload": scenario.workload,
+            "workload": workload,
         },
     }  # fmt: skip

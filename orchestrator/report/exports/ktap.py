@@ -1,8 +1,8 @@
 """A run as KTAP version 1 (Documentation/dev-tools/ktap.rst in Linux), for the kernel's own tools:
 a test for each run, in it a subtest for its verdict, each metric that decides and each trial.
 
-An unknown outcome is skipped, like kselftest's exit code 4: in KTAP, nothing is known of a test
-that is skipped, while `not ok` is a finding. Numbers are diagnostic lines.
+An unknown outcome is SKIP, as kselftest's exit code 4 is. A reader of KTAP takes `not ok` for a
+finding, and concludes nothing from a test that is skipped. Numbers are diagnostic lines.
 """
 
 from __future__ import annotations

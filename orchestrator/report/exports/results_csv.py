@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 
 from orchestrator.analysis.verdict.comparison import Comparison
 from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.exports.cases import build_suite, clean_line, cost_unit, kernel_of
-from orchestrator.scenario.model import Scenario
-from orchestrator.scenario.vocabulary import ARMS, METRICS
+from orchestrator.scenario.vocabulary import ARMS, METRICS, Metric
 
 _ABOUT = ("time", "branch", "unit", "run", "verdict", *(f"{arm}.kernel" for arm in ARMS))
 
 
-def results_csv(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
-    """Return the header and, for a complete run, its row. `plan` is plan.json.
+def results_csv(metrics: Sequence[Metric], comparison: Comparison, plan: Plan) -> str:
+    """Return the header and, for a complete run, its row. `metrics`: all that such a run measures;
+    `plan` is plan.json.
 
     NAME.baseline and NAME.candidate are medians. NAME.ratio, for everything but counts, is
     candidate / baseline: it does not move when the machine becomes slower.
@@ -34,7 +35,7 @@ def results_csv(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
     table = csv.writer(out, lineterminator="\n")
     columns = [
         f"{name}.{column}"
-        for name in scenario.metrics()
+        for name in metrics
         for column in (*ARMS, "ratio")
         if column != "ratio" or METRICS[name.partition("@")[0]] != "count"
     ]
@@ -44,7 +45,7 @@ def results_csv(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
     complete = len(comparison.results) >= comparison.planned and comparison.verdict != "invalid"
     if complete and of_run.started and values.keys() >= {*columns}:
         about = [
-            of_run.started, f"{scenario.name}/{plan.accel}", cost_unit(plan), of_run.digest,
+            of_run.started, f"{comparison.scenario}/{plan.accel}", cost_unit(plan), of_run.digest,
             comparison.verdict,
             *(clean_line(kernel_of(comparison, arm)) for arm in ARMS),
         ]  # fmt: skip

@@ -219,16 +219,16 @@ def _step_bars(arm: str, boot: Timeline, rows: Mapping[str, float]) -> list[Figu
         ("unmap", IOVA): ("guest IOVA", _GREEN),
     }
     traces = []
-    for (kind, what), (name, colour) in kinds.items():
+    for (kind, bar), (name, colour) in kinds.items():
         steps = [
             s for s in boot.steps
-            if s.kind == kind and (s.bar if s.bar in (RAM, IOVA) else "BAR") == what
+            if s.kind == kind and (s.bar if s.bar in (RAM, IOVA) else "BAR") == bar
         ]  # fmt: skip
         if steps:
             longest = sorted(steps, key=lambda s: -s.seconds)[:MOST_STEPS]
             hover = [_step_hover(step, boot.unit) for step in longest]
             # the pattern distinguishes RAM from QEMU's phases
-            pattern: Figure = {"pattern": {"shape": "/", "solidity": 0.3}} if what == RAM else {}
+            pattern: Figure = {"pattern": {"shape": "/", "solidity": 0.3}} if bar == RAM else {}
             traces.append(_bars(arm, name, colour, rows[f"{kind}s"], longest, hover, pattern))
     return traces
 

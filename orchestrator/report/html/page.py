@@ -50,10 +50,10 @@ from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import (
     SOURCES,
     TITLES,
+    Setup,
     describe_attempts,
-    describe_device,
-    describe_host,
-    describe_workload,
+    describe_left,
+    describe_setup,
     explain_resolution,
 )
 from orchestrator.scenario.choices import Workload
@@ -271,9 +271,10 @@ class Page:
 
 def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
     """Return the content of the page. `plan` is plan.json."""
-    accel = plan.accel
-    exact, emulated = accel == "exact", is_emulated(accel)
-    lines = list(_lines(scenario, comparison, emulated=emulated))
+    exact, emulated = plan.accel == "exact", is_emulated(plan.accel)
+    maps = scenario.map if scenario.workload == "map" else None
+    points = scenario.points() if maps else ()
+    lines = list(_lines(points, comparison, emulated=emulated))
     panels = [
         Panel(f"metric-{number}", line, collect_dots(comparison, line.metric))
         for number, line in enumerate(lines)
@@ -289,11 +290,11 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
     figures |= {series.figure: chart for series, chart in charted}
     bad = [result for result in comparison.results if result.kind != "measured"]
     return Page(
-        sentence=verdict_sentence(scenario, comparison, plan),
+        sentence=verdict_sentence(scenario.device.bar, comparison, plan),
         variable=describe_variable(comparison.variable),
         verdict=comparison.verdict,
         scenario=comparison.scenario,
-        facts=list(_facts(scenario, comparison, plan)),
+        facts=list(_facts(describe_setup(scenario, plan), comparison)),
         warnings=list(_warnings(comparison, exact=exact, emulated=emulated)),
         figures=figures,
         lines=lines,
@@ -304,7 +305,9 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         theory=list(_theory(scenario.points(), comparison)),
         levels=list(_levels(comparison)),
         inside=inside_maps(comparison, exact=exact),
-        notes=explain_values(scenario, comparison, emulated=emulated, exact=exact),
+        notes=explain_values(
+            scenario.host, scenario.trace, maps, comparison, emulated=emulated, exact=exact
+        ),
         problems=[
             Problem(result, _tail(result.evidence) if number < MOST_TAILS else "")
             for number, result in enumerate(bad[:MOST_PROBLEMS])
@@ -312,34 +315,35 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         problem_counts=dict(Counter(f"{r.arm}: {r.kind}, {r.reason}" for r in bad)),
         toml=tomlkit.dumps(scenario.model_dump(mode="json", exclude_none=True)),
         barometer=plan.barometer,
-        kernels=_kernels(plan),
+        kernels={arm: plan.kernels[arm] for arm in ARMS}
+        | ({"guest": plan.guest_kernel} if plan.guest_kernel else {}),
     )
 
 
 # head and table -------------------------------------------------------------------------------
 
 
-def _facts(scenario: Scenario, comparison: Comparison, plan: Plan) -> Iterator[tuple[str, str]]:
+def _facts(setup: Setup, comparison: Comparison) -> Iterator[tuple[str, str]]:
     for arm in ARMS:
         kernel = comparison.kernels[arm]
         yield arm, f"{kernel['release']} ({kernel['source']}; {_trials(comparison, arm)})"
     for role in (CONTROL, WARM_UP):
         if comparison.of_arm(role):
             yield role, f"the baseline's kernel ({_trials(comparison, role)})"
-    yield "device", describe_device(scenario.device, scenario.host)
-    yield describe_workload(scenario, plan)
-    yield "host", describe_host(scenario.host, plan.accel, plan.accel_reason)
+    yield "device", setup.device
+    yield setup.workload
+    yield "host", setup.host
 
 
 def _trials(comparison: Comparison, role: Role) -> str:
     counts = {kind: comparison.count(role, kind) for kind in ("measured", "failed", "invalid")}
-    said = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no trials"
+    text = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n) or "no trials"
     again = Counter(
-        said for result in comparison.of_arm(role) for said in describe_attempts(result)
+        text for result in comparison.of_arm(role) for text in describe_attempts(result)
     )
     if again:
-        said += "; repeated: " + ", ".join(f"{n} x {why}" for why, n in again.items())
-    return said
+        text += "; repeated: " + ", ".join(f"{n} x {why}" for why, n in again.items())
+    return text
 
 
 def _warnings(comparison: Comparison, *, exact: bool, emulated: bool) -> Iterator[str]:
@@ -357,22 +361,22 @@ def _warnings(comparison: Comparison, *, exact: bool, emulated: bool) -> Iterato
         yield "Emulated: compare its seconds with one another, not with hardware's."
     elif any(r.guest_accel == "tcg" for r in comparison.results):
         yield "The guests are emulated: there is no KVM in the host."
+    yield from describe_left(comparison.results)
 
 
-def _lines(scenario: Scenario, comparison: Comparison, *, emulated: bool) -> Iterator[Line]:
-    """Yield the lines of the table, in the order of the text report."""
+def _lines(points: Sequence[Point], comparison: Comparison, *, emulated: bool) -> Iterator[Line]:
+    """Yield the table's lines in the text report's order. `points`: none for guest boots."""
     by_name = {metric.name: metric for metric in comparison.metrics}
-    maps = scenario.workload == "map"
     for base, title in TITLES.items():
         source = SOURCES.get(base, "timing")
-        points = {base: ""}
-        if maps and base in AT_POINTS:
-            points = {point.metric(base): f", {point.name}" for point in scenario.points()}
-        for name, where in points.items():
+        at = {base: ""}
+        if points and base in AT_POINTS:
+            at = {point.metric(base): f", {point.name}" for point in points}
+        for name, where in at.items():
             if (metric := by_name.get(name)) is not None:
                 unit = "emulated s" if metric.unit == "s" and emulated else metric.unit
                 expected = str(comparison.expect.get(name, ""))
-                of = "plain" if maps and source == "timing" else source
+                of = "plain" if points and source == "timing" else source
                 deciding = name in comparison.deciding
                 yield Line(metric, title.strip() + where, unit, of, deciding, expected)
 
@@ -438,26 +442,26 @@ def _series(
 ) -> Iterator[tuple[Series, Figure]]:
     """Yield the series that an arm has a law for."""
     by_arm = {arm: find_laws(comparison, arm) for arm in ARMS}
-    names = dict.fromkeys(name for found in by_arm.values() for name in found)
+    names = dict.fromkeys(name for laws in by_arm.values() for name in laws)
     for number, name in enumerate(names):
-        what, alignment, state = name.split("/")
+        operation, alignment, state = name.split("/")
         costs: dict[ArmName, list[tuple[int, float]]] = {arm: [] for arm in ARMS}
         unit = "s"
         for point in points:
-            metric = comparison.metric(point.metric(f"bar_{what}_cost"))
+            metric = comparison.metric(point.metric(f"bar_{operation}_cost"))
             if (point.alignment, point.state) == (alignment, state) and metric is not None:
                 unit = metric.unit
                 for arm in ARMS:
                     middle = summarize(metric.unit, role_values(metric, arm)).middle
                     costs[arm].append((point.size, middle))
-        found = {arm: by_arm[arm][name] for arm in ARMS if name in by_arm[arm]}
+        laws = {arm: by_arm[arm][name] for arm in ARMS if name in by_arm[arm]}
         sizes: dict[str, dict[ArmName, str]] = {}
         for arm in ARMS:
             for size, cost in costs[arm]:
                 sizes.setdefault(format_size(size), {})[arm] = format_quantity(cost, unit)
-        texts = {arm: law_text(law, exact=exact) for arm, law in found.items()}
-        one = Series(f"law-{number}", name, sizes, texts)
-        yield one, law_chart(costs, found, unit)
+        texts = {arm: law_text(law, exact=exact) for arm, law in laws.items()}
+        series = Series(f"law-{number}", name, sizes, texts)
+        yield series, law_chart(costs, laws, unit)
 
 
 def _theory(points: Sequence[Point], comparison: Comparison) -> Iterator[Theory]:
@@ -465,11 +469,11 @@ def _theory(points: Sequence[Point], comparison: Comparison) -> Iterator[Theory]
         metric = comparison.metric(point.metric("pfn_lookups_per_map"))
         if metric is None:
             continue
-        found: dict[ArmName, tuple[str, str]] = {}
+        lookups: dict[ArmName, tuple[str, str]] = {}
         for arm in ARMS:
             count = median(role_values(metric, arm))
-            found[arm] = f"{count:.10g}", find_stride(point.size, count) or ""
-        yield Theory(point.name, predict_lookups(point.size), found)
+            lookups[arm] = f"{count:.10g}", find_stride(point.size, count) or ""
+        yield Theory(point.name, predict_lookups(point.size), lookups)
 
 
 def _levels(comparison: Comparison) -> Iterator[PartLevel]:
@@ -482,7 +486,7 @@ def _levels(comparison: Comparison) -> Iterator[PartLevel]:
                     yield PartLevel(name, arm, level_text(level, side), level.reasons)
 
 
-# trials that do not count, and kernels --------------------------------------------------------
+# trials that do not count --------------------------------------------------------------------
 
 
 def _tail(evidence: str) -> str:
@@ -490,10 +494,3 @@ def _tail(evidence: str) -> str:
     return "\n".join(
         line if len(line) <= _TAIL_WIDTH else f"{line[:_TAIL_WIDTH]}..." for line in lines
     )
-
-
-def _kernels(plan: Plan) -> dict[str, KernelRecord]:
-    kernels: dict[str, KernelRecord] = {arm: plan.kernels[arm] for arm in ARMS}
-    if plan.guest_kernel is not None:
-        kernels["guest"] = plan.guest_kernel
-    return kernels

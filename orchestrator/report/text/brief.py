@@ -20,7 +20,6 @@ from orchestrator.report.words.quantities import change_text, plural
 from orchestrator.report.words.sentence import verdict_sentence
 from orchestrator.report.words.trailer import find_worse
 from orchestrator.report.words.wording import metric_title
-from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 
 LINES = 12
@@ -30,9 +29,9 @@ _CELLS = 8
 _URGENT = ("not met", "not known", "met")
 
 
-def run_brief(scenario: Scenario, comparison: Comparison, plan: Plan, folder: Path) -> str:
+def run_brief(bar: int, comparison: Comparison, plan: Plan, folder: Path) -> str:
     """Return the verdict, the metrics that decide it, other metrics that regressed, the trials,
-    and the paths of all else."""
+    and the paths of all else. `bar`: size of the device's BAR."""
     met = judge_expectations(comparison)
     deciding = [
         f"  * {name}: {metric.verdict}{_change(metric)}{describe_expected(comparison, metric)}"
@@ -41,7 +40,7 @@ def run_brief(scenario: Scenario, comparison: Comparison, plan: Plan, folder: Pa
     ]
     beside = [f"{metric_title(metric.name)}{_change(metric)}" for metric in find_worse(comparison)]
     lines = [
-        *_first(wrap_text(verdict_sentence(scenario, comparison, plan)), _SENTENCE),
+        *_first(wrap_text(verdict_sentence(bar, comparison, plan)), _SENTENCE),
         *_first([*map(shorten, deciding)], _DECIDING, "that decide"),
         *[shorten(f"  also regressed: {', '.join(beside)}")] * bool(beside),
         *_first(wrap_text(_trials(comparison), then="           "), 2),
@@ -67,16 +66,16 @@ def matrix_brief(
 ) -> str:
     """Return the verdict, and the cells beginning with the worst."""
     verdicts: dict[str, Verdict] = {
-        name: "invalid" if found is None else found.verdict for name, found in cells.items()
+        name: "invalid" if cell is None else cell.verdict for name, cell in cells.items()
     }
     names: list[str] = []
     while left := [name for name in verdicts if name not in names]:
         first = worst_verdict(verdicts[name] for name in left)
         names += [name for name in left if verdicts[name] == first]
-    found = [shorten(f"  {name}: {_cell(cells[name])}") for name in names]
+    listed = [shorten(f"  {name}: {_cell(cells[name])}") for name in names]
     lines = [
         shorten(f"{scenario}: {verdict}, {plural(len(cells), 'cell')}"),
-        *_first(found, _CELLS, "cells"),
+        *_first(listed, _CELLS, "cells"),
         *_where(folder, folder / "report.txt"),
     ]
     return "\n".join(lines)
@@ -98,14 +97,14 @@ def bisect_brief(bisection: Bisection, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _first(lines: Sequence[str], most: int, what: str = "") -> list[str]:
-    """Return at most `most` lines. If there are more, the last line says how many `what` are left
+def _first(lines: Sequence[str], most: int, noun: str = "") -> list[str]:
+    """Return at most `most` lines. If there are more, the last line says how many `noun` are left
     out, or that the text goes on."""
     if len(lines) <= most or most < 1:
         return [*lines[: max(0, most)]]
-    if not what:
+    if not noun:
         return [*lines[: most - 1], shorten(f"{lines[most - 1]} ...")]
-    return [*lines[: most - 1], f"    and {len(lines) - most + 1} more {what}"]
+    return [*lines[: most - 1], f"    and {len(lines) - most + 1} more {noun}"]
 
 
 def _change(metric: MetricComparison) -> str:

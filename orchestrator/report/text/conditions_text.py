@@ -23,14 +23,14 @@ def describe_conditions(conditions: Conditions | None) -> str:
         "planned": [d for d in conditions.differences if d.planned],
     }
     for title, differences in groups.items():
-        lines += [f"  {title}: {_said(difference)}" for difference in differences]
+        lines += [f"  {title}: {_describe(difference)}" for difference in differences]
     lines += _config(conditions)
     if conditions.not_recorded:
         lines.append(f"  recorded of one arm only: {', '.join(conditions.not_recorded)}")
     return "\n".join(lines) + "\n"
 
 
-def _said(difference: Difference) -> str:
+def _describe(difference: Difference) -> str:
     sides = (" and ".join(values) or "-" for values in difference.values.values())
     return f"{difference.name}: {' | '.join(sides)}"
 

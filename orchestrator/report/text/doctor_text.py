@@ -42,9 +42,9 @@ def text_diagnosis(diagnosis: Diagnosis) -> str:
     for use in diagnosis.needs.uses:
         bad = select_problems(diagnosis.findings, use)
         names = ", ".join(dict.fromkeys(finding.name for finding in bad))
-        what = f"scenario {diagnosis.scenario}" if diagnosis.scenario else _USES[use]
+        title = f"scenario {diagnosis.scenario}" if diagnosis.scenario else _USES[use]
         answer = f"no ({names})" if bad else "yes" + _how(diagnosis.findings, use)
-        lines += wrap_text(f"{what}: {answer}", "  ", "    ")
+        lines += wrap_text(f"{title}: {answer}", "  ", "    ")
     profiling = next((f for f in diagnosis.findings if f.name == "profiling"), None)
     if profiling is not None:
         can = "yes" if profiling.status == "ok" else f"no ({profiling.what.rpartition(': ')[2]})"

@@ -107,7 +107,7 @@ def _leaves(level: Level, place: Place) -> str:
 
 def _laws(comparison: Comparison, *, exact: bool) -> str:
     by_arm = {arm: find_laws(comparison, arm) for arm in ARMS}
-    names = list(dict.fromkeys(name for found in by_arm.values() for name in found))
+    names = list(dict.fromkeys(name for laws in by_arm.values() for name in laws))
     if not names:
         return ""
     lines = ["Scaling law: how the cost grows with the size of what is mapped"]

@@ -131,9 +131,9 @@ def _wrap(text: str, first: str = "", then: str = "") -> list[str]:
 
 def _head(profile: Profile) -> list[str]:
     facts, boot = profile.facts, profile.timeline
-    what = "the reset of its machine" if facts.boot == "reboot" else "QEMU's exec"
+    beginning = "the reset of its machine" if facts.boot == "reboot" else "QEMU's exec"
     bars = ", ".join(f"{bar.name} {format_size(bar.size)}" for bar in facts.bars)
-    length = f"{format_digits(boot.boot_seconds)} s from {what} {_ENDS[profile.ended_by]}"
+    length = f"{format_digits(boot.boot_seconds)} s from {beginning} {_ENDS[profile.ended_by]}"
     before = f", {format_quantity(profile.before_exec, 's')} before it" * bool(profile.before_exec)
     return [
         *([] if profile.failed else _wrap(f"boot: {length}{before}")),

@@ -27,16 +27,19 @@ from orchestrator.report.words.trailer import find_worse, format_trailer
 from orchestrator.report.words.variable_words import describe_variable
 from orchestrator.report.words.wording import (
     TITLES,
+    Setup,
     describe_attempts,
-    describe_device,
-    describe_host,
-    describe_workload,
+    describe_left,
+    describe_setup,
     explain_resolution,
     metric_title,
 )
 from orchestrator.scenario.choices import Workload
+from orchestrator.scenario.machines import HostSpec
+from orchestrator.scenario.map_workload import Map
 from orchestrator.scenario.model import Scenario
-from orchestrator.scenario.vocabulary import ARMS, AT_POINTS, is_emulated
+from orchestrator.scenario.trials import Trace
+from orchestrator.scenario.vocabulary import ARMS, AT_POINTS, Point, is_emulated
 
 _TAIL = 12
 """Lines of a console that are shown."""
@@ -48,21 +51,25 @@ def text_report(
     """Return the whole report, ASCII in lines of at most 76 columns. `plan` is plan.json; `tester`
     is `Name <mail>` of whoever ran it, or None if that is not known."""
     emulated, exact = is_emulated(plan.accel), plan.accel == "exact"
+    setup = describe_setup(scenario, plan)
+    maps = scenario.map if scenario.workload == "map" else None
     parts = [
-        "\n".join(wrap_text(verdict_sentence(scenario, comparison, plan))) + "\n",
+        "\n".join(wrap_text(verdict_sentence(scenario.device.bar, comparison, plan))) + "\n",
         _variable(comparison),
         _verdicts(comparison),
-        _setup(scenario, comparison, plan, emulated=emulated),
-        _table(scenario, comparison, emulated=emulated, exact=exact),
+        _setup(setup, comparison, plan, emulated=emulated),
+        _table(scenario.points() if maps else (), comparison, emulated=emulated, exact=exact),
         _statistics(scenario.workload, comparison),
-        _theory(scenario.device.bar, comparison) if scenario.workload != "map" else "",
+        "" if maps else _theory(scenario.device.bar, comparison),
         _noted(comparison),
         describe_conditions(comparison.conditions),
         calls_and_cost(boots_of(comparison)),
         map_sections(comparison, exact=exact),
-        explain_values(scenario, comparison, emulated=emulated, exact=exact),
+        explain_values(
+            scenario.host, scenario.trace, maps, comparison, emulated=emulated, exact=exact
+        ),
         _problems(comparison.results),
-        format_trailer(scenario, comparison, plan, tester),
+        format_trailer(setup, comparison, plan, tester),
     ]
     return fit_lines("\n".join(part for part in parts if part))
 
@@ -96,7 +103,7 @@ def describe_expected(comparison: Comparison, metric: MetricComparison) -> str:
     return text + (f"; p {p:.2g}" if p is not None else "")
 
 
-def _setup(scenario: Scenario, comparison: Comparison, plan: Plan, *, emulated: bool) -> str:
+def _setup(setup: Setup, comparison: Comparison, plan: Plan, *, emulated: bool) -> str:
     lines = []
     for arm in ARMS:
         kernel = comparison.kernels[arm]
@@ -111,12 +118,10 @@ def _setup(scenario: Scenario, comparison: Comparison, plan: Plan, *, emulated: 
         lines.append(
             f"{arm:<11}{kernel['release']}  ({kernel['source']}; {trials or 'no trials'})"
         )
-    what, which = describe_workload(scenario, plan)
+    noun, workload = setup.workload
     lines += [
-        f"device     {describe_device(scenario.device, scenario.host)}",
-        f"{what:<11}{which}",
-        f"host       {describe_host(scenario.host, plan.accel, plan.accel_reason)}",
-    ]
+        f"device     {setup.device}", f"{noun:<11}{workload}", f"host       {setup.host}"
+    ]  # fmt: skip
     if any(r.guest_accel == "tcg" for r in comparison.results) and not emulated:
         lines.append("           its guests are EMULATED: there is no KVM in the host")
     if plan.accel == "exact":
@@ -126,7 +131,8 @@ def _setup(scenario: Scenario, comparison: Comparison, plan: Plan, *, emulated: 
     return "\n".join(lines) + "\n"
 
 
-def _table(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool) -> str:
+def _table(points: Sequence[Point], comparison: Comparison, *, emulated: bool, exact: bool) -> str:
+    """Return the table of all metrics. `points`: those of maps; none for guest boots."""
     if not comparison.metrics:
         return ""
     unit = "INSTRUCTIONS" if exact else "EMULATED seconds" if emulated else "metric"
@@ -135,15 +141,15 @@ def _table(scenario: Scenario, comparison: Comparison, *, emulated: bool, exact:
         group = [m for m in comparison.metrics if m.name.partition("@")[0] == base]
         if not group:
             continue
-        if scenario.workload != "map" or base not in AT_POINTS:
+        if not points or base not in AT_POINTS:
             rows += [_row(name, metric, comparison) for metric in group]
             continue
         by_name = {metric.name: metric for metric in group}
-        plain = [f"; {p.name} is {base}" for p in scenario.points() if p.metric(base) == base]
+        plain = [f"; {p.name} is {base}" for p in points if p.metric(base) == base]
         rows.append(name + "".join(plain))
-        for point in scenario.points():
-            if (found := by_name.get(point.metric(base))) is not None:
-                rows.append(_row(f"  {point.name}", found, comparison))
+        for point in points:
+            if (of_point := by_name.get(point.metric(base))) is not None:
+                rows.append(_row(f"  {point.name}", of_point, comparison))
     header = (unit, *ARMS, "change", "verdict")
     return "\n".join(format_table(header, rows)) + "\n"
 
@@ -239,7 +245,8 @@ def _theory(bar: int, comparison: Comparison) -> str:
 
 
 def _noted(comparison: Comparison) -> str:
-    """Report what may mislead: notes on single boots, and shapes of an arm's trials."""
+    """Report what may mislead: notes on single boots, shapes of an arm's trials, and trials that
+    changed the host that others shared."""
     lines: dict[str, None] = {}
     for arm in ARMS:
         for boot in boots_of(comparison)[arm]:
@@ -251,16 +258,20 @@ def _noted(comparison: Comparison) -> str:
                 lines.setdefault(
                     f"  {arm:<10} {shape.kind}: {metric_title(metric.name)} {shape.text}"
                 )
+    for text in describe_left(comparison.results):
+        lines.setdefault(f"  {text}")
     return "\n".join(["Notes:", *lines]) + "\n" if lines else ""
 
 
 def explain_values(
-    scenario: Scenario, comparison: Comparison, *, emulated: bool, exact: bool
-) -> str:
-    """Explain what a value in the table is, and which pass it comes from."""
+    host: HostSpec, trace: Trace, maps: Map | None, comparison: Comparison, *, emulated: bool,
+    exact: bool,
+) -> str:  # fmt: skip
+    """Explain what a value in the table is, and which pass it comes from. `maps`: None for guest
+    boots."""
     if not comparison.metrics:
         return ""
-    if not scenario.host.fresh_boots:
+    if not host.fresh_boots:
         lines = [
             "Each value is of one trial; samples within a trial are reduced to their median."
             " Consecutive trials of one arm share a host boot, although p and intervals treat them"
@@ -271,14 +282,14 @@ def explain_values(
             "Each value is of one trial, which is one host boot; samples within a trial are"
             " reduced to their median."
         ]
-    if scenario.workload == "map":
+    if maps is not None:
         lines += [
             "A point is SIZE/ALIGNMENT/STATE: how much of the BAR, how its virtual address is"
             " aligned to it, and whether its page tables were zapped before (cold) or are as the"
             " last map left them (warm).",
             "plain: one map and one unmap, timed by the agent's own clock around each ioctl.",
         ]
-        if "counts" in scenario.trace.passes and scenario.map.backend == "type1":
+        if "counts" in trace.passes and maps.backend == "type1":
             lines.append(
                 "counts: lookups, faults and walks, counted by in-kernel histograms and checked"
                 " against minor faults and page-table bytes; this pass gives no times."
@@ -292,7 +303,7 @@ def explain_values(
             "counts": "counts: lookups, faults and walks of one cold map from the host's user"
             " space; this pass gives no times.",
         }
-        lines += [text for which, text in texts.items() if which in scenario.trace.passes]
+        lines += [text for which, text in texts.items() if which in trace.passes]
     if exact:
         lines.append(
             "Ginsn: 10^9 instructions of the emulated host, whose clocks advance by 1 ns with"

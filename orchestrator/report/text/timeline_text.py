@@ -12,7 +12,7 @@ from textwrap import wrap
 
 from orchestrator.analysis.boot.cost import (
     BootDifference,
-    Boots,
+    BootsByArm,
     CostTable,
     OperationCost,
     OperationCosts,
@@ -104,10 +104,10 @@ def _foot(timeline: Timeline) -> list[str]:
             " the guest waits for each"
         )
     if timeline.systemd:
-        said = ", ".join(
+        times = ", ".join(
             f"{name} {format_quantity(s, 's')}" for name, s in timeline.systemd.items()
         )
-        texts.append(f"systemd-analyze, by the guest's own clock: {said}")
+        texts.append(f"systemd-analyze, by the guest's own clock: {times}")
     texts += [f"note {note.name}: {note.text}" for note in timeline.notes]
     return [line for text in texts for line in _wrapped(text)]
 
@@ -184,8 +184,8 @@ def _phase(timeline: Timeline, phase: Phase | None) -> list[str]:
 
 
 def _step(timeline: Timeline, step: DmaStep) -> list[str]:
-    what = f"{step.kind} of {step.bar} ({format_size(step.size)})"
-    parts = [what, *filter(None, [step.cause])]
+    operation = f"{step.kind} of {step.bar} ({format_size(step.size)})"
+    parts = [operation, *filter(None, [step.cause])]
     if step.faults is not None:
         parts.append(plural(step.faults, "fault"))
     if step.result:
@@ -263,7 +263,7 @@ def _zaps(timeline: Timeline, zaps: Sequence[Zap]) -> list[str]:
 # both arms -------------------------------------------------------------------------------------
 
 
-def calls_and_cost(timelines: Boots) -> str:
+def calls_and_cost(timelines: BootsByArm) -> str:
     """Report the cost of maps and unmaps in the boots of each arm (medians if there are several),
     and where the arms' difference comes from; empty if no arm has a boot. For mail."""
     table = build_cost_table(timelines)

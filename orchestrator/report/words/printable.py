@@ -4,8 +4,9 @@ from __future__ import annotations
 
 
 def escape_unprintable(text: str) -> str:
-    """Make visible what would not show, or would act: ESC is `\\x1b`, an override of direction
-    `\\u202e`, half a surrogate pair `\\ud800`. Lines and tabs stay."""
+    """Escape characters that do not print, among them those that control a terminal: ESC becomes
+    `\\x1b`, an override of the text's direction `\\u202e`, half a surrogate pair `\\ud800`. Line
+    ends and tabs stay."""
     text = text.replace("\r\n", "\n")
     if text.isprintable():
         return text

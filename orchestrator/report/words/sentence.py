@@ -20,7 +20,6 @@ from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size
 from orchestrator.report.words.quantities import change_text, format_quantity, plural
 from orchestrator.report.words.wording import cost_label
-from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric
 
 # Subject of the sentence, and the noun after the number: none for seconds, else what is counted.
@@ -41,8 +40,8 @@ _SUBJECTS: dict[Metric, tuple[str, str]] = {
 }
 
 
-def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
-    """State the verdict and one number. `plan` is plan.json.
+def verdict_sentence(bar: int, comparison: Comparison, plan: Plan) -> str:
+    """State the verdict and one number. `bar`: size of the device's BAR; `plan` is plan.json.
 
     The number is that of the first deciding metric that has the verdict of the run.
     """
@@ -62,7 +61,7 @@ def verdict_sentence(scenario: Scenario, comparison: Comparison, plan: Plan) -> 
         beginning += f" so far, with {len(comparison.results)} of {comparison.planned} trials"
     decided = [m for name in comparison.deciding if (m := comparison.metric(name)) is not None]
     quoted = next((m for m in decided if m.verdict == verdict), decided[0])
-    return f"{beginning}: {_quoted(scenario.device.bar, comparison, quoted, plan.accel)}."
+    return f"{beginning}: {_quoted(bar, comparison, quoted, plan.accel)}."
 
 
 def describe_undecided(comparison: Comparison) -> str:
@@ -129,13 +128,13 @@ def _kernels(comparison: Comparison) -> tuple[str, str]:
 def _quoted(bar_bytes: int, comparison: Comparison, metric: MetricComparison, accel: str) -> str:
     base, _, point = metric.name.partition("@")
     bar = f"a {format_size(bar_bytes)} BAR" + f" ({point})" * bool(point)
-    subject, what = (text.format(bar=bar) for text in _SUBJECTS[base])
+    subject, noun = (text.format(bar=bar) for text in _SUBJECTS[base])
     before, after = (
         format_quantity(summarize(metric.unit, getattr(metric, arm)).middle, metric.unit)
         for arm in ARMS
     )
     kind = cost_label(metric, accel, guest_accels(comparison.results))
-    subject_takes, interval = f"{subject} takes {after}{what}", metric.effect.interval
+    subject_takes, interval = f"{subject} takes {after}{noun}", metric.effect.interval
     if before == after and metric.verdict == "equivalent" and interval is None:
         return f"{subject_takes} in both{kind}"
     against = "instead of" if metric.verdict in ("improved", "regressed") else "against"

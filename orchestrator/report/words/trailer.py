@@ -13,12 +13,10 @@ from orchestrator.report.words.sentence import explain_invalid
 from orchestrator.report.words.variable_words import describe_differing
 from orchestrator.report.words.wording import (
     TITLES,
+    Setup,
     cost_label,
-    describe_device,
-    describe_workload,
     metric_title,
 )
-from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, Metric, is_emulated
 
 _BEGIN = "---8<--- to paste under a patch ---8<---"
@@ -29,15 +27,13 @@ _HEADLINES: tuple[Metric, ...] = (
 _MOST = 3
 
 
-def format_trailer(
-    scenario: Scenario, comparison: Comparison, plan: Plan, tester: str | None
-) -> str:
+def format_trailer(setup: Setup, comparison: Comparison, plan: Plan, tester: str | None) -> str:
     """Return the block. `plan` is plan.json; `tester` is `Name <mail>`, or None if git knows no
     user."""
     lines = [_BEGIN]
     for text in (
         *_numbers(comparison, plan),
-        *_configuration(scenario, comparison, plan),
+        *_configuration(setup, comparison, plan),
         "",
         _tag(comparison, tester),
     ):
@@ -82,7 +78,7 @@ def _numbers(comparison: Comparison, plan: Plan) -> Iterator[str]:
         yield f"({'; '.join(explained)})"
 
 
-def _configuration(scenario: Scenario, comparison: Comparison, plan: Plan) -> Iterator[str]:
+def _configuration(setup: Setup, comparison: Comparison, plan: Plan) -> Iterator[str]:
     old, new = (comparison.kernels[arm]["release"] for arm in ARMS)
     emulated = ", emulated" * is_emulated(plan.accel)
     yield f"host: {old} -> {new}, accel {plan.accel}{emulated}"
@@ -90,8 +86,7 @@ def _configuration(scenario: Scenario, comparison: Comparison, plan: Plan) -> It
         apart = [d for d in variable.differs if d.kind == "setting" or old == new]
         if apart:
             yield f"arms differ in: {describe_differing(apart)}"
-    what, which = describe_workload(scenario, plan)
-    yield f"device: {describe_device(scenario.device, scenario.host)}; {what}: {which}"
+    yield f"device: {setup.device}; {': '.join(setup.workload)}"
     trials = " + ".join(str(comparison.count(arm, "measured")) for arm in ARMS)
     versions = ", ".join(
         f"{version} ({room})" for room in ("runner", "host")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import dataclass
 
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import MetricComparison
@@ -17,7 +18,7 @@ from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size
 from orchestrator.report.words.quantities import format_quantity, plural
 from orchestrator.scenario.choices import Workload
-from orchestrator.scenario.machines import Device, Guest, Host
+from orchestrator.scenario.machines import Device, Guest, HostSpec
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import Metric, is_emulated
 
@@ -47,6 +48,9 @@ SOURCES: dict[Metric, str] = {
 }
 """The pass that a metric comes from, if that is not `timing`."""
 
+_MOST_LEFT = 5
+"""Trials whose changes of a shared host are listed."""
+
 
 def describe_attempts(result: TrialResult) -> list[str]:
     """Return a text for each attempt that was repeated: why, and how the other arm's attempts
@@ -61,13 +65,24 @@ def describe_attempts(result: TrialResult) -> list[str]:
     return texts
 
 
+def describe_left(results: Sequence[TrialResult]) -> Iterator[str]:
+    """Yield a text for each trial that left its shared host changed, up to a limit."""
+    leaving = [result for result in results if result.host_left]
+    for result in leaving[:_MOST_LEFT]:
+        first, *others = result.host_left
+        more = f" (and {len(others)} more, in its manifest)" * bool(others)
+        yield f"{result.name} left its host changed, so that the host was ended: {first}{more}"
+    if (rest := len(leaving) - _MOST_LEFT) > 0:
+        yield f"{plural(rest, 'other trial')} left the host changed, too."
+
+
 def metric_title(metric: Metric) -> str:
     """Return the title of a metric with its point: `one DMA map (4GiB/2MiB/cold)`."""
     base, _, point = metric.partition("@")
     return TITLES[base] + f" ({point})" * bool(point)
 
 
-def describe_device(device: Device, host: Host) -> str:
+def describe_device(device: Device, host: HostSpec) -> str:
     """Describe the device: `ivshmem, BAR 32GiB, intel vIOMMU`."""
     number = f"{device.count} x " * (device.count > 1)
     mapped = "" if device.mmap else ", no mmap"
@@ -75,19 +90,36 @@ def describe_device(device: Device, host: Host) -> str:
     return f"{number}{device.kind}, BAR {format_size(device.bar)}{mapped}{viommu}"
 
 
-def describe_host(host: Host, accel: str, reason: str) -> str:
+def describe_host(host: HostSpec, accel: str, reason: str) -> str:
     """Describe the host: `nested VM, 2 CPUs, accel kvm, ...`."""
     cpus = f", {plural(host.cpus, 'CPU')}" if host.cpus else ""
     return f"{host.name}{cpus}, accel {accel}, {reason}"
 
 
-def describe_workload(scenario: Scenario, plan: Plan) -> tuple[str, str]:
-    """Return the kind of workload and its details: `guest`, `6.12.107+deb13, 512MiB`."""
-    if scenario.workload == "map" or scenario.guest is None or plan.guest_kernel is None:
+@dataclass(frozen=True)
+class Setup:
+    """What a run was made on, in words."""
+
+    device: str
+    host: str
+    workload: tuple[str, str]
+    """Kind of workload and its details: `guest`, `6.12.107+deb13, 512MiB`."""
+
+
+def describe_setup(scenario: Scenario, plan: Plan) -> Setup:
+    """Describe what a run was made on. `plan` is plan.json."""
+    guest = None if scenario.workload == "map" else scenario.guest
+    if guest is None or plan.guest_kernel is None:
         backend = {"type1": "type1 container", "iommufd": "iommufd"}[scenario.map.backend]
-        return "workload", f"map from the host's user space, {backend}"
-    release, guest = plan.guest_kernel.release, scenario.guest
-    return "guest", f"{release}, {format_size(guest.memory)}{describe_guest(guest)}"
+        workload = ("workload", f"map from the host's user space, {backend}")
+    else:
+        memory = format_size(guest.memory)
+        workload = ("guest", f"{plan.guest_kernel.release}, {memory}{describe_guest(guest)}")
+    return Setup(
+        describe_device(scenario.device, scenario.host),
+        describe_host(scenario.host, plan.accel, plan.accel_reason),
+        workload,
+    )
 
 
 def explain_resolution(workload: Workload) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -198,6 +199,30 @@ def test_progress_says_cpu_and_console_bytes(
     assert abs(time.monotonic_ns() - int(at)) < SECONDS * 1e9
     assert 0 <= int(cpu) < SECONDS * 1e9
     assert int(count) == 9
+
+
+@pytest.mark.parametrize("name", ["libvirtd.pid", "virtqemud.pid"])
+def test_daemon_that_stays_stopped_is_told_and_a_live_one_is_not(
+    tmp_path: Path, qemu: subprocess.Popen[bytes], name: str
+) -> None:
+    """libvirt has the guests' files in /run/libvirt/qemu, and its daemon's in /run."""
+    pidfile = tmp_path / "libvirt/qemu/guest.pid"
+    pidfile.parent.mkdir(parents=True)
+    pidfile.write_text(str(qemu.pid))
+    agent = Agent(pidfile)
+    with subprocess.Popen(["sleep", "100"]) as daemon:
+        try:
+            (tmp_path / name).write_text(str(daemon.pid))
+            for _ in range(2):
+                agent.until("^P")
+            assert not any("libvirt-stopped" in line for line in agent.lines)
+            daemon.send_signal(signal.SIGSTOP)
+            agent.until(r"^E \d+ libvirt-stopped$")
+            quit_qemu(qemu)
+            assert parse_marks(agent.end()).exit is not None
+        finally:
+            daemon.kill()
+            agent.close()
 
 
 def test_pid_file_that_is_written_late_or_names_a_dead_process_is_waited_for(

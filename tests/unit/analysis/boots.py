@@ -43,7 +43,7 @@ class Guest:
     def to_bridge(self, address: str, offset: int, value: int) -> float:
         return self.write(address, offset, value, "pcie-root-port")
 
-    def said(self, name: str, text: str = "", thread: int | None = None) -> float:
+    def log(self, name: str, text: str = "", thread: int | None = None) -> float:
         self.now = round(self.now + 0.001, 6)
         by = self.thread if thread is None else thread
         self.events.append(QemuEvent(name, text, by, self.now, self.now))

@@ -12,14 +12,15 @@ from orchestrator.analysis.tracefs.trace import Operation
 from orchestrator.base.errors import EvidenceError
 from tests.unit.analysis.boots import MAIN, recorded_boot
 from tests.unit.recorded import BAR, PAGES
+from tests.unit.stable import numbers_in
 
 ADDED = "vfio_listener_region_add_ram"
 
 
 def account(
-    boot: BootTrace, *, bar: int = BAR, mmap: bool = True, viommu: bool = False, said: str = ""
+    boot: BootTrace, *, bar: int = BAR, mmap: bool = True, viommu: bool = False, qemu_log: str = ""
 ) -> Account:
-    return build_account(boot, bar, mmap=mmap, viommu=viommu, qemu_log=said)
+    return build_account(boot, bar, mmap=mmap, viommu=viommu, qemu_log=qemu_log)
 
 
 def refused(boot: BootTrace, reason: str, **how: bool) -> EvidenceError:
@@ -49,16 +50,15 @@ def without_bars(boot: BootTrace) -> BootTrace:
 
 
 def test_recorded_boot_is_accounted_for() -> None:
-    found = account(recorded_boot())
-    assert (len(found.maps), len(found.unmaps), found.notes) == (12, 12, ())
-    assert [o.kind for o in found.unmaps] == ["unmap"] * 11 + ["release"]
-    assert {o.size for o in found.maps + found.unmaps} == {BAR}
+    accounted = account(recorded_boot())
+    assert (len(accounted.maps), len(accounted.unmaps), accounted.notes) == (12, 12, ())
+    assert [o.kind for o in accounted.unmaps] == ["unmap"] * 11 + ["release"]
+    assert {o.size for o in accounted.maps + accounted.unmaps} == {BAR}
 
 
 def test_refused_map_is_told_with_its_errno() -> None:
     error = refused(changed(recorded_boot(), lambda o: replace(o, result=-12)), "map-refused")
-    assert "1 of 12 maps of the BAR were refused" in error.message
-    assert "-12" in error.message
+    assert numbers_in(error.message) == ["1", "12", "-12"]
 
 
 def test_refused_map_of_memory_is_qemus_own_business() -> None:
@@ -69,7 +69,7 @@ def test_refused_map_of_memory_is_qemus_own_business() -> None:
 
 def test_map_of_fewer_pages_is_partial() -> None:
     error = refused(changed(recorded_boot(), lambda o: replace(o, pages=512)), "partial-map")
-    assert f"returned 512 pages for a BAR of {PAGES}" in error.message
+    assert numbers_in(error.message) == ["512", str(PAGES)]
 
 
 def test_map_whose_pages_were_not_probed_is_taken_for_whole() -> None:
@@ -86,7 +86,7 @@ def test_map_that_qemu_does_not_know_of_is_a_disagreement(size: int, start: int)
     )
     boot.qemu = [e for e in boot.qemu if e is not gone]
     message = refused(boot, "maps-disagree").message
-    assert f"first that differs is {size:#x} bytes at {start:#x}" in message
+    assert {f"{size:#x}", f"{start:#x}"} <= {*numbers_in(message)}
 
 
 @pytest.mark.parametrize("size", [BAR, 512 << 20, 4096])
@@ -95,7 +95,7 @@ def test_map_that_the_kernel_was_not_asked_for_is_a_disagreement(size: int) -> N
     index = next(i for i, o in enumerate(boot.operations) if (o.kind, o.size) == ("map", size))
     gone = boot.operations.pop(index)
     message = refused(boot, "maps-disagree").message
-    assert f"first that differs is {size:#x} bytes at {gone.iova:#x}" in message
+    assert {f"{size:#x}", f"{gone.iova:#x}"} <= {*numbers_in(message)}
 
 
 def test_region_of_another_place_is_a_disagreement() -> None:
@@ -109,7 +109,7 @@ def test_tracepoint_that_saw_another_number_of_maps_is_a_disagreement(times: int
     boot = recorded_boot()
     (place,) = {m for m in boot.iommu_maps if m[1] == BAR}
     boot.iommu_maps = [place] * times
-    assert f"{times} times by the iommu:map" in refused(boot, "maps-disagree").message
+    assert numbers_in(refused(boot, "maps-disagree").message) == ["12", "12", str(times)]
 
 
 def test_tracepoint_may_see_a_map_for_each_iommu_domain() -> None:
@@ -124,7 +124,7 @@ def test_unmap_that_is_missing_is_a_disagreement(kind: str) -> None:
     index = next(i for i, o in enumerate(boot.operations) if (o.kind, o.size) == (kind, BAR))
     del boot.operations[index]
     message = refused(boot, "unmaps-disagree").message
-    assert message.startswith("12 maps of the BAR, 11 unmaps")
+    assert numbers_in(message)[:2] == ["12", "11"]
 
 
 def test_unmap_that_failed_is_a_disagreement() -> None:
@@ -133,9 +133,9 @@ def test_unmap_that_failed_is_a_disagreement() -> None:
 
 
 def test_bars_that_qemu_was_told_not_to_map_are_noted() -> None:
-    found = account(without_bars(recorded_boot()), mmap=False)
-    assert (found.maps, found.unmaps) == ((), ())
-    [note] = found.notes
+    accounted = account(without_bars(recorded_boot()), mmap=False)
+    assert (accounted.maps, accounted.unmaps) == ((), ())
+    [note] = accounted.notes
     assert note.name == "no-mmap"
     assert "x-no-mmap" in note.text
 
@@ -168,9 +168,9 @@ def test_iommufd_that_takes_no_bar_is_a_note() -> None:
     boot = recorded_boot()
     boot.operations = []
     boot.iommu_maps = []
-    found = build_account(boot, BAR, mmap=True, viommu=False, qemu_log=IOMMUFD, iommufd=True)
-    assert [note.name for note in found.notes] == ["iommufd-without-dma-buf"]
-    assert not found.maps
+    accounted = build_account(boot, BAR, mmap=True, viommu=False, qemu_log=IOMMUFD, iommufd=True)
+    assert [note.name for note in accounted.notes] == ["iommufd-without-dma-buf"]
+    assert not accounted.maps
 
 
 @pytest.mark.parametrize("words", ["Cannot allocate memory", "No space left on device"])
@@ -206,7 +206,7 @@ def test_memory_as_large_as_a_bar_is_none() -> None:
 def test_bar_that_was_not_mapped_for_no_reason_makes_a_boot_invalid() -> None:
     boot = without_bars(recorded_boot())
     with pytest.raises(EvidenceError) as caught:
-        account(boot, said="".join(f"line {n}\n" for n in range(20)))
+        account(boot, qemu_log="".join(f"line {n}\n" for n in range(20)))
     assert caught.value.reason == "bar-not-mapped"
     assert caught.value.evidence.splitlines() == [
         f"{boot.events} events in the trace", *[f"line {n}" for n in range(12, 20)],
@@ -218,7 +218,7 @@ def test_empty_trace_has_no_bar() -> None:
 
 
 def test_bars_of_several_devices_are_counted_together() -> None:
-    boot, there = recorded_boot(), "0x3fff80000000 - 0x3fffbfffffff"
+    boot, region = recorded_boot(), "0x3fff80000000 - 0x3fffbfffffff"
     other = "0x3fffc0000000 - 0x3fffffffffff"
     boot.operations += [
         replace(o, iova=o.iova + BAR, start=o.start + 0.5)
@@ -226,9 +226,9 @@ def test_bars_of_several_devices_are_counted_together() -> None:
         if o.size == BAR
     ]
     boot.qemu += [
-        replace(e, text=e.text.replace(there, other))
+        replace(e, text=e.text.replace(region, other))
         for e in boot.qemu
-        if e.name == ADDED and there in e.text
+        if e.name == ADDED and region in e.text
     ]
     boot.qemu += [
         replace(e, text=e.text.replace("01:00.0 2,0x3fff80000000", "02:00.0 2,0x3fffc0000000"))
@@ -236,5 +236,5 @@ def test_bars_of_several_devices_are_counted_together() -> None:
         if e.name == "pci_update_mappings_add" and "01:00.0 2,0x3fff80000000" in e.text
     ]
     boot.iommu_maps += [(iova + BAR, size) for iova, size in boot.iommu_maps]
-    found = account(boot)
-    assert (len(found.maps), len(found.unmaps)) == (24, 24)
+    accounted = account(boot)
+    assert (len(accounted.maps), len(accounted.unmaps)) == (24, 24)

@@ -33,6 +33,7 @@ from tests.unit.analysis.boots import (
 )
 from tests.unit.examples import share
 from tests.unit.recorded import BAR, MEASURED, RUN, TRACE, copied, rewrite, sealed
+from tests.unit.stable import numbers_in
 
 TRIAL = TrialDir.open(RUN / "trials" / MEASURED)
 MARK = "barometer: boot mark, uptime 9.88"
@@ -53,8 +54,8 @@ def marker(text: str, time: float = 20.5, pid: int = 303) -> str:
     return f"  python3-{pid}  [000] .....  {time:.6f}: tracing_mark_write: {text}\n"
 
 
-def note_names(found: Timeline) -> list[str]:
-    return [note.name for note in found.notes]
+def note_names(traced: Timeline) -> list[str]:
+    return [note.name for note in traced.notes]
 
 
 def test_trace_is_read_once_for_everything() -> None:
@@ -75,23 +76,23 @@ def test_trace_is_read_once_for_everything() -> None:
 
 
 def test_recorded_boot_is_a_timeline_from_its_exec_on() -> None:
-    found = recorded_timeline()
-    assert (found.trial, found.guest, found.unit) == (MEASURED, "guest-1", "emulated s")
-    assert found.release == "7.3.4+deb13-cloud-amd64"
-    assert found.boot_seconds == pytest.approx(26.160649)
-    assert found.ssh_seconds == pytest.approx(32.270814)
-    assert found.end_seconds > 34
-    assert found.notes == ()
-    starts = [step.start for step in found.steps]
+    traced = recorded_timeline()
+    assert (traced.trial, traced.guest, traced.unit) == (MEASURED, "guest-1", "emulated s")
+    assert traced.release == "7.3.4+deb13-cloud-amd64"
+    assert traced.boot_seconds == pytest.approx(26.160649)
+    assert traced.ssh_seconds == pytest.approx(32.270814)
+    assert traced.end_seconds > 34
+    assert traced.notes == ()
+    starts = [step.start for step in traced.steps]
     assert starts == sorted(starts)
 
 
 def test_trace_and_watch_agent_tell_the_same_of_a_boot() -> None:
-    found, marks = recorded_timeline(), parse_marks(TRIAL.text("guest-1/marks.txt") or "")
-    assert [line for _, line in found.console] == [line for _, line in marks.console]
+    traced, marks = recorded_timeline(), parse_marks(TRIAL.text("guest-1/marks.txt") or "")
+    assert [line for _, line in traced.console] == [line for _, line in marks.console]
     # the process exists before it executes QEMU
     assert marks.boot_seconds is not None
-    assert 0 < marks.boot_seconds - found.boot_seconds < 0.1
+    assert 0 < marks.boot_seconds - traced.boot_seconds < 0.1
 
 
 @pytest.mark.parametrize(
@@ -104,24 +105,24 @@ def test_timeline_has_the_unit_of_its_host(accel: str, unit: str) -> None:
 
 
 def test_lines_have_the_times_of_their_line_feeds_where_the_guest_sent_them() -> None:
-    boot, found = recorded_boot(), recorded_timeline()
+    boot, traced = recorded_boot(), recorded_timeline()
     zero = boot.execs[boot.pid]
-    assert [at for at, _ in found.console] == [round(at - zero, 9) for at, _ in boot.feeds]
-    assert found.mark_bound == 0
-    assert found.mark_source.startswith("kvm:kvm_pio, when the guest sent the line feed")
+    assert [at for at, _ in traced.console] == [round(at - zero, 9) for at, _ in boot.feeds]
+    assert traced.mark_bound == 0
+    assert "kvm:kvm_pio" in traced.mark_source
     late = [line - feed for (line, _), (feed, _) in zip(boot.console, boot.feeds, strict=True)]
     assert min(late) > 0
-    assert f"up to {max(late) * 1000:.1f} ms later" in found.mark_source
+    assert f"{max(late) * 1000:.1f}" in numbers_in(traced.mark_source)
 
 
 def test_lines_have_the_agents_times_where_line_feeds_are_missing() -> None:
-    found = timeline(re.sub(r"(?m)^.* kvm_pio: .*\n", "", RECORDED, count=1))
+    traced = timeline(re.sub(r"(?m)^.* kvm_pio: .*\n", "", RECORDED, count=1))
     boot = recorded_boot()
-    assert found.mark_bound is None
-    assert found.mark_source.startswith("the watch agent")
+    assert traced.mark_bound is None
+    assert traced.mark_source != recorded_timeline().mark_source
     zero = boot.execs[boot.pid]
-    assert [at for at, _ in found.console] == [round(at - zero, 9) for at, _ in boot.console]
-    assert 0 < found.boot_seconds - recorded_timeline().boot_seconds < 0.1
+    assert [at for at, _ in traced.console] == [round(at - zero, 9) for at, _ in boot.console]
+    assert 0 < traced.boot_seconds - recorded_timeline().boot_seconds < 0.1
 
 
 def test_line_feeds_of_every_cpu_of_the_guest_count() -> None:
@@ -135,10 +136,10 @@ def test_line_feeds_of_every_cpu_of_the_guest_count() -> None:
 
 
 def test_guest_without_kvm_has_the_agents_times() -> None:
-    found = timeline(re.sub(r"(?m)^.* kvm_(pio|msr): .*\n", "", RECORDED))
-    assert found.mark_bound is None
-    assert "kernel: entry" not in {phase.name for phase in found.phases}
-    assert found.attributed_share == pytest.approx(1.0)
+    traced = timeline(re.sub(r"(?m)^.* kvm_(pio|msr): .*\n", "", RECORDED))
+    assert traced.mark_bound is None
+    assert "kernel: entry" not in {phase.name for phase in traced.phases}
+    assert traced.attributed_share == pytest.approx(1.0)
 
 
 def test_line_feeds_of_another_machine_are_not_the_guests() -> None:
@@ -161,7 +162,7 @@ def drifted(seconds: float, since: float = 35.0) -> str:
     ("seconds", "since"), [(0.2, 35), (0.2, 50), (3600.0, 35), (-0.2, 28), (-20.0, 28)]
 )
 def test_clock_that_jumped_within_a_boot_makes_it_invalid(seconds: float, since: float) -> None:
-    assert "drifted apart by" in refused(drifted(seconds, since), "clock-jump")
+    assert refused(drifted(seconds, since), "clock-jump")
 
 
 @pytest.mark.parametrize("since", [40, 45])
@@ -208,10 +209,10 @@ def stepped(seconds: float) -> str:
 
 
 def test_wall_clock_that_is_stepped_is_noted_and_changes_nothing() -> None:
-    found = timeline(stepped(-7200.0))
-    assert note_names(found) == ["clock-step"]
-    assert "stepped by 7200.0 s" in found.notes[0].text
-    assert replace(found, notes=()) == recorded_timeline()
+    traced = timeline(stepped(-7200.0))
+    assert note_names(traced) == ["clock-step"]
+    assert numbers_in(traced.notes[0].text)[0] == "7200.0"
+    assert replace(traced, notes=()) == recorded_timeline()
 
 
 def test_wall_clock_that_is_slewed_is_not_noted() -> None:
@@ -229,15 +230,15 @@ def test_clock_source_that_is_slow_to_read_is_noted(
     facts = json.loads((trial / "host/facts.json").read_text())
     facts["settings"]["clocksource"] = source
     (trial / "host/facts.json").write_text(json.dumps(facts))
-    found = build_timeline(TrialDir.open(trial), 1, recorded_boot())
-    assert note_names(found) == names
-    assert all(source in note.text for note in found.notes)
+    traced = build_timeline(TrialDir.open(trial), 1, recorded_boot())
+    assert note_names(traced) == names
+    assert all(source in note.text for note in traced.notes)
 
 
 def test_notes_of_the_account_come_first(tmp_path: Path) -> None:
     noted = timeline(stepped(9.0)).notes
-    found = build_timeline(TRIAL, 1, read_boot(stepped(9.0)), recorded_timeline().notes + noted)
-    assert found.notes == noted * 2
+    traced = build_timeline(TRIAL, 1, read_boot(stepped(9.0)), recorded_timeline().notes + noted)
+    assert traced.notes == noted * 2
 
 
 @pytest.mark.parametrize("length", [880, 700, 50])
@@ -289,15 +290,15 @@ def test_first_of_two_marks_counts() -> None:
 
 
 def test_boot_without_a_last_word_ends_with_its_last_line() -> None:
-    found = timeline(re.sub(r"(?m)^.*barometer E \d+ exit\n", "", RECORDED))
-    assert found.end_seconds == found.console[-1][0]
-    assert found.boot_seconds == recorded_timeline().boot_seconds
+    traced = timeline(re.sub(r"(?m)^.*barometer E \d+ exit\n", "", RECORDED))
+    assert traced.end_seconds == traced.console[-1][0]
+    assert traced.boot_seconds == recorded_timeline().boot_seconds
 
 
 def test_trial_without_a_traced_boot_has_no_timeline() -> None:
     changes = {"guests": TRIAL.manifest.guests[:1], "passes": ("plain",)}
     trial = TrialDir(TRIAL.path, TRIAL.manifest.model_copy(update=changes), "")
-    with pytest.raises(EvidenceError, match="its passes: plain") as caught:
+    with pytest.raises(EvidenceError, match=r"\bplain\b") as caught:
         read_timelines(trial)
     assert caught.value.reason == "no-timeline"
 
@@ -309,7 +310,7 @@ def test_timelines_are_those_of_the_traced_boots() -> None:
 def test_trace_that_is_not_there_is_missing_evidence(tmp_path: Path) -> None:
     trial = copied(tmp_path)
     (trial / TRACE).unlink()
-    with pytest.raises(EvidenceError, match=r"trace-guest-1\.txt is missing") as caught:
+    with pytest.raises(EvidenceError, match=r"trace-guest-1\.txt") as caught:
         read_boot_trace(sealed(trial), 1)
     assert caught.value.reason == "missing-evidence"
 
@@ -357,8 +358,8 @@ def test_run_of_memory_as_long_as_a_bar_is_no_part_of_its_own() -> None:
     boot = recorded_boot()
     index = next(i for i, o in enumerate(boot.operations) if (o.kind, o.iova) == ("map", 0))
     boot.operations[index] = replace(boot.operations[index], pin_seconds=1e-5, around_seconds=1.0)
-    found = build_timeline(TrialDir.open(RUN / "trials" / MEASURED), 1, boot).steps[index]
-    assert found.parts == {"pin and IOMMU map": found.seconds}
+    step = build_timeline(TrialDir.open(RUN / "trials" / MEASURED), 1, boot).steps[index]
+    assert step.parts == {"pin and IOMMU map": step.seconds}
 
 
 def test_memory_is_a_whole() -> None:
@@ -371,7 +372,7 @@ def test_memory_is_a_whole() -> None:
 
 
 def mapped(
-    *said: tuple[float, str],
+    *placements: tuple[float, str],
     iova: int,
     size: int = BAR,
     at: float = 30.0,
@@ -382,7 +383,7 @@ def mapped(
     that QEMU has VFIO map."""
     boot = recorded_boot()
     boot.qemu = [
-        QemuEvent("pci_update_mappings_add", text, VCPU, time, time) for time, text in said
+        QemuEvent("pci_update_mappings_add", text, VCPU, time, time) for time, text in placements
     ]
     if by_qemu:
         added = f"region_add [ram] {iova:#x} - {iova + size - 1:#x} [0x7f0000000000]"
@@ -392,32 +393,32 @@ def mapped(
     return step
 
 
-def placed(*said: tuple[float, str], iova: int, size: int = BAR, at: float = 30.0) -> str:
+def placed(*placements: tuple[float, str], iova: int, size: int = BAR, at: float = 30.0) -> str:
     """Return the name of what QEMU has mapped at `iova`."""
-    return mapped(*said, iova=iova, size=size, at=at).bar
+    return mapped(*placements, iova=iova, size=size, at=at).bar
 
 
 def test_what_is_mapped_has_the_name_of_the_bar_that_is_there() -> None:
-    one = "vfio-pci 01:00.0 2,0x4000000000+0x40000000"
+    first = "vfio-pci 01:00.0 2,0x4000000000+0x40000000"
     two = "vfio-pci 02:00.0 2,0x4040000000+0x40000000"
-    assert placed((29, one), (29, two), iova=0x4000000000) == "01:00.0 BAR 2"
-    assert placed((29, one), (29, two), iova=0x4040000000) == "02:00.0 BAR 2"
-    assert placed((29, one), (29, two), iova=0x4080000000) == RAM
-    assert placed((29, one), (29, two), iova=0x0, size=4096) == RAM
+    assert placed((29, first), (29, two), iova=0x4000000000) == "01:00.0 BAR 2"
+    assert placed((29, first), (29, two), iova=0x4040000000) == "02:00.0 BAR 2"
+    assert placed((29, first), (29, two), iova=0x4080000000) == RAM
+    assert placed((29, first), (29, two), iova=0x0, size=4096) == RAM
 
 
 def test_bar_has_its_name_where_it_was_put_last() -> None:
     low = "vfio-pci 01:00.0 2,0x80000000+0x40000000"
     high = "vfio-pci 01:00.0 2,0x4000000000+0x40000000"
-    said = ((25, low), (29, high), (35, low))
-    assert placed(*said, iova=0x4000000000) == "01:00.0 BAR 2"
-    assert placed(*said, iova=0x80000000) == RAM
-    assert placed(*said, iova=0x80000000, at=36.0) == "01:00.0 BAR 2"
+    placements = ((25, low), (29, high), (35, low))
+    assert placed(*placements, iova=0x4000000000) == "01:00.0 BAR 2"
+    assert placed(*placements, iova=0x80000000) == RAM
+    assert placed(*placements, iova=0x80000000, at=36.0) == "01:00.0 BAR 2"
 
 
 def test_bar_that_is_smaller_than_a_page_is_mapped_by_a_page() -> None:
-    said = (29.0, "vfio-pci 01:00.0 0,0xfe800000+0x100")
-    assert placed(said, iova=0xFE800000, size=4096) == "01:00.0 BAR 0"
+    placements = (29.0, "vfio-pci 01:00.0 0,0xfe800000+0x100")
+    assert placed(placements, iova=0xFE800000, size=4096) == "01:00.0 BAR 0"
 
 
 def test_bars_of_devices_that_are_not_passed_through_are_not_mapped() -> None:
@@ -426,11 +427,11 @@ def test_bars_of_devices_that_are_not_passed_through_are_not_mapped() -> None:
 
 def test_bars_that_change_places_change_names() -> None:
     first, second = "0x4000000000+0x40000000", "0x4040000000+0x40000000"
-    said = (
+    placements = (
         (25.0, f"vfio-pci 01:00.0 2,{first}"), (25.1, f"vfio-pci 02:00.0 2,{second}"),
         (29.0, f"vfio-pci 02:00.0 2,{first}"),
     )  # fmt: skip
-    assert placed(*said, iova=0x4000000000) == "02:00.0 BAR 2"
+    assert placed(*placements, iova=0x4000000000) == "02:00.0 BAR 2"
 
 
 ONE_BAR = (29.0, "vfio-pci 01:00.0 2,0x4000000000+0x40000000")
@@ -451,9 +452,9 @@ def test_bar_is_named_by_the_whole_range_that_is_mapped(iova: int, size: int, na
 
 def test_what_qemu_has_not_added_is_mapped_for_the_guests_iommu() -> None:
     for size in (BAR, 4096):
-        found = mapped(ONE_BAR, iova=0x4000000000, size=size, by_qemu=False, pin_seconds=0.05)
-        assert (found.bar, found.cause) == (IOVA, "the guest's IOMMU")
-        assert found.parts == {"pin and IOMMU map": found.seconds}
+        step = mapped(ONE_BAR, iova=0x4000000000, size=size, by_qemu=False, pin_seconds=0.05)
+        assert (step.bar, step.cause) == (IOVA, "the guest's IOMMU")
+        assert step.parts == {"pin and IOMMU map": step.seconds}
     own = mapped(ONE_BAR, iova=0x4000000000)
     assert (own.bar, own.cause) == (BAR_2, "not known")
 
@@ -513,6 +514,7 @@ def mutated(draw: st.DrawFn) -> str:
 @share(2)
 @given(mutated())
 @example(marker("barometer P 29000000000"))
+@example(marker(f"barometer C 29000000000 {'[' * 100_000}"))
 def test_garbled_lines_are_read_or_are_an_evidence_error(text: str) -> None:
     with contextlib.suppress(EvidenceError):
         build_timeline(TRIAL, 1, read_boot(text))
@@ -523,9 +525,9 @@ def test_garbled_lines_are_read_or_are_an_evidence_error(text: str) -> None:
 def test_trace_that_is_cut_between_lines_is_a_timeline_or_an_evidence_error(cut: int) -> None:
     whole = RECORDED[: RECORDED.rfind("\n", 0, cut) + 1]
     with contextlib.suppress(EvidenceError):
-        found = timeline(whole)
-        assert found.boot_seconds == pytest.approx(recorded_timeline().boot_seconds, abs=0.1)
-        assert found.attributed_share == pytest.approx(1.0)
+        traced = timeline(whole)
+        assert traced.boot_seconds == pytest.approx(recorded_timeline().boot_seconds, abs=0.1)
+        assert traced.attributed_share == pytest.approx(1.0)
 
 
 def test_trial_whose_agent_was_cut_short_is_invalid_not_a_bug(tmp_path: Path) -> None:

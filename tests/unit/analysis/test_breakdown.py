@@ -67,7 +67,7 @@ class Profile:
             "instructions": sum(counts.values()),
         })  # fmt: skip
 
-    def found(self) -> list[Breakdown]:
+    def read(self) -> list[Breakdown]:
         (self.host / "profile.json").write_text(json.dumps(self._facts))
         return read_breakdowns(trial_of(self._folder))
 
@@ -84,7 +84,7 @@ def test_trial_without_a_profile_pass_has_no_breakdown(tmp_path: Path) -> None:
 def test_whole_bar_that_was_logged_is_taken_as_it_is(profile: Profile) -> None:
     profile.log("map", BAR, "cold", own=10, pin=5, pin__fault=100)
     profile.log("map", BAR, "warm", own=10, pin=5)
-    cold, warm = profile.found()
+    cold, warm = profile.read()
     assert (cold.operation, cold.state, cold.logged) == ("map", "cold", True)
     assert cold.stacks == stacks(own=10, pin=5, pin__fault=100)
     assert (warm.state, warm.total) == ("warm", 15)
@@ -97,13 +97,13 @@ def test_large_map_is_linear_in_pages_of_two_small_ones(profile: Profile) -> Non
         pages = mib * MIB // PAGE
         more = {"late": only} if only else {}
         profile.log("map", mib * MIB, own=7 + 3 * pages, pin__look=2 * pages, once=11, under=more)
-    [found] = profile.found()
+    [parts] = profile.read()
     pages = BAR // PAGE
-    assert (found.operation, found.state, found.logged) == ("map", "warm", False)
-    assert found.stacks == stacks(
+    assert (parts.operation, parts.state, parts.logged) == ("map", "warm", False)
+    assert parts.stacks == stacks(
         own=7 + 3 * pages, pin__look=2 * pages, once=11, late=pages - 512
     )
-    assert found.total == 7 + 5 * pages + 11 + pages - 512
+    assert parts.total == 7 + 5 * pages + 11 + pages - 512
 
 
 def test_walks_of_a_large_unmap_are_those_of_its_window(profile: Profile) -> None:
@@ -117,20 +117,20 @@ def test_walks_of_a_large_unmap_are_those_of_its_window(profile: Profile) -> Non
         "unmap", BAR, window=True, calls=1000, own=123456,
         under={f"remove__{WALK}": 30_000, f"remove__{WALK}__level": 5_000},
     )  # fmt: skip
-    [found] = profile.found()
+    [parts] = profile.read()
     pages = BAR // PAGE
-    assert found.stacks == stacks(
+    assert parts.stacks == stacks(
         own=9 * pages, **{f"remove__{WALK}": 30 * pages, f"remove__{WALK}__level": 5 * pages}
     )
-    assert found.within(WALK) == 35 * pages
+    assert parts.within(WALK) == 35 * pages
 
 
 def test_walks_that_a_large_unmap_does_not_take_are_left_out(profile: Profile) -> None:
     for mib in (2, 4):
         profile.log("unmap", mib * MIB, own=mib, under={f"{WALK}__lowest_level": 256 * mib})
     profile.log("unmap", BAR, window=True, calls=10, under={WALK: 50})
-    [found] = profile.found()
-    assert found.stacks == stacks(own=1024, **{WALK: 5 * BAR // PAGE})
+    [parts] = profile.read()
+    assert parts.stacks == stacks(own=1024, **{WALK: 5 * BAR // PAGE})
 
 
 @pytest.mark.parametrize("walks", [0, 1, 2 * MIB // PAGE - 1])
@@ -138,15 +138,15 @@ def test_window_is_of_no_use_where_not_each_page_is_walked(profile: Profile, wal
     for mib in (2, 4):
         profile.log("unmap", mib * MIB, own=256 * mib, calls=walks, under={WALK: 33})
     profile.log("unmap", BAR, window=True, calls=1, under={WALK: 50})
-    [found] = profile.found()
-    assert found.stacks == stacks(own=BAR // PAGE, **{WALK: 33})
+    [parts] = profile.read()
+    assert parts.stacks == stacks(own=BAR // PAGE, **{WALK: 33})
 
 
 def test_walks_without_a_window_are_linear_like_all_else(profile: Profile) -> None:
     for mib in (2, 4):
         profile.log("map", mib * MIB, own=1, under={WALK: 256 * mib})
-    [found] = profile.found()
-    assert found.stacks == stacks(own=1, **{WALK: BAR // PAGE})
+    [parts] = profile.read()
+    assert parts.stacks == stacks(own=1, **{WALK: BAR // PAGE})
 
 
 def test_order_of_the_logs_of_other_operations_does_not_matter(profile: Profile) -> None:
@@ -155,7 +155,7 @@ def test_order_of_the_logs_of_other_operations_does_not_matter(profile: Profile)
     profile.log("unmap", 2 * MIB, own=512)
     profile.log("unmap", 4 * MIB, own=1024)
     profile.log("unmap", BAR, window=True, calls=10, own=1, under={WALK: 100})
-    assert [(b.operation, b.state, b.total) for b in profile.found()] == [
+    assert [(b.operation, b.state, b.total) for b in profile.read()] == [
         ("map", "cold", 10), ("map", "warm", 9), ("unmap", "warm", BAR // PAGE * 11),
     ]  # fmt: skip
 
@@ -165,16 +165,16 @@ def test_interrupts_are_no_cost_of_a_page(profile: Profile, entry: str) -> None:
     profile.log("unmap", 2 * MIB, own=512)
     profile.log("unmap", 4 * MIB, own=1024, under={f"{entry}__tick": 5000})
     profile.log("unmap", BAR, window=True, calls=10, under={WALK: 100, f"{WALK}__{entry}": 7777})
-    [found] = profile.found()
+    [parts] = profile.read()
     pages = BAR // PAGE
-    assert found.stacks == stacks(own=pages, **{WALK: 10 * pages})
+    assert parts.stacks == stacks(own=pages, **{WALK: 10 * pages})
 
 
 def test_file_that_is_missing_is_an_evidence_error(profile: Profile) -> None:
     profile.log("map", BAR, "cold", own=10)
     (profile.host / "profile-0.folded").unlink()
-    with pytest.raises(EvidenceError, match=r"profile-0\.folded is missing") as caught:
-        profile.found()
+    with pytest.raises(EvidenceError, match=r"profile-0\.folded") as caught:
+        profile.read()
     assert caught.value.reason == "missing-evidence"
 
 
@@ -182,10 +182,8 @@ def test_file_that_does_not_add_up_is_an_evidence_error(profile: Profile) -> Non
     profile.log("map", BAR, "cold", own=10)
     with (profile.host / "profile-0.folded").open("a") as file:
         file.write(f"{IOCTL};more 3\n")
-    with pytest.raises(
-        EvidenceError, match=r"has 13 instructions, profile\.json says 10"
-    ) as caught:
-        profile.found()
+    with pytest.raises(EvidenceError, match=r"\b13 .*profile\.json\b.* 10\b") as caught:
+        profile.read()
     assert caught.value.reason == "bad-evidence"
 
 
@@ -193,19 +191,19 @@ def test_file_that_does_not_add_up_is_an_evidence_error(profile: Profile) -> Non
 def test_functions_add_up_to_the_whole_and_each_is_within_itself(
     counts: dict[tuple[str, ...], float],
 ) -> None:
-    found = Breakdown("map", "warm", counts, logged=True)
-    rows = found.by_function()
-    assert sum(n for _, n in rows) == found.total
+    parts = Breakdown("map", "warm", counts, logged=True)
+    rows = parts.by_function()
+    assert sum(n for _, n in rows) == parts.total
     assert [n for _, n in rows] == sorted((n for _, n in rows), reverse=True)
     for name, own in rows:
-        assert own <= found.within(name) <= found.total
+        assert own <= parts.within(name) <= parts.total
 
 
 def test_recursion_is_counted_once() -> None:
-    found = Breakdown("map", "warm", {("a",): 1, ("a", "b"): 2, ("a", "b", "a"): 4}, logged=True)
-    assert found.within("a") == 7
-    assert found.within("b") == 6
-    assert found.by_function() == [("a", 5), ("b", 2)]
+    parts = Breakdown("map", "warm", {("a",): 1, ("a", "b"): 2, ("a", "b", "a"): 4}, logged=True)
+    assert parts.within("a") == 7
+    assert parts.within("b") == 6
+    assert parts.by_function() == [("a", 5), ("b", 2)]
 
 
 def test_function_that_only_the_small_log_met_by_chance_costs_no_less_than_nothing(
@@ -213,8 +211,8 @@ def test_function_that_only_the_small_log_met_by_chance_costs_no_less_than_nothi
 ) -> None:
     profile.log("map", 2 * MIB, own=512, resched=40)
     profile.log("map", 4 * MIB, own=1024)
-    [found] = profile.found()
-    assert min(n for _, n in found.by_function()) >= 0
+    [parts] = profile.read()
+    assert min(n for _, n in parts.by_function()) >= 0
 
 
 def breakdown(operation: str, total: float, state: str = "warm") -> Breakdown:
@@ -240,10 +238,9 @@ def test_functions_that_do_not_add_up_to_what_was_measured_are_refused(
     for sign in (-1, 1):
         check_sums([breakdown(operation, whole + sign * (may_miss - 1))], plain)
         wrong = [breakdown(operation, whole), breakdown(operation, whole + sign * (may_miss + 1))]
-        with pytest.raises(EvidenceError, match=f"of the {operation} .warm. add up") as caught:
+        with pytest.raises(EvidenceError, match=rf"\b{operation}\b.*\b{whole}\b") as caught:
             check_sums(wrong, plain)
         assert caught.value.reason == "sums-disagree"
-        assert f"{whole} were measured" in caught.value.message
 
 
 def test_sum_that_nothing_was_measured_for_is_not_checked() -> None:

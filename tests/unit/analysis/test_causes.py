@@ -103,8 +103,8 @@ def test_bar_that_is_written_while_decoding_is_on_is_moved_or_sized() -> None:
     moved = guest.write(DEVICE, BAR_0, 0xFEA00000)
     sized = guest.write(DEVICE, BAR_0, 0xFFFFFFFF)
     undone = guest.write(DEVICE, BAR_0, 0xFEA00000)
-    found = [causes(guest).at(VCPU, at, f"{DEVICE} BAR 0") for at in (moved, sized, undone)]
-    assert found == ["moving BAR 0", "sizing BAR 0", "sizing BAR 0"]
+    named = [causes(guest).at(VCPU, at, f"{DEVICE} BAR 0") for at in (moved, sized, undone)]
+    assert named == ["moving BAR 0", "sizing BAR 0", "sizing BAR 0"]
 
 
 def test_decoding_that_goes_off_for_good_is_switched_off() -> None:
@@ -160,8 +160,8 @@ def test_window_whose_all_ones_are_undone_is_sized() -> None:
     guest.to_bridge(BRIDGE, 0x28, 0xFFFFFFFF)
     undone = guest.to_bridge(BRIDGE, 0x28, 0x3FFF)
     set_ = guest.to_bridge(BRIDGE, 0x28, 0x3800)
-    found = [causes(guest).at(VCPU, at, BAR_2) for at in (undone, set_)]
-    assert found == [
+    named = [causes(guest).at(VCPU, at, BAR_2) for at in (undone, set_)]
+    assert named == [
         "sizing the window of bridge 00:01.0", "setting the window of bridge 00:01.0",
     ]  # fmt: skip
 
@@ -187,9 +187,9 @@ def test_one_device_can_be_the_cause_for_another() -> None:
     other = "02:00.0"
     guest = enabled(DEVICE, other)
     off, _ = linux_sizes(guest, other)
-    found = causes(guest)
-    assert found.at(VCPU, off, f"{other} BAR 2") == "sizing BARs 0, 1, 2, 4, 5 and ROM"
-    assert found.at(VCPU, off, BAR_2) == "sizing BARs 0, 1, 2, 4, 5 and ROM of 02:00.0"
+    known = causes(guest)
+    assert known.at(VCPU, off, f"{other} BAR 2") == "sizing BARs 0, 1, 2, 4, 5 and ROM"
+    assert known.at(VCPU, off, BAR_2) == "sizing BARs 0, 1, 2, 4, 5 and ROM of 02:00.0"
 
 
 def test_devices_are_sized_apart_even_when_their_writes_mix() -> None:
@@ -200,9 +200,9 @@ def test_devices_are_sized_apart_even_when_their_writes_mix() -> None:
     guest.size("01:00.0", BAR_0, 0)
     guest.write("01:00.0", COMMAND, ON)
     guest.write("02:00.0", COMMAND, ON)
-    found = causes(guest)
-    assert found.at(VCPU, first, "01:00.0 BAR 2") == "sizing BAR 0"
-    assert found.at(VCPU, second, "02:00.0 BAR 2") == "sizing BAR 1"
+    known = causes(guest)
+    assert known.at(VCPU, first, "01:00.0 BAR 2") == "sizing BAR 0"
+    assert known.at(VCPU, second, "02:00.0 BAR 2") == "sizing BAR 1"
 
 
 def test_function_is_told_from_one_whose_address_begins_alike() -> None:
@@ -223,23 +223,23 @@ def test_function_is_told_from_one_whose_address_begins_alike() -> None:
 )
 def test_what_qemu_does_of_itself_is_a_cause(event: str, cause: str) -> None:
     guest = enabled()
-    at = guest.said(event)
+    at = guest.log(event)
     assert causes(guest).at(VCPU, at, BAR_2) == cause
 
 
 def test_other_events_are_no_causes() -> None:
     guest = enabled()
-    guest.said("pci_update_mappings_add")
+    guest.log("pci_update_mappings_add")
     assert causes(guest).at(VCPU, guest.now, BAR_2) == "enabling"
 
 
 def test_cause_is_sought_in_the_thread_of_the_operation() -> None:
     guest = enabled()
-    guest.said("vfio_pci_reset", thread=MAIN)
-    found = causes(guest)
-    assert found.at(VCPU, guest.now, BAR_2) == "enabling"
-    assert found.at(MAIN, guest.now, BAR_2) == "device reset"
-    assert found.at(4711, guest.now, BAR_2) == UNKNOWN
+    guest.log("vfio_pci_reset", thread=MAIN)
+    known = causes(guest)
+    assert known.at(VCPU, guest.now, BAR_2) == "enabling"
+    assert known.at(MAIN, guest.now, BAR_2) == "device reset"
+    assert known.at(4711, guest.now, BAR_2) == UNKNOWN
 
 
 def test_nothing_is_known_before_the_first_event() -> None:
@@ -272,11 +272,11 @@ WRITES = st.builds(
 
 @given(st.lists(WRITES, max_size=30), st.floats(0, 10))
 def test_any_writes_have_one_cause_in_words(writes: list[ConfigWrite], at: float) -> None:
-    found = Causes([], sorted(writes, key=lambda w: w.time), ())
-    cause = found.at(VCPU, at, BAR_2)
+    known = Causes([], sorted(writes, key=lambda w: w.time), ())
+    cause = known.at(VCPU, at, BAR_2)
     assert cause
     assert cause.split()[0] in {
         "not", "enabling", "disabling", "sizing", "moving", "setting", "bus", "bridge",
         "configuration", "shadowing", "placing", "system", "command",
     }  # fmt: skip
-    assert (cause == UNKNOWN) == (found.trigger(VCPU, at) is None)
+    assert (cause == UNKNOWN) == (known.trigger(VCPU, at) is None)

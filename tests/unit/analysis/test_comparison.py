@@ -167,9 +167,9 @@ def test_times_of_a_night_have_an_interval_and_a_p() -> None:
     assert (metric.verdict, comparison.verdict, code) == ("improved", "improved", 0)
     low, high = metric.effect.interval or (0, 0)
     assert 0.94 < low < 0.95 < high < 0.96
-    found = json.loads(json.dumps(comparison_json(comparison)))["metrics"][MAPS]
-    assert (found["ci95"], found["basis"], found["pairs"]) == ([low, high], "trials", 12)
-    assert found["p"] <= 0.002
+    judged = json.loads(json.dumps(comparison_json(comparison)))["metrics"][MAPS]
+    assert (judged["ci95"], judged["basis"], judged["pairs"]) == ([low, high], "trials", 12)
+    assert judged["p"] <= 0.002
 
 
 @pytest.mark.parametrize(
@@ -218,9 +218,9 @@ def test_bound_of_a_single_pair_has_the_floor_of_few_trials(
 def test_bound_of_few_pairs_that_have_an_interval_is_kept_by_the_interval(
     expect: str, ratio: float, code: int
 ) -> None:
-    metric, _, found = of_night(night(ratio, n=8), f'expect.{MAPS}="{expect}"')
+    metric, _, judged = of_night(night(ratio, n=8), f'expect.{MAPS}="{expect}"')
     assert metric.effect.estimate.basis == "few"
-    assert found == code
+    assert judged == code
 
 
 def test_bound_of_instructions_that_overlap_is_not_known() -> None:
@@ -267,8 +267,8 @@ def test_bench_that_agrees_with_itself_is_said() -> None:
     assert metric.control.verdict == "equivalent"
     assert comparison.verdict == "improved"
     document: Any = comparison_json(comparison)
-    found = document["metrics"][MAPS]["control"]
-    assert (found["verdict"], len(found["samples"])) == ("equivalent", 12)
+    judged = document["metrics"][MAPS]["control"]
+    assert (judged["verdict"], len(judged["samples"])) == ("equivalent", 12)
 
 
 def test_p_is_for_all_metrics_that_decide_together() -> None:
@@ -304,8 +304,8 @@ def test_warm_up_is_not_judged() -> None:
 
 @pytest.mark.parametrize(("expect", "code"), [("improved", 1), ("not-regressed", 0)])
 def test_exit_code_of_equal_counts(expect: str, code: int) -> None:
-    comparison, found = compared(both(7, 7, LOOKUPS), f"expect.{LOOKUPS}={expect}")
-    assert (comparison.verdict, found) == ("equivalent", code)
+    comparison, judged = compared(both(7, 7, LOOKUPS), f"expect.{LOOKUPS}={expect}")
+    assert (comparison.verdict, judged) == ("equivalent", code)
 
 
 @pytest.mark.parametrize(("baseline", "candidate", "code"), [(4, 1, 0), (1, 4, 1), (1, 1, 4)])
@@ -386,19 +386,20 @@ def test_no_trials_at_all_is_invalid() -> None:
 def test_json_has_every_arm_metric_and_problem() -> None:
     results = [*both(4, 1), ended("baseline", "invalid")]
     comparison, _ = compared(results)
-    found = json.loads(json.dumps(comparison_json(comparison)))
-    assert (found["schema"], found["scenario"], found["verdict"]) == (2, "small", "improved")
-    assert found["arms"]["baseline"] == {
+    document = json.loads(json.dumps(comparison_json(comparison)))
+    head = [document[key] for key in ("schema", "scenario", "verdict")]
+    assert head == [2, "small", "improved"]
+    assert document["arms"]["baseline"] == {
         "kernel": KERNELS["baseline"],
         "trials": {"measured": 1, "failed": 0, "invalid": 1},
         "metrics": {MAPS: {"unit": "s", "samples": [4], "median": 4}},
     }
-    assert found["metrics"][MAPS] == {
+    assert document["metrics"][MAPS] == {
         "ratio": 0.25, "ci95": None, "p": None, "p_adjusted": None, "basis": "few", "pairs": 1,
         "verdict": "improved", "deciding": True, "control": None, "shapes": {},
     }  # fmt: skip
-    assert found["problems"][0]["reason"] == "why"
-    assert found["boots"] == []
+    assert document["problems"][0]["reason"] == "why"
+    assert document["boots"] == []
 
 
 # traced guest boots ----------------------------------------------------------------------------
@@ -427,21 +428,22 @@ def test_run_without_a_traced_boot_has_none() -> None:
 def test_json_has_the_cost_of_the_boots_and_the_notes_of_each_arm() -> None:
     noted = booted("candidate", notes=(Note("clock-step", "by 3 s"), Note("no-mmap", "never")))
     comparison, _ = compared([traced("baseline", booted(notes=())), traced("candidate", noted)])
-    found = json.loads(json.dumps(comparison_json(comparison), allow_nan=False))
-    assert found["boots"] == cost_json({"baseline": [booted()], "candidate": [noted]})
-    assert found["boots"][0]["cause"] == "sizing BARs"
-    assert found["arms"]["baseline"]["notes"] == []
-    assert found["arms"]["candidate"]["notes"] == [
+    document = json.loads(json.dumps(comparison_json(comparison), allow_nan=False))
+    assert document["boots"] == cost_json({"baseline": [booted()], "candidate": [noted]})
+    assert document["boots"][0]["cause"] == "sizing BARs"
+    assert document["arms"]["baseline"]["notes"] == []
+    assert document["arms"]["candidate"]["notes"] == [
         {"trial": "0002-candidate", "name": "clock-step", "text": "by 3 s"},
         {"trial": "0002-candidate", "name": "no-mmap", "text": "never"},
     ]
 
 
 def test_json_of_a_boot_in_one_arm_alone_has_nothing_of_the_other() -> None:
-    found: Any = comparison_json(compared([traced("baseline", booted()), ended("candidate")])[0])
-    assert "notes" in found["arms"]["baseline"]
-    assert "notes" not in found["arms"]["candidate"]
-    assert all("candidate" not in row for row in found["boots"])
+    trials = [traced("baseline", booted()), ended("candidate")]
+    document: Any = comparison_json(compared(trials)[0])
+    assert "notes" in document["arms"]["baseline"]
+    assert "notes" not in document["arms"]["candidate"]
+    assert all("candidate" not in row for row in document["boots"])
 
 
 def test_recorded_boots_have_every_operation_of_both_arms(tmp_path: Path) -> None:
@@ -552,8 +554,8 @@ def test_instructions_of_guest_boots_are_judged_to_their_own_resolution(
     metric: Metric, candidate: float, verdict: str
 ) -> None:
     results = both(60.0, candidate, metric)
-    [found] = compare_trials(scenario("host.accel=exact"), KERNELS, results, 2, "exact").metrics
-    assert found.verdict == verdict
+    [judged] = compare_trials(scenario("host.accel=exact"), KERNELS, results, 2, "exact").metrics
+    assert judged.verdict == verdict
 
 
 def test_counts_of_an_exact_host_are_counts() -> None:
@@ -603,16 +605,16 @@ def test_points_are_compared_each_for_itself(map_results: list[TrialResult]) -> 
 
 
 def test_point_that_was_not_as_expected_is_exit_code_1(map_results: list[TrialResult]) -> None:
-    wanted = 'expect."pfn_lookups_per_map@full/4KiB/warm"=improved'
-    assert of_maps(map_results, wanted)[1] == 1
+    expectation = 'expect."pfn_lookups_per_map@full/4KiB/warm"=improved'
+    assert of_maps(map_results, expectation)[1] == 1
 
 
 def test_laws_are_of_each_alignment_and_state(map_results: list[TrialResult]) -> None:
     comparison, _ = of_maps(map_results)
     old, new = find_laws(comparison, "baseline"), find_laws(comparison, "candidate")
     assert set(old) == set(new) == {
-        f"{what}/{alignment}/{state}"
-        for what in ("map", "unmap") for alignment in ("1GiB", "2MiB", "4KiB")
+        f"{operation}/{alignment}/{state}"
+        for operation in ("map", "unmap") for alignment in ("1GiB", "2MiB", "4KiB")
         for state in ("cold", "warm")
     }  # fmt: skip
     assert (new["map/1GiB/warm"].kind, new["map/1GiB/warm"].unit) == ("flat", "1GiB")
@@ -652,7 +654,7 @@ def test_maps_that_were_not_counted_have_no_laws(map_results: list[TrialResult])
 
 
 @pytest.mark.parametrize(
-    ("one", "unit"),
+    ("whole_bar", "unit"),
     [
         (by_1gib(), "1GiB"),
         (by_2mib(), "2MiB"),
@@ -661,8 +663,8 @@ def test_maps_that_were_not_counted_have_no_laws(map_results: list[TrialResult])
         (by_2mib(series=False), "4KiB"),
     ],
 )
-def test_map_goes_by_the_stride_of_its_lookups(one: dict[str, Any], unit: str) -> None:
-    place, counted = place_of(one)
+def test_map_goes_by_the_stride_of_its_lookups(whole_bar: dict[str, Any], unit: str) -> None:
+    place, counted = place_of(whole_bar)
     assert find_walk_step("map", place, find_level(place, counted, {})) == unit
     assert find_walk_step("unmap", place, find_level(place, counted, {})) == "4KiB"
 
@@ -677,16 +679,16 @@ def test_sizes_that_are_walked_by_other_steps_are_no_series(
         )
         return replace(result, findings=replace(result.findings, levels=levels))
 
-    found = find_laws(of_maps([one_by_pages(r) for r in map_results])[0], "candidate")
-    assert "map/1GiB/warm" not in found
-    assert {"map/2MiB/warm", "unmap/1GiB/warm"} <= set(found)
+    laws = find_laws(of_maps([one_by_pages(r) for r in map_results])[0], "candidate")
+    assert "map/1GiB/warm" not in laws
+    assert {"map/2MiB/warm", "unmap/1GiB/warm"} <= set(laws)
 
 
 def test_unmap_that_is_not_walked_by_pages_goes_by_the_largest_leaves() -> None:
-    one = by_2mib()
-    for taken in one["samples"]:
+    whole_bar = by_2mib()
+    for taken in whole_bar["samples"]:
         taken["counts"]["iova_walk"] = {(326,): 1}
-    place, counted = place_of(one)
+    place, counted = place_of(whole_bar)
     assert find_walk_step("unmap", place, find_level(place, counted, {})) == "1GiB"
 
 

@@ -32,10 +32,10 @@ def of_arms(run: Path, **replaced: list[dict[str, str]]) -> dict[str, list[dict[
     return {arm: [r.conditions for r in results if r.arm == arm] for arm in ARMS} | replaced
 
 
-def named(found: tuple[Difference, ...]) -> dict[str, tuple[str, str]]:
+def named(differences: tuple[Difference, ...]) -> dict[str, tuple[str, str]]:
     return {
         d.name: tuple("|".join(values) for values in d.values.values())  # type: ignore[misc]
-        for d in found
+        for d in differences
     }
 
 
@@ -47,45 +47,45 @@ def of_facts(**facts: Any) -> dict[str, str]:
 
 
 def test_recorded_trial_has_its_conditions() -> None:
-    found = of_arms(RECORDED / "boot-exact")["candidate"][0]
-    assert found["host.kernel.release"] == "7.3.4+deb13-cloud-amd64"
-    assert found["host.qemu"] == "10.0.13"
-    assert found["host.thp"] == "always"
-    assert found["host.cmdline"] == "console=ttyS0 panic=-1 intel_iommu=on tsc=reliable"
-    assert found["host.lockdown"] == "absent"
-    assert found["host.packages.seabios"] == "1.16.3-2"
-    assert found["host.parameters.vfio_iommu_type1.disable_hugepages"] == "N"
-    assert found["guest.kernel.release"] == "6.12.107+deb13-cloud-amd64"
-    assert found["guest.memory"] == "512MiB"
-    assert found["device.bar"] == "32GiB"
-    assert found["device.mmap"] == "True"
-    assert found["runner.qemu"] == "10.0.2"
-    assert list(found) == sorted(found)
+    conditions = of_arms(RECORDED / "boot-exact")["candidate"][0]
+    assert conditions["host.kernel.release"] == "7.3.4+deb13-cloud-amd64"
+    assert conditions["host.qemu"] == "10.0.13"
+    assert conditions["host.thp"] == "always"
+    assert conditions["host.cmdline"] == "console=ttyS0 panic=-1 intel_iommu=on tsc=reliable"
+    assert conditions["host.lockdown"] == "absent"
+    assert conditions["host.packages.seabios"] == "1.16.3-2"
+    assert conditions["host.parameters.vfio_iommu_type1.disable_hugepages"] == "N"
+    assert conditions["guest.kernel.release"] == "6.12.107+deb13-cloud-amd64"
+    assert conditions["guest.memory"] == "512MiB"
+    assert conditions["device.bar"] == "32GiB"
+    assert conditions["device.mmap"] == "True"
+    assert conditions["runner.qemu"] == "10.0.2"
+    assert list(conditions) == sorted(conditions)
     # conditions that were not recorded at that time
     later = {"runner.cpu", "runner.governor", "host.governor", "host.turbo", "host.smt",
              "host.firmware", "host.kernel.mitigations", "host.viommu"}  # fmt: skip
-    assert not later & found.keys()
-    assert not [name for name in found if "memtotal" in name.lower() or "boot_id" in name]
+    assert not later & conditions.keys()
+    assert not [name for name in conditions if "memtotal" in name.lower() or "boot_id" in name]
 
 
 def test_maps_have_no_guest() -> None:
-    found = of_arms(RECORDED / "map-exact")["baseline"][0]
-    assert not [name for name in found if name.startswith("guest.")]
+    conditions = of_arms(RECORDED / "map-exact")["baseline"][0]
+    assert not [name for name in conditions if name.startswith("guest.")]
 
 
 @pytest.mark.parametrize(
-    ("value", "wanted"),
+    ("value", "setting"),
     [("always [madvise] never", "madvise"), ("[none] integrity", "none"), ("tsc", "tsc"),
      (None, "absent")],
 )  # fmt: skip
-def test_setting_is_what_was_chosen(value: str | None, wanted: str) -> None:
-    found = of_facts(settings={"transparent_hugepage": value})
-    assert found["host.thp"] == wanted
-    assert "host.clocksource" not in found
+def test_setting_is_what_was_chosen(value: str | None, setting: str) -> None:
+    conditions = of_facts(settings={"transparent_hugepage": value})
+    assert conditions["host.thp"] == setting
+    assert "host.clocksource" not in conditions
 
 
 @pytest.mark.parametrize(
-    ("settings", "wanted"),
+    ("settings", "setting"),
     [
         ({"no_turbo": "0", "boost": None}, "on"),
         ({"no_turbo": "1", "boost": None}, "off"),
@@ -96,9 +96,9 @@ def test_setting_is_what_was_chosen(value: str | None, wanted: str) -> None:
     ],
 )
 def test_turbo_is_said_by_one_of_two_files(
-    settings: dict[str, str | None], wanted: str | None
+    settings: dict[str, str | None], setting: str | None
 ) -> None:
-    assert of_facts(settings=settings).get("host.turbo") == wanted
+    assert of_facts(settings=settings).get("host.turbo") == setting
 
 
 @pytest.mark.parametrize(
@@ -109,14 +109,15 @@ def test_turbo_is_said_by_one_of_two_files(
 def test_taint_of_the_machine_is_no_taint_of_the_kernel(
     tainted: str, by_kernel: str, by_others: str
 ) -> None:
-    found = of_facts(settings={"tainted": tainted})
-    assert (found["host.kernel.taint"], found["host.taint"]) == (by_kernel, by_others)
+    conditions = of_facts(settings={"tainted": tainted})
+    assert (conditions["host.kernel.taint"], conditions["host.taint"]) == (by_kernel, by_others)
 
 
 def test_mitigations_are_named() -> None:
-    said = {"meltdown": "Mitigation: PTI", "itlb_multihit": "KVM: Mitigation: VMX disabled",
+    mitigations = {"meltdown": "Mitigation: PTI", "itlb_multihit": "KVM: Mitigation: VMX disabled",
             "mds": "Not affected", "retbleed": "Vulnerable", "tsa": None}  # fmt: skip
-    assert of_facts(vulnerabilities=said)["host.kernel.mitigations"] == "meltdown itlb_multihit"
+    conditions = of_facts(vulnerabilities=mitigations)
+    assert conditions["host.kernel.mitigations"] == "meltdown itlb_multihit"
     assert of_facts(vulnerabilities={})["host.kernel.mitigations"] == "none"
     assert "host.kernel.mitigations" not in of_facts()
 
@@ -124,8 +125,8 @@ def test_mitigations_are_named() -> None:
 def test_boot_loader_and_token_are_no_part_of_a_command_line() -> None:
     line = "BOOT_IMAGE=/boot/vmlinuz-7.3 root=/dev/vda quiet  barometer.token=1f initrd=/x"
     host, guest = host_of(settings={"cmdline": line}), guest_of(cmdline=line)
-    found = collect_conditions(manifest_of(), host, guest)
-    assert found["host.cmdline"] == found["guest.cmdline"] == "root=/dev/vda quiet"
+    conditions = collect_conditions(manifest_of(), host, guest)
+    assert conditions["host.cmdline"] == conditions["guest.cmdline"] == "root=/dev/vda quiet"
 
 
 def test_devices_have_every_kind_of_group() -> None:
@@ -165,33 +166,33 @@ def of_settings(line: str, **settings: Any) -> dict[str, str]:
 
 
 def test_words_of_an_arm_are_its_own_and_no_others() -> None:
-    found = of_settings(
+    conditions = of_settings(
         f"panic=-1 intel_iommu=on quiet intel_iommu=on nosmt {HUGE}=Y",
         cmdline={"asked": "intel_iommu=on nosmt", "found": "intel_iommu=on nosmt"},
         parameters={HUGE: {"asked": "Y", "found": "Y"}, "vfio.x": {"asked": None, "found": "3"}},
     )
-    assert found["host.cmdline"] == "panic=-1 intel_iommu=on quiet"
-    assert found["host.arm.cmdline"] == "intel_iommu=on nosmt"
+    assert conditions["host.cmdline"] == "panic=-1 intel_iommu=on quiet"
+    assert conditions["host.arm.cmdline"] == "intel_iommu=on nosmt"
 
 
 def test_settings_are_what_was_read_back() -> None:
-    found = of_settings(
+    conditions = of_settings(
         "panic=-1",
         parameters={"m.bool": {"asked": "1", "found": "Y"},
                     "m.hidden": {"asked": "3", "found": None},
                     "m.absent": {"asked": None, "found": None}},
         sysfs={THP: {"asked": None, "found": "madvise"}},
     )  # fmt: skip
-    assert {name: value for name, value in found.items() if name.startswith("host.arm")} == {
+    assert {name: value for name, value in conditions.items() if name.startswith("host.arm")} == {
         "host.arm.parameters.m.bool": "Y", "host.arm.parameters.m.hidden": "3",
         f"host.arm.sysfs.{THP}": "madvise",
     }  # fmt: skip
 
 
 def test_trial_that_recorded_no_settings_has_none() -> None:
-    found = of_facts(settings={"cmdline": "quiet"})
-    assert found["host.cmdline"] == "quiet"
-    assert not [name for name in found if name.startswith("host.arm")]
+    conditions = of_facts(settings={"cmdline": "quiet"})
+    assert conditions["host.cmdline"] == "quiet"
+    assert not [name for name in conditions if name.startswith("host.arm")]
 
 
 # of many -------------------------------------------------------------------------------------
@@ -199,31 +200,31 @@ def test_trial_that_recorded_no_settings_has_none() -> None:
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda path: path.name)
 def test_arms_of_recorded_runs_differ_by_what_was_planned_alone(run: Path) -> None:
-    found = compare_conditions(of_arms(run))
-    assert found.unplanned == ()
+    conditions = compare_conditions(of_arms(run))
+    assert conditions.unplanned == ()
     stride = "vfio_iommu_type1.pfnmap_stride"
-    assert {d.name for d in found.differences} == (
+    assert {d.name for d in conditions.differences} == (
         {f"host.arm.parameters.{stride}", f"host.parameters.{stride}"}
         if run.name == "stride-clamp"
         else {f"host.kernel.{name}" for name in (
             "release", "source", "digest", "version", "vfio_iommu_type1")}
     )  # fmt: skip
-    assert all(d.planned for d in found.differences)
-    assert found.config is None
-    assert found.common["host.kernel.taint"] == "none"
+    assert all(d.planned for d in conditions.differences)
+    assert conditions.config is None
+    assert conditions.common["host.kernel.taint"] == "none"
     if run.name != "metal":  # on somebody else's machine the packages are not read
-        assert int(found.common["host.packages"]) >= 210
+        assert int(conditions.common["host.packages"]) >= 210
 
 
 def test_recorded_runs_differ_in_what_they_were_made_for() -> None:
-    one, other = (of_arms(RECORDED / name)["candidate"] for name in ("map-exact", "boot-exact"))
-    found = compare_conditions({"map-exact": one, "boot-exact": other})
-    assert named(found.unplanned) == {
+    first, other = (of_arms(RECORDED / name)["candidate"] for name in ("map-exact", "boot-exact"))
+    conditions = compare_conditions({"map-exact": first, "boot-exact": other})
+    assert named(conditions.unplanned) == {
         "host.packages.ovmf": ("absent", "2025.02-8+deb13u1"),
         "workload": ("map", "guest-boot"),
     }
-    assert {"guest.accel", "guest.packages", "host.qemu"} <= {*found.not_recorded}
-    assert "guest.packages.libc6" not in found.not_recorded
+    assert {"guest.accel", "guest.packages", "host.qemu"} <= {*conditions.not_recorded}
+    assert "guest.packages.libc6" not in conditions.not_recorded
 
 
 BASE = {"accel": "tcg", "host.kernel.release": "6.12", "host.thp": "always", "runner.cpu": "a"}
@@ -245,26 +246,27 @@ def test_kernel_is_not_to_differ_within_an_arm() -> None:
 
 
 def test_default_that_the_kernels_have_otherwise_is_not_planned() -> None:
-    found = compare_conditions({"baseline": [BASE], "candidate": [{**NEW, "host.thp": "madvise"}]})
-    assert [d.name for d in found.unplanned] == ["host.thp"]
+    other = {**NEW, "host.thp": "madvise"}
+    conditions = compare_conditions({"baseline": [BASE], "candidate": [other]})
+    assert [d.name for d in conditions.unplanned] == ["host.thp"]
 
 
 ALIKE = {"host.cmdline": "quiet", "host.kernel.digest": "d", "host.thp": "always",
          "host.smt": "1", "host.kernel.mitigations": "mds"}  # fmt: skip
 
 
-def arms(one: dict[str, str], other: dict[str, str]) -> dict[str, list[dict[str, str]]]:
-    return {"baseline": [ALIKE | one] * 2, "candidate": [ALIKE | other] * 2}
+def arms(first: dict[str, str], other: dict[str, str]) -> dict[str, list[dict[str, str]]]:
+    return {"baseline": [ALIKE | first] * 2, "candidate": [ALIKE | other] * 2}
 
 
 def test_what_only_one_arm_is_set_to_is_not_set_in_the_other() -> None:
     sides = arms({}, {"host.arm.cmdline": "nosmt", "host.arm.sysfs./sys/x": "1"})
-    found = compare_conditions(sides)
-    assert named(found.differences) == {
+    conditions = compare_conditions(sides)
+    assert named(conditions.differences) == {
         "host.arm.cmdline": ("not set", "nosmt"), "host.arm.sysfs./sys/x": ("not set", "1"),
     }  # fmt: skip
-    assert found.unplanned == ()
-    assert found.not_recorded == ()
+    assert conditions.unplanned == ()
+    assert conditions.not_recorded == ()
 
 
 def test_settings_are_not_to_differ_within_an_arm() -> None:
@@ -303,29 +305,29 @@ def test_what_follows_from_a_setting_is_planned_where_that_differs(
 
 
 def test_what_does_not_follow_from_a_setting_is_not_planned() -> None:
-    one = {"host.arm.cmdline": "nosmt", "host.thp": "never"}
-    assert [d.name for d in compare_conditions(arms({}, one)).unplanned] == ["host.thp"]
+    first = {"host.arm.cmdline": "nosmt", "host.thp": "never"}
+    assert [d.name for d in compare_conditions(arms({}, first)).unplanned] == ["host.thp"]
 
 
 def test_order_of_the_words_of_an_arm_is_a_difference_that_has_no_consequences() -> None:
-    one, other = ({"host.arm.cmdline": text} for text in ("nosmt tsc=x", "tsc=x nosmt"))
-    found = compare_conditions(arms(one, other | {"host.smt": "0"}))
-    assert [d.name for d in found.unplanned] == ["host.smt"]
+    first, other = ({"host.arm.cmdline": text} for text in ("nosmt tsc=x", "tsc=x nosmt"))
+    conditions = compare_conditions(arms(first, other | {"host.smt": "0"}))
+    assert [d.name for d in conditions.unplanned] == ["host.smt"]
 
 
 def test_one_kernel_does_the_same_in_both_arms() -> None:
     """The kernel's source may be spelled in two ways."""
     other = {"host.kernel.mitigations": "none", "host.kernel.source": "b"}
-    found = compare_conditions(arms({"host.kernel.source": "a"}, other))
-    assert [d.name for d in found.unplanned] == ["host.kernel.mitigations"]
-    found = compare_conditions(arms({}, other | {"host.kernel.digest": "e"}))
-    assert found.unplanned == ()
+    conditions = compare_conditions(arms({"host.kernel.source": "a"}, other))
+    assert [d.name for d in conditions.unplanned] == ["host.kernel.mitigations"]
+    conditions = compare_conditions(arms({}, other | {"host.kernel.digest": "e"}))
+    assert conditions.unplanned == ()
 
 
 def test_run_taken_up_again_elsewhere_differs_within_both_arms() -> None:
     moved = [{**trial, "runner.cpu": "b"} for trial in (BASE, NEW)]
-    found = compare_conditions({"baseline": [BASE, moved[0]], "candidate": [NEW, moved[1]]})
-    assert named(found.unplanned) == {"runner.cpu": ("a|b", "a|b")}
+    conditions = compare_conditions({"baseline": [BASE, moved[0]], "candidate": [NEW, moved[1]]})
+    assert named(conditions.unplanned) == {"runner.cpu": ("a|b", "a|b")}
 
 
 @pytest.mark.parametrize(
@@ -335,49 +337,49 @@ def test_run_taken_up_again_elsewhere_differs_within_both_arms() -> None:
 )  # fmt: skip
 def test_difference_is_allowed_by_name_or_room(allow: str, allowed: bool) -> None:
     sides = {"baseline": [BASE], "candidate": [{**BASE, "runner.cpu": "b"}]}
-    found = compare_conditions(sides, allow=[allow])
-    assert [d.allowed for d in found.differences] == [allowed]
-    assert bool(found.unplanned) != allowed
+    conditions = compare_conditions(sides, allow=[allow])
+    assert [d.allowed for d in conditions.differences] == [allowed]
+    assert bool(conditions.unplanned) != allowed
 
 
 @pytest.mark.parametrize(("accel", "allowed"), [("exact", True), ("tcg", False), ("kvm", False)])
 def test_counted_instructions_do_not_depend_on_the_runner(accel: str, allowed: bool) -> None:
-    one = {"accel": accel, "runner.cpu": "a", "runner.qemu": "10.0.2"}
+    first = {"accel": accel, "runner.cpu": "a", "runner.qemu": "10.0.2"}
     other = {"accel": accel, "runner.cpu": "b", "runner.qemu": "10.0.3"}
-    found = {
-        d.name: d.allowed for d in find_differences({"baseline": [one], "candidate": [other]})
+    conditions = {
+        d.name: d.allowed for d in find_differences({"baseline": [first], "candidate": [other]})
     }
-    assert found == {"runner.cpu": allowed, "runner.qemu": False}
+    assert conditions == {"runner.cpu": allowed, "runner.qemu": False}
 
 
 def test_what_is_not_recorded_is_no_difference_and_not_common() -> None:
     old = {name: value for name, value in BASE.items() if name != "runner.cpu"}
-    found = compare_conditions({"old": [old], "new": [BASE]})
-    assert found.differences == ()
-    assert found.not_recorded == ("runner.cpu",)
-    assert "runner.cpu" not in found.common
+    conditions = compare_conditions({"old": [old], "new": [BASE]})
+    assert conditions.differences == ()
+    assert conditions.not_recorded == ("runner.cpu",)
+    assert "runner.cpu" not in conditions.common
     assert compare_conditions({"old": [old, BASE], "new": [BASE]}).common["runner.cpu"] == "a"
 
 
 def test_package_that_only_one_has_is_a_difference() -> None:
-    one = {"host.packages.a": "1", "host.packages.b": "1"}
+    first = {"host.packages.a": "1", "host.packages.b": "1"}
     other = {"host.packages.a": "1", "host.packages.c": "2"}
-    found = compare_conditions({"baseline": [one], "candidate": [other]})
-    assert named(found.differences) == {
+    conditions = compare_conditions({"baseline": [first], "candidate": [other]})
+    assert named(conditions.differences) == {
         "host.packages.b": ("1", "absent"), "host.packages.c": ("absent", "2"),
     }  # fmt: skip
-    assert found.common == {"host.packages": "1"}
+    assert conditions.common == {"host.packages": "1"}
 
 
 def test_packages_that_nobody_listed_are_not_absent() -> None:
-    found = compare_conditions({"baseline": [{"host.packages.a": "1"}], "candidate": [BASE]})
-    assert found.differences == ()
-    assert "host.packages" in found.not_recorded
+    conditions = compare_conditions({"baseline": [{"host.packages.a": "1"}], "candidate": [BASE]})
+    assert conditions.differences == ()
+    assert "host.packages" in conditions.not_recorded
 
 
 def test_arm_without_trials_says_nothing() -> None:
-    found = compare_conditions({"baseline": [BASE], "candidate": [{}]})
-    assert found == Conditions(BASE, (), (), None)
+    conditions = compare_conditions({"baseline": [BASE], "candidate": [{}]})
+    assert conditions == Conditions(BASE, (), (), None)
     assert compare_conditions({"baseline": [], "candidate": []}) == Conditions({}, (), (), None)
 
 
@@ -389,8 +391,8 @@ def test_arms_are_compared_where_both_recorded_anything() -> None:
 
 def test_json_has_what_differs_and_what_does_not() -> None:
     sides = {"baseline": [BASE], "candidate": [NEW]}
-    found = compare_conditions(sides, ("CONFIG_A=y\n", "CONFIG_A=m\n"))
-    assert json.loads(json.dumps(conditions_json(found))) == {
+    conditions = compare_conditions(sides, ("CONFIG_A=y\n", "CONFIG_A=m\n"))
+    assert json.loads(json.dumps(conditions_json(conditions))) == {
         "common": {"accel": "tcg", "host.thp": "always", "runner.cpu": "a"},
         "differences": [
             {"name": "host.kernel.release", "planned": True, "allowed": False,
@@ -409,18 +411,19 @@ TRIALS = st.lists(st.dictionaries(NAMES, st.sampled_from(["", "a", "b"])), max_s
 
 @given(TRIALS, TRIALS)
 def test_each_condition_is_common_or_different_or_not_recorded(
-    one: list[dict[str, str]], other: list[dict[str, str]]
+    first: list[dict[str, str]], other: list[dict[str, str]]
 ) -> None:
-    found = compare_conditions({"one": one, "other": other})
-    different = {d.name for d in found.differences}
-    known = {name.replace("packages.a", "packages") for t in (*one, *other) for name in t}
+    conditions = compare_conditions({"one": first, "other": other})
+    different = {d.name for d in conditions.differences}
+    known = {name.replace("packages.a", "packages") for t in (*first, *other) for name in t}
     folded = {name.replace("packages.a", "packages") for name in different}
-    assert {*found.common} | folded | {*found.not_recorded} == known
-    assert not {*found.common} & ({*found.not_recorded} | different)
-    assert all(found.common[n] == t[n] for t in (*one, *other) for n in t if n in found.common)
-    swapped = find_differences({"other": other, "one": one})
+    assert {*conditions.common} | folded | {*conditions.not_recorded} == known
+    assert not {*conditions.common} & ({*conditions.not_recorded} | different)
+    common = conditions.common
+    assert all(common[n] == t[n] for t in (*first, *other) for n in t if n in common)
+    swapped = find_differences({"other": other, "one": first})
     assert [(d.name, d.planned) for d in swapped] == [
-        (d.name, d.planned) for d in found.differences
+        (d.name, d.planned) for d in conditions.differences
     ]
 
 
@@ -433,5 +436,5 @@ def test_trials_do_not_differ_from_themselves(trials: list[dict[str, str]]) -> N
 def test_kernel_that_taints_itself_in_some_trials_is_no_other_kernel() -> None:
     """Otherwise an occasional oops would make a run invalid instead of regressed."""
     clean, broken = ({"host.kernel.taint": taint} for taint in ("none", "DW"))
-    [found] = find_differences({"baseline": [clean, clean], "candidate": [clean, broken]})
-    assert (found.name, found.planned) == ("host.kernel.taint", True)
+    [difference] = find_differences({"baseline": [clean, clean], "candidate": [clean, broken]})
+    assert (difference.name, difference.planned) == ("host.kernel.taint", True)

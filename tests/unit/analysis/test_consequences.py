@@ -14,7 +14,7 @@ THP = "/sys/kernel/mm/transparent_hugepage"
 
 
 @pytest.mark.parametrize(
-    ("word", "wanted"),
+    ("word", "conditions"),
     [
         ("transparent_hugepage=never", {"host.thp"}),
         ("transparent_hugepage_shmem=always", {"host.thp_shmem"}),
@@ -36,12 +36,12 @@ THP = "/sys/kernel/mm/transparent_hugepage"
         ("iommuXstrict=1", set()),
     ],
 )  # fmt: skip
-def test_what_follows_from_a_word(word: str, wanted: set[str]) -> None:
-    assert {*infer_from_words([word])} == wanted
+def test_what_follows_from_a_word(word: str, conditions: set[str]) -> None:
+    assert {*infer_from_words([word])} == conditions
 
 
 @pytest.mark.parametrize(
-    ("path", "wanted"),
+    ("path", "conditions"),
     [
         (f"{THP}/enabled", {"host.thp"}),
         (f"{THP}/defrag", {"host.thp_defrag"}),
@@ -54,8 +54,8 @@ def test_what_follows_from_a_word(word: str, wanted: set[str]) -> None:
         ("/proc/sys/vm/nr_hugepages", set()),
     ],
 )  # fmt: skip
-def test_what_follows_from_a_file(path: str, wanted: set[str]) -> None:
-    assert {*infer_from_file(path)} == wanted
+def test_what_follows_from_a_file(path: str, conditions: set[str]) -> None:
+    assert {*infer_from_file(path)} == conditions
 
 
 def test_parameter_is_recorded_by_its_name() -> None:
@@ -63,6 +63,6 @@ def test_parameter_is_recorded_by_its_name() -> None:
 
 
 @given(st.text(), st.text())
-def test_anything_has_consequences_among_the_conditions_of_a_host(one: str, other: str) -> None:
-    found = [*infer_from_words([one, f"{one}.{other}"]), *infer_from_file(other)]
-    assert all(name.startswith("host.") and not name.endswith("*") for name in found)
+def test_anything_has_consequences_among_the_conditions_of_a_host(word: str, other: str) -> None:
+    conditions = [*infer_from_words([word, f"{word}.{other}"]), *infer_from_file(other)]
+    assert all(name.startswith("host.") and not name.endswith("*") for name in conditions)

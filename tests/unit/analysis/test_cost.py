@@ -42,7 +42,7 @@ def grouped(**changes: Any) -> OperationKind:
 
 
 @pytest.mark.parametrize(
-    ("cause", "said"),
+    ("cause", "shown"),
     [
         ("sizing BAR 2", "sizing BARs"),
         ("sizing BARs 0 and ROM", "sizing BARs"),
@@ -70,12 +70,12 @@ def grouped(**changes: Any) -> OperationKind:
         ("configuration register 0xa0", "configuration register 0xa0"),
     ],
 )
-def test_cause_of_an_operation_has_no_register_and_no_address(cause: str, said: str) -> None:
-    assert grouped(cause=cause).cause == said
+def test_cause_of_an_operation_has_no_register_and_no_address(cause: str, shown: str) -> None:
+    assert grouped(cause=cause).cause == shown
 
 
 @pytest.mark.parametrize(
-    ("phase", "said"),
+    ("phase", "shown"),
     [
         ("kernel: PCI enumeration, bus 0000:00", "kernel: PCI enumeration"),
         ("kernel: PCI enumeration, 01:00.0", "kernel: PCI enumeration"),
@@ -89,12 +89,12 @@ def test_cause_of_an_operation_has_no_register_and_no_address(cause: str, said: 
         ("before QEMU", "before QEMU"),
     ],
 )
-def test_phase_of_an_operation_has_no_address(phase: str, said: str) -> None:
-    assert grouped(phase=phase).phase == said
+def test_phase_of_an_operation_has_no_address(phase: str, shown: str) -> None:
+    assert grouped(phase=phase).phase == shown
 
 
 @pytest.mark.parametrize(
-    ("bar", "size", "said"),
+    ("bar", "size", "shown"),
     [
         (BAR, 32 * GIB, "32GiB BAR"),
         ("02:00.0 BAR 4", 32 * GIB, "32GiB BAR"),
@@ -104,8 +104,8 @@ def test_phase_of_an_operation_has_no_address(phase: str, said: str) -> None:
         (IOVA, 1 << 63, IOVA),
     ],
 )
-def test_bar_of_an_operation_goes_by_its_size(bar: str, size: int, said: str) -> None:
-    assert grouped(bar=bar, size=size).bar == said
+def test_bar_of_an_operation_goes_by_its_size(bar: str, size: int, shown: str) -> None:
+    assert grouped(bar=bar, size=size).bar == shown
 
 
 def test_registers_and_devices_of_one_kind_are_one_row() -> None:

@@ -45,8 +45,8 @@ def effect(
     paired: bool = True, rule: Rule | None = None,
 ) -> Effect:  # fmt: skip
     pairs = list(zip(baseline, candidate, strict=False)) if paired else None
-    found = estimate_ratio(unit, baseline, candidate, pairs)
-    return judge_effect(found, rule or Rule(), found.p)
+    estimate = estimate_ratio(unit, baseline, candidate, pairs)
+    return judge_effect(estimate, rule or Rule(), estimate.p)
 
 
 def noisy(n: int, ratio: float = 1.0, cv: float = 0.01, seed: int = 0) -> list[float]:
@@ -117,23 +117,23 @@ def test_verdict(unit: str, baseline: list[float], candidate: list[float], verdi
 def test_instructions_are_judged_by_equality_and_difference(
     baseline: list[float], candidate: list[float], verdict: str
 ) -> None:
-    found = effect(baseline, candidate, "Ginsn")
-    assert found.verdict == verdict
-    assert (found.interval, found.estimate.p) == (None, None)
+    measured = effect(baseline, candidate, "Ginsn")
+    assert measured.verdict == verdict
+    assert (measured.interval, measured.estimate.p) == (None, None)
 
 
 @given(OF_UNIT, st.booleans())
 def test_verdict_turns_round_with_the_arms(
     of: tuple[str, list[float], list[float]], paired: bool
 ) -> None:
-    unit, one, other = of
-    there, back = (effect(*arms, unit, paired=paired) for arms in ((one, other), (other, one)))
-    assert back.verdict == TURNED.get(there.verdict, there.verdict)
-    if there.interval is not None and there.ratio is not None:
-        assert there.interval[0] <= there.ratio <= there.interval[1]
+    unit, first, other = of
+    forth, back = (effect(*arms, unit, paired=paired) for arms in ((first, other), (other, first)))
+    assert back.verdict == TURNED.get(forth.verdict, forth.verdict)
+    if forth.interval is not None and forth.ratio is not None:
+        assert forth.interval[0] <= forth.ratio <= forth.interval[1]
         assert back.interval is not None
-        assert back.interval == pytest.approx(tuple(1 / x for x in reversed(there.interval)))
-        assert back.estimate.p == pytest.approx(there.estimate.p)
+        assert back.interval == pytest.approx(tuple(1 / x for x in reversed(forth.interval)))
+        assert back.estimate.p == pytest.approx(forth.estimate.p)
 
 
 @given(SECONDS, st.booleans())
@@ -148,8 +148,8 @@ def test_few_trials_are_a_difference_only_if_they_do_not_overlap_and_their_media
 ) -> None:
     unit, baseline, candidate = of
     for paired in (False, True):
-        found = effect(baseline, candidate, unit, paired=paired)
-        if found.verdict == "improved" and found.estimate.basis == "few":
+        measured = effect(baseline, candidate, unit, paired=paired)
+        if measured.verdict == "improved" and measured.estimate.basis == "few":
             assert max(candidate) < min(baseline)
             assert median(candidate) * FEW_FLOOR <= median(baseline)
 
@@ -167,8 +167,8 @@ def test_effect_does_not_depend_on_the_units_of_the_clock(
 def test_few_trials_have_no_interval_and_no_p() -> None:
     assert effect(noisy(5), noisy(5, seed=1)).interval is None
     assert effect(noisy(6), noisy(6, seed=1)).interval is not None
-    found = effect(noisy(9), noisy(9, 0.9, seed=1))
-    assert (found.estimate.basis, found.estimate.p) == ("few", None)
+    measured = effect(noisy(9), noisy(9, 0.9, seed=1))
+    assert (measured.estimate.basis, measured.estimate.p) == ("few", None)
 
 
 def test_pairs_see_through_what_drifts() -> None:
@@ -221,8 +221,8 @@ def test_index_of_many_pairs_goes_on_from_that_of_few(n: int) -> None:
 def test_p_of_pairs_is_scipys(n: int, steps: int) -> None:
     draw = random.Random(n)
     d = np.array([float(round(draw.gauss(0.5, 1) * steps)) for _ in range(n)])
-    wanted = stats.wilcoxon(d, zero_method="zsplit").pvalue
-    assert signed_rank_p(d) == pytest.approx(wanted, rel=1e-9)
+    by_scipy = stats.wilcoxon(d, zero_method="zsplit").pvalue
+    assert signed_rank_p(d) == pytest.approx(by_scipy, rel=1e-9)
 
 
 def test_smallest_numbers_of_trials_can_be_significant_and_fewer_cannot() -> None:
@@ -247,8 +247,8 @@ def test_p_values_are_adjusted_by_holm() -> None:
 
 @given(st.lists(st.none() | st.floats(0, 1), max_size=9))
 def test_adjusted_p_is_never_smaller_and_keeps_the_order(ps: list[float | None]) -> None:
-    found = adjust_holm(ps)
-    known = [(p, a) for p, a in zip(ps, found, strict=True) if p is not None and a is not None]
+    adjusted = adjust_holm(ps)
+    known = [(p, a) for p, a in zip(ps, adjusted, strict=True) if p is not None and a is not None]
     assert all(p <= a <= 1 for p, a in known)
     assert [a for _, a in sorted(known)] == sorted(a for _, a in known)
 
@@ -272,8 +272,8 @@ def test_precise_is_narrow_and_clear() -> None:
 
 
 def test_times_of_nothing_have_no_logs() -> None:
-    found = effect([0.0, 0.0], [0.0, 0.0])
-    assert (found.ratio, found.verdict) == (1.0, "equivalent")
+    measured = effect([0.0, 0.0], [0.0, 0.0])
+    assert (measured.ratio, measured.verdict) == (1.0, "equivalent")
     assert effect([0.0] * 2, [1.0] * 2).ratio is None
     assert effect([0.0] * 2, [1.0] * 2).verdict == "regressed"
     assert effect([1.0] * 2, [0.0] * 2).verdict == "improved"

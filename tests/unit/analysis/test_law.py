@@ -14,9 +14,9 @@ SIZES = st.lists(
 
 
 def law(points: list[tuple[int, float]], unit: str = "1GiB") -> Law:
-    found = fit_scaling_law(points, unit)
-    assert found is not None
-    return found
+    fitted = fit_scaling_law(points, unit)
+    assert fitted is not None
+    return fitted
 
 
 def line(
@@ -36,11 +36,11 @@ def line(
     ],
 )
 def test_cost_is_of_the_unit_that_is_walked(each: float, unit: str, kind: str) -> None:
-    found = law(line(2e-6, each, unit), unit)
-    assert (found.kind, found.unit) == (kind, unit)
-    assert found.per_unit == pytest.approx(each, abs=1e-15)
-    assert found.fixed == pytest.approx(2e-6, abs=1e-10)
-    assert found.residual < 1e-6
+    fitted = law(line(2e-6, each, unit), unit)
+    assert (fitted.kind, fitted.unit) == (kind, unit)
+    assert fitted.per_unit == pytest.approx(each, abs=1e-15)
+    assert fitted.fixed == pytest.approx(2e-6, abs=1e-10)
+    assert fitted.residual < 1e-6
 
 
 def test_lab_numbers_have_their_laws() -> None:
@@ -60,11 +60,11 @@ def test_fewer_than_three_sizes_have_no_law(points: list[tuple[int, float]]) -> 
 
 
 def test_residual_is_the_largest_deviation_as_a_share_of_the_cost() -> None:
-    found = law([(GIB, 1.0), (2 * GIB, 2.0), (3 * GIB, 3.3)])
-    off = {size: abs(found.at(size) - cost) / cost for size, cost in
+    fitted = law([(GIB, 1.0), (2 * GIB, 2.0), (3 * GIB, 3.3)])
+    off = {size: abs(fitted.at(size) - cost) / cost for size, cost in
            [(GIB, 1.0), (2 * GIB, 2.0), (3 * GIB, 3.3)]}  # fmt: skip
-    assert found.residual == max(off.values())
-    assert found.residual == pytest.approx(0.05, abs=0.03)
+    assert fitted.residual == max(off.values())
+    assert fitted.residual == pytest.approx(0.05, abs=0.03)
 
 
 @pytest.mark.parametrize("costs", [(3.0, 2.0, 1.0), (1.0, 1.0, 1.0)])
@@ -73,11 +73,11 @@ def test_cost_that_does_not_grow_with_the_size_has_no_law(costs: tuple[float, ..
     assert fit_scaling_law(points, "1GiB") is None
 
 
-@pytest.mark.parametrize(("middle", "found"), [(5.0, True), (7.0, True), (7.5, False)])
-def test_line_that_misses_a_cost_by_a_fifth_is_no_law(middle: float, found: bool) -> None:
+@pytest.mark.parametrize(("middle", "is_law"), [(5.0, True), (7.0, True), (7.5, False)])
+def test_line_that_misses_a_cost_by_a_fifth_is_no_law(middle: float, is_law: bool) -> None:
     points = [(GIB, 4.0), (2 * GIB, middle), (3 * GIB, 6.0)]
     line_of_it = fit_scaling_law(points, "1GiB")
-    assert (line_of_it is not None) == found
+    assert (line_of_it is not None) == is_law
     assert line_of_it is None or line_of_it.residual <= 0.2
 
 
@@ -86,8 +86,8 @@ def test_law_of_a_line_says_what_it_was_made_of(
     sizes: list[int], fixed: float, each: float, unit: str
 ) -> None:
     points = [(size, fixed + each * size / (2 * MIB)) for size in sizes]
-    found = law(points, unit)
-    assert found.unit == unit
-    assert found.kind == ("flat" if unit == "1GiB" else "linear")
+    fitted = law(points, unit)
+    assert fitted.unit == unit
+    assert fitted.kind == ("flat" if unit == "1GiB" else "linear")
     for size, cost in points:
-        assert found.at(size) == pytest.approx(cost, rel=1e-6)
+        assert fitted.at(size) == pytest.approx(cost, rel=1e-6)

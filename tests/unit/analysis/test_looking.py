@@ -55,15 +55,15 @@ def test_only_the_passes_that_have_a_point_are_held_against_it() -> None:
 
 
 def test_repeats_are_reduced_to_their_median_and_primes_left_out() -> None:
-    one = timed(0, 0, "prime", "warm", "warm", "warm")
-    for taken, ns in zip(one["samples"], (10**9, 100, 1000, 120), strict=True):
+    trial = timed(0, 0, "prime", "warm", "warm", "warm")
+    for taken, ns in zip(trial["samples"], (10**9, 100, 1000, 120), strict=True):
         taken["map_ns"], taken["unmap_ns"] = ns, 2 * ns
-    [cost] = compute_probe_costs({"plain": plain(one), "timing": plain(timed(1, 1))})
+    [cost] = compute_probe_costs({"plain": plain(trial), "timing": plain(timed(1, 1))})
     assert (cost.point, cost.plain_map, cost.plain_unmap) == ("full/1GiB/warm", 120e-9, 240e-9)
 
 
 def test_of_two_repeats_the_lower_counts() -> None:
-    one = timed(7, 1, "warm")
-    one["samples"].append(sample("warm", 32 * GIB, {"1GiB": 32}, map_ns=9))
-    [cost] = compute_probe_costs({"plain": plain(one), "timing": plain(one)})
+    trial = timed(7, 1, "warm")
+    trial["samples"].append(sample("warm", 32 * GIB, {"1GiB": 32}, map_ns=9))
+    [cost] = compute_probe_costs({"plain": plain(trial), "timing": plain(trial)})
     assert cost.plain_map == pytest.approx(7e-9)

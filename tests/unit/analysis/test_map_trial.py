@@ -18,6 +18,7 @@ from orchestrator.scenario.vocabulary import AT_POINTS
 from tests.unit.examples import share
 from tests.unit.fabricated import BAR, IOCTL, PAGES, WALK, map_trial, scenario_of_it
 from tests.unit.recorded import rewrite, sealed
+from tests.unit.stable import numbers_in
 
 NEEDED = [
     "map.json", "host/hist-lookup.txt", "host/hist-pin.txt", "host/hist-fault.txt",
@@ -127,8 +128,8 @@ def test_repeats_of_a_point_are_its_samples(trial: Path) -> None:
 
 
 def level(result: TrialResult, place: str) -> Level:
-    [found] = [found for found in result.findings.levels if found.place == place]
-    return found
+    [level] = [level for level in result.findings.levels if level.place == place]
+    return level
 
 
 def test_every_place_has_its_level(trial: Path, tmp_path: Path) -> None:
@@ -150,13 +151,13 @@ def test_parts_of_the_last_maps_are_kept(trial: Path) -> None:
 
 
 def test_instructions_are_broken_down_by_function(trial: Path, tmp_path: Path) -> None:
-    found = measured(trial).findings.breakdowns
-    assert [(b.operation, b.state, b.logged) for b in found] == [
+    breakdowns = measured(trial).findings.breakdowns
+    assert [(b.operation, b.state, b.logged) for b in breakdowns] == [
         ("map", "cold", True), ("map", "warm", True), ("unmap", "warm", False),
     ]  # fmt: skip
-    assert found[2].within(WALK) == 160 * PAGES
-    assert found[2].within("put_pfn") == 40 * PAGES
-    assert found[0].within(IOCTL) == found[0].total == 17_800
+    assert breakdowns[2].within(WALK) == 160 * PAGES
+    assert breakdowns[2].within("put_pfn") == 40 * PAGES
+    assert breakdowns[0].within(IOCTL) == breakdowns[0].total == 17_800
     old = measured(map_trial(tmp_path / "old", "baseline", series=False)).findings.breakdowns
     assert [(b.operation, b.logged) for b in old] == [("map", False), ("unmap", False)]
     assert old[0].within("vaddr_get_pfns") == 1200 * PAGES
@@ -188,7 +189,7 @@ def test_evidence_cut_anywhere_never_raises(
 @pytest.mark.parametrize("which", ["plain", "timing", "counts"])
 def test_trial_is_invalid_without_one_of_its_passes(trial: Path, which: str) -> None:
     answer(trial, lambda passes: passes.pop(which))
-    assert f"passes.{which} is missing" in invalid(trial, "bad-evidence")
+    assert f"passes.{which}" in invalid(trial, "bad-evidence")
 
 
 @pytest.mark.parametrize("which", ["plain", "timing", "counts"])
@@ -198,7 +199,7 @@ def test_trial_is_invalid_when_a_pass_has_no_samples(trial: Path, which: str) ->
             point["samples"] = []
 
     answer(trial, emptied)
-    assert f"samples of the {which} pass" in invalid(trial, "missing-evidence")
+    assert which in invalid(trial, "missing-evidence").split()
 
 
 @pytest.mark.parametrize("which", ["plain", "timing", "counts"])
@@ -223,7 +224,7 @@ def test_trial_is_invalid_when_a_trace_clock_is_another(
     trial: Path, label: str, clock: str
 ) -> None:
     rewrite(trial / f"host/clock-{label}.txt", lambda text: text.replace(f"[{clock}]", clock))
-    assert f"the trace clock of {label} is not {clock}" in invalid(trial, "wrong-clock")
+    assert {label, clock} <= {*invalid(trial, "wrong-clock").split()}
 
 
 def test_timing_on_a_host_that_is_not_exact_is_in_its_own_seconds(trial: Path) -> None:
@@ -236,7 +237,9 @@ def test_trial_is_invalid_when_a_tracer_lost_something(trial: Path, label: str) 
     rewrite(
         trial / f"host/stats-{label}.txt", lambda text: text.replace("overrun: 0", "overrun: 2")
     )
-    assert f"the trace of {label} lost 2 events" in invalid(trial, "lost-events")
+    message = invalid(trial, "lost-events")
+    assert label in message.split()
+    assert numbers_in(message) == ["2"]
 
 
 def test_trial_is_invalid_when_the_trace_has_fewer_maps_than_were_made(trial: Path) -> None:
@@ -247,7 +250,7 @@ def test_trial_is_invalid_when_the_trace_has_fewer_maps_than_were_made(trial: Pa
 
     rewrite(trial / "host/trace-map.txt", shorter)
     message = invalid(trial, "maps-disagree")
-    assert message.startswith("2 maps and as many unmaps were made, the trace has 3,")
+    assert numbers_in(message)[:2] == ["2", "3"]
 
 
 def test_trial_is_invalid_when_a_traced_map_was_refused(trial: Path) -> None:
@@ -260,7 +263,7 @@ def test_trial_is_invalid_when_a_traced_map_was_refused(trial: Path) -> None:
 
 def test_trial_is_invalid_when_a_log_does_not_add_up(trial: Path) -> None:
     rewrite(trial / "host/profile-0.folded", lambda text: text.replace(" 8000", " 8001"))
-    assert "17801 instructions, profile.json says 17800" in invalid(trial, "bad-evidence")
+    assert numbers_in(invalid(trial, "bad-evidence"))[-2:] == ["17801", "17800"]
 
 
 def test_trial_is_invalid_when_the_profile_pass_left_nothing(trial: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orchestrator.analysis.boot.marks import WatchedBoot, parse_marks
@@ -63,6 +63,7 @@ def test_console_lines_survive(words: list[str]) -> None:
 
 
 @given(st.text(max_size=80))
+@example("C 1 " + "[" * 100_000)
 def test_any_text_is_read(text: str) -> None:
     parse_marks(text)
     parse_marks(BORN + "E " + text)

@@ -15,15 +15,15 @@ def test_exit_code_is_that_of_the_worst_outcome(name: str) -> None:
     make, code = RUNS[name]
     made = make()
     assert choose_exit_code(made.comparison) == code
-    found = {*judge_expectations(made.comparison).values()}
-    if "not met" in found:
+    outcomes = {*judge_expectations(made.comparison).values()}
+    if "not met" in outcomes:
         assert code == 1
     elif not has_more_failures(made.comparison):
-        assert (code == 0) == (found == {"met"})
+        assert (code == 0) == (outcomes == {"met"})
 
 
 @pytest.mark.parametrize(
-    ("factor", "wanted", "outcome"),
+    ("factor", "expectation", "outcome"),
     [
         (0.5, "improved", "met"),
         (0.5, "not-regressed", "met"),
@@ -36,8 +36,8 @@ def test_exit_code_is_that_of_the_worst_outcome(name: str) -> None:
         (1.4, "not-regressed", "not met"),
     ],
 )
-def test_outcome_is_of_the_expectation(factor: float, wanted: str, outcome: str) -> None:
-    made = run(pairs(factor), f'{MAP}="{wanted}"')
+def test_outcome_is_of_the_expectation(factor: float, expectation: str, outcome: str) -> None:
+    made = run(pairs(factor), f'{MAP}="{expectation}"')
     assert judge_expectations(made.comparison) == {MAP: outcome}
 
 
@@ -54,13 +54,13 @@ def test_before_the_run_is_complete_only_a_regression_is_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "outcome"),
+    ("expectation", "outcome"),
     [("regressed", "not known"), ("<= 1.6", "not known"), ("<= 1.2", "not met")],
 )
 def test_before_the_run_is_complete_a_regression_that_is_expected_is_none(
-    wanted: str, outcome: str
+    expectation: str, outcome: str
 ) -> None:
-    made = run(pairs(1.4), f'{MAP}="{wanted}"', planned=99)
+    made = run(pairs(1.4), f'{MAP}="{expectation}"', planned=99)
     assert judge_expectations(made.comparison) == {MAP: outcome}
     assert choose_exit_code(made.comparison) == (1 if outcome == "not met" else 4)
 

@@ -65,7 +65,7 @@ def names(boot: BootEvents) -> list[str]:
 
 
 def follow_one_another(phases: list[Phase]) -> bool:
-    return all(abs(one.end - two.start) < 1e-8 for one, two in pairwise(phases))
+    return all(abs(earlier.end - later.start) < 1e-8 for earlier, later in pairwise(phases))
 
 
 def test_boot_has_its_phases() -> None:
@@ -86,9 +86,9 @@ def test_firmware_enumerates_until_its_last_write_that_maps_or_unmaps_a_bar(
     write = ConfigWrite(device, DEVICE, 0x4, 0x103, VCPU, 2.6)
     writes = sorted([*BOOT.writes, write], key=lambda w: w.time)
     ends = {**BOOT.ends} if end is None else {**BOOT.ends, 2.6: end}
-    found = starts(replace(BOOT, writes=writes, ends=ends))
-    assert (hand_over, "firmware: hand-over") in found
-    assert [name for _, name in found].count("firmware: PCI enumeration") == 1
+    phase_starts = starts(replace(BOOT, writes=writes, ends=ends))
+    assert (hand_over, "firmware: hand-over") in phase_starts
+    assert [name for _, name in phase_starts].count("firmware: PCI enumeration") == 1
 
 
 def test_phases_have_no_gaps_from_the_exec_to_the_end() -> None:
@@ -103,9 +103,9 @@ def test_recorded_boot_has_its_phases() -> None:
         "firmware: entry", "firmware: PCI enumeration", "firmware: hand-over",
         "kernel: entry", "kernel: init", "kernel: PCI enumeration, bus 0000:00",
         "kernel: PCI enumeration, 00:00.0",
-        *[f"kernel: {what}, {device}"
+        *[f"kernel: {part}, {device}"
           for device in ("00:01.0", "00:1d.0", "00:1f.0", "00:1f.2", "00:1f.3", "01:00.0")
-          for what in ("PCI enumeration", "BAR sizing", "PCI enumeration")],
+          for part in ("PCI enumeration", "BAR sizing", "PCI enumeration")],
         "kernel: init", "kernel: PCI resources", "kernel: init",
         "userspace", "userspace: to SSH", "guest is up", "shutdown",
     ]  # fmt: skip
@@ -138,8 +138,8 @@ def test_maps_of_the_recorded_kernel_are_where_they_are_made() -> None:
 
 
 def test_guest_without_kvm_has_no_entry_of_its_kernel() -> None:
-    found = starts(replace(BOOT, msrs=[]))
-    assert found == [start for start in PHASES if start[1] != "kernel: entry"]
+    phase_starts = starts(replace(BOOT, msrs=[]))
+    assert phase_starts == [start for start in PHASES if start[1] != "kernel: entry"]
 
 
 def test_clock_of_kvm_is_no_entry() -> None:
@@ -243,7 +243,7 @@ def boots(draw: st.DrawFn) -> BootEvents:
         st.sampled_from([0x4, 0x10, 0x19, 0x30, 0x90]), st.just(0), st.just(VCPU), TIMES,
     )  # fmt: skip
     lines = st.tuples(TIMES, st.sampled_from([line for _, line in LINES]))
-    found = sorted(draw(st.lists(writes, max_size=12)), key=lambda w: w.time)
+    drawn = sorted(draw(st.lists(writes, max_size=12)), key=lambda w: w.time)
     console = sorted(draw(st.lists(lines, max_size=12)), key=lambda line: line[0])
     for number, (at, line) in enumerate(console):
         if line == LINES[0][1]:  # the kernel enumerates something
@@ -251,8 +251,8 @@ def boots(draw: st.DrawFn) -> BootEvents:
             break
     return BootEvents(
         exec=0.0, qemu=sorted(draw(st.lists(events, max_size=6)), key=lambda e: e.time),
-        writes=found,
-        ends={w.time: round(w.time + draw(st.floats(0, 0.5)), 6) for w in found},
+        writes=drawn,
+        ends={w.time: round(w.time + draw(st.floats(0, 0.5)), 6) for w in drawn},
         operation_ends=draw(st.lists(TIMES, max_size=4)),
         console=console,
         msrs=draw(st.lists(st.tuples(TIMES, st.just(VCPU), st.just(EFER), st.just(0)))),

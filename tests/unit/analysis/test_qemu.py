@@ -19,9 +19,9 @@ READERS = (parse_config_write, parse_region_added, parse_region_deleted, parse_b
 
 
 def event(text: str) -> QemuEvent:
-    found = parse_event(f"351@1795397396.777687:{text}", 37.5)
-    assert found is not None
-    return found
+    parsed = parse_event(f"351@1795397396.777687:{text}", 37.5)
+    assert parsed is not None
+    return parsed
 
 
 def test_event_has_its_thread_and_both_times() -> None:
@@ -36,12 +36,12 @@ def test_event_may_have_nothing_to_say() -> None:
 
 
 def test_other_lines_are_no_events() -> None:
-    said = [
+    events = [
         "", "barometer C 28 \"[    0.1] x\"", "qemu-system-x86_64: -device vfio-pci: no",
         "351@1795397396:vm_state_notify running 1", "2026-11-23 01:31:29.520+0000: shutting down",
         "-trace enable=vfio_attach_device \\",
     ]  # fmt: skip
-    assert [parse_event(line) for line in said] == [None] * len(said)
+    assert [parse_event(line) for line in events] == [None] * len(events)
 
 
 def test_write_to_configuration_space_is_read() -> None:
@@ -104,10 +104,10 @@ def test_event_of_another_form_is_left_out() -> None:
 @given(st.text(max_size=100))
 def test_any_text_is_an_event_or_none(text: str) -> None:
     for line in (text, f"351@1.5:{text}", f"351@1.5:pci_cfg_write {text}"):
-        found = parse_event(line)
-        if found is not None:
+        parsed = parse_event(line)
+        if parsed is not None:
             for read in READERS:
-                read(found)
+                read(parsed)
 
 
 @given(
@@ -116,5 +116,5 @@ def test_any_text_is_an_event_or_none(text: str) -> None:
     st.integers(0, 0xFFF), st.integers(0, 2**32 - 1),
 )  # fmt: skip
 def test_any_write_reads_back(device: str, address: str, offset: int, value: int) -> None:
-    said = event(f"pci_cfg_write {device} {address} @{offset:#x} <- {value:#x}")
-    assert parse_config_write(said) == ConfigWrite(device, address, offset, value, 351, 37.5)
+    parsed = event(f"pci_cfg_write {device} {address} @{offset:#x} <- {value:#x}")
+    assert parse_config_write(parsed) == ConfigWrite(device, address, offset, value, 351, 37.5)

@@ -35,11 +35,11 @@ def test_json_has_the_rest_beside_the_parts() -> None:
     steps = [
         step(1, 8.0, parts={"lookups": 5.0, "faults": 1.0}, cpu=1), step(9, 2.0, kind="unmap"),
     ]  # fmt: skip
-    found: Any = timeline_json(with_steps(booted(), steps))["operations"]
-    assert [operation["parts"] for operation in found] == [
+    operations: Any = timeline_json(with_steps(booted(), steps))["operations"]
+    assert [operation["parts"] for operation in operations] == [
         {"lookups": 5.0, "faults": 1.0, "other": 2.0}, {"other": 2.0},
     ]  # fmt: skip
-    assert [operation["cpu"] for operation in found] == [1, 0]
+    assert [operation["cpu"] for operation in operations] == [1, 0]
 
 
 def test_json_has_no_bound_of_marks_where_none_is_known() -> None:
@@ -56,8 +56,8 @@ def test_json_has_no_bound_of_marks_where_none_is_known() -> None:
 def test_parts_and_other_are_the_whole(nanoseconds: int, shares: dict[str, float]) -> None:
     whole = nanoseconds / 1e9
     parts = {name: round(share * whole / 3, 9) for name, share in shares.items()}
-    one = step(0, whole, parts=parts)
-    document: Any = timeline_json(with_steps(booted(), [one]))
+    mapping = step(0, whole, parts=parts)
+    document: Any = timeline_json(with_steps(booted(), [mapping]))
     [operation] = document["operations"]
     assert sum(operation["parts"].values()) == pytest.approx(whole, abs=3e-9)
     assert operation["parts"]["other"] >= 0

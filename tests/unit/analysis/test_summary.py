@@ -6,7 +6,7 @@ from orchestrator.analysis.verdict.summary import Summary, summarize
 
 
 @pytest.mark.parametrize(
-    ("unit", "values", "wanted"),
+    ("unit", "values", "summary"),
     [
         ("s", [8.5], Summary(8.5, None)),
         ("s", [8.0, 9.0], Summary(8.5, 0.5)),
@@ -17,6 +17,6 @@ from orchestrator.analysis.verdict.summary import Summary, summarize
     ],
 )
 def test_arm_is_its_median_and_half_of_what_its_middle_half_covers(
-    unit: str, values: list[float], wanted: Summary
+    unit: str, values: list[float], summary: Summary
 ) -> None:
-    assert summarize(unit, values) == wanted
+    assert summarize(unit, values) == summary

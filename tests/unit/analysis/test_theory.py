@@ -27,7 +27,7 @@ def mapped(size: int = 32 * GIB, skew: int = 0) -> Mapping:
 
 def simulated(mapping: Mapping, largest: str) -> list[tuple[int, str]]:
     """Return address and size of each leaf, page by page, as faults occur."""
-    found = []
+    leaves = []
     at, end = mapping.address, mapping.address + mapping.size
     levels = [(name, size) for name, size in LEAVES.items() if size <= LEAVES[largest]]
     while at < end:
@@ -35,10 +35,10 @@ def simulated(mapping: Mapping, largest: str) -> list[tuple[int, str]]:
             start = at - at % size
             physical = mapping.physical + start - mapping.address
             if mapping.address <= start and start + size <= end and physical % size == 0:
-                found.append((start, name))
+                leaves.append((start, name))
                 at = start + size
                 break
-    return found
+    return leaves
 
 
 def parts(gib: int, huge: int, small: int) -> st.SearchStrategy[int]:
@@ -149,12 +149,12 @@ def test_blocks_of_an_iommu_add_up(iova: int, physical: int, size: int) -> None:
 def test_leaves_are_those_that_faults_would_make(mapping: Mapping, largest: str) -> None:
     if mapping.size > 16 * MIB:
         largest = "1GiB" if largest == "4KiB" else largest
-    found = simulated(mapping, largest)
+    counted = simulated(mapping, largest)
     assert mapping.leaves(largest) == {
-        name: n for name in LEAVES if (n := sum(leaf == name for _, leaf in found))
+        name: n for name in LEAVES if (n := sum(leaf == name for _, leaf in counted))
     }
-    lowest = {at // (2 * MIB) for at, name in found if name == "4KiB"}
-    middle = {at // GIB for at, name in found if name != "1GiB"}
+    lowest = {at // (2 * MIB) for at, name in counted if name == "4KiB"}
+    middle = {at // GIB for at, name in counted if name != "1GiB"}
     assert mapping.table_bytes(largest) == PAGE * (len(lowest) + len(middle))
 
 

@@ -89,10 +89,10 @@ def test_json_says_why_a_boot_does_not_count() -> None:
 
 def test_recorded_boot_is_json() -> None:
     timeline = recorded_timeline()
-    found = json.loads(json.dumps(timeline_json(timeline)))
-    assert len(found["operations"]) == len(timeline.steps)
-    assert found["attributed_share"] == pytest.approx(1.0)
-    assert found["boot_seconds"] == timeline.boot_seconds
+    document = json.loads(json.dumps(timeline_json(timeline)))
+    assert len(document["operations"]) == len(timeline.steps)
+    assert document["attributed_share"] == pytest.approx(1.0)
+    assert document["boot_seconds"] == timeline.boot_seconds
 
 
 @given(st.lists(st.tuples(st.floats(0, 10), st.floats(0, 10)), max_size=5), st.floats(0, 10))

@@ -28,6 +28,7 @@ from tests.unit.recorded import (
     snapshots,
     unpatched,
 )
+from tests.unit.stable import numbers_in
 
 NEEDED = [
     "guest-0/marks.txt", "guest-0/pci.txt", "guest-1/pci.txt", "guest-1/qemu.log",
@@ -91,19 +92,19 @@ def test_unpatched_kernel_looks_every_page_up(tmp_path: Path) -> None:
 
 
 def test_recorded_trial_is_mapped_at_its_best(trial: Path) -> None:
-    found = read_result(TrialDir.open(trial)).findings
-    guest, host = found.levels
+    findings = read_result(TrialDir.open(trial)).findings
+    guest, host = findings.levels
     assert (guest.place, guest.leaf, guest.best) == ("guest-1", "1GiB", True)
     assert (host.place, host.leaf, host.stride, host.best) == ("full/1GiB", "1GiB", "1GiB", True)
-    assert list(found.passes) == ["counts"]
-    assert (found.traced, found.breakdowns) == ((), ())
+    assert list(findings.passes) == ["counts"]
+    assert (findings.traced, findings.breakdowns) == ((), ())
 
 
 def test_failed_trial_is_charged_to_its_arm(tmp_path: Path) -> None:
     result = read_result(TrialDir.open(copied(tmp_path, FAILED)))
     assert (result.kind, result.arm, result.reason) == ("failed", "baseline", "guest-ended")
     assert result.stage == "guest-1-timing"
-    assert "boot mark" in result.message
+    assert result.message
     assert result.evidence
     assert not result.by_bench
 
@@ -113,6 +114,14 @@ def test_trial_is_invalid_when_the_bench_failed(trial: Path) -> None:
                "message": "none", "evidence": ""}  # fmt: skip
     result = read_result(sealed(trial, outcome=outcome))
     assert (result.kind, result.reason, result.by_bench) == ("invalid", "device-missing", True)
+
+
+def test_what_a_trial_left_on_its_host_is_kept_and_cut(trial: Path) -> None:
+    assert judged(trial).host_left == ()
+    result = read_result(sealed(trial, host_left=["mounts:  -> /mnt", "x" * 10_000]))
+    assert result.kind == "measured"
+    assert result.host_left[0] == "mounts:  -> /mnt"
+    assert len(result.host_left[1]) < 1000
 
 
 def test_trial_is_invalid_when_collecting_was_cut_short(trial: Path) -> None:
@@ -132,7 +141,8 @@ def test_trial_is_invalid_when_evidence_changed(trial: Path, name: str) -> None:
 @pytest.mark.parametrize("name", NEEDED)
 def test_trial_is_invalid_when_evidence_is_missing(trial: Path, name: str) -> None:
     (trial / name).unlink()
-    assert "is missing" in invalid(trial, "missing-evidence").message
+    message = invalid(trial, "missing-evidence").message
+    assert name.rpartition("/")[2].removesuffix(".gz") in message
 
 
 # QEMU's messages besides its trace matter only if a BAR was not mapped
@@ -193,8 +203,9 @@ def test_trial_is_invalid_when_bar_was_never_mapped(trial: Path) -> None:
         lambda text: "".join(f"{line}\n" for line in text.splitlines() if line.startswith("#")),
     )
     evidence = invalid(trial, "bar-not-mapped").evidence
-    assert evidence.startswith("0 events in the trace\n")
-    assert evidence.endswith("shutting down, reason=shutdown")
+    first, *_, last = evidence.splitlines()
+    assert numbers_in(first) == ["0"]
+    assert "reason=shutdown" in last  # the end of QEMU's log
 
 
 def test_trial_is_invalid_when_a_map_was_refused(trial: Path) -> None:
@@ -221,7 +232,7 @@ def test_trial_is_invalid_when_qemu_saw_another_number_of_maps(trial: Path) -> N
         lambda text: text.replace("region_add [ram] 0x3fff80000000", "region_nop", 1),
     )
     message = invalid(trial, "maps-disagree").message
-    assert message.endswith("0x40000000 bytes at 0x3fff80000000: 11 added, 12 mapped")
+    assert numbers_in(message)[-4:] == ["0x40000000", "0x3fff80000000", "11", "12"]
 
 
 def test_trial_is_invalid_when_the_kernels_tracepoint_saw_another_number(trial: Path) -> None:
@@ -229,7 +240,7 @@ def test_trial_is_invalid_when_the_kernels_tracepoint_saw_another_number(trial: 
         trial / TRACE,
         lambda text: re.sub(r"(?m)^.* map: IOMMU: .*\n", "", text, count=1),
     )
-    assert "11 times by the iommu:map" in invalid(trial, "maps-disagree").message
+    assert numbers_in(invalid(trial, "maps-disagree").message) == ["12", "12", "11"]
 
 
 def test_trial_is_invalid_when_a_map_never_returned(trial: Path) -> None:
@@ -250,8 +261,7 @@ def test_trial_is_invalid_when_an_unmap_failed(trial: Path) -> None:
         ),
     )
     message = invalid(trial, "unmaps-disagree").message
-    assert message.startswith("12 maps of the BAR, 12 unmaps")
-    assert "results [-22, 0]" in message
+    assert numbers_in(message) == ["12", "12", "-22", "0"]
 
 
 def test_trial_is_invalid_when_an_unmap_is_missing(trial: Path) -> None:
@@ -261,12 +271,12 @@ def test_trial_is_invalid_when_an_unmap_is_missing(trial: Path) -> None:
         return "".join(lines[:release])
 
     rewrite(trial / TRACE, without_the_last)
-    assert "12 maps of the BAR, 11 unmaps" in invalid(trial, "unmaps-disagree").message
+    assert numbers_in(invalid(trial, "unmaps-disagree").message)[:2] == ["12", "11"]
 
 
 def levels(trial: Path) -> dict[str, list[str]]:
-    found = judged(trial).findings.levels
-    return {level.place: [reason.name for reason in level.reasons] for level in found}
+    levels_of_places = judged(trial).findings.levels
+    return {level.place: [reason.name for reason in level.reasons] for level in levels_of_places}
 
 
 def test_guest_whose_qemu_did_not_align_is_told_so(trial: Path) -> None:
@@ -277,7 +287,7 @@ def test_guest_whose_qemu_did_not_align_is_told_so(trial: Path) -> None:
     assert levels(trial)["guest-1"] == ["misaligned", "qemu-unaligned"]
     [level] = [level for level in judged(trial).findings.levels if level.place == "guest-1"]
     assert level.leaf == "4KiB"
-    assert "QEMU 10.0.13 did not align the mapping; which one of 9.2" in level.reasons[1].text
+    assert "QEMU 10.0.13 " in level.reasons[1].text
 
 
 def test_page_tables_of_a_small_bar_say_nothing(trial: Path) -> None:
@@ -368,7 +378,7 @@ def test_trial_is_invalid_when_histogram_and_probe_disagree(trial: Path) -> None
         trial / "host/profile-counts.txt",
         lambda text: re.sub(r"(lookup\s+)2\b", r"\g<1>3", text),
     )
-    assert "the histogram has 2 hits, the probe 3" in invalid(trial, "counts-disagree").message
+    assert numbers_in(invalid(trial, "counts-disagree").message)[-2:] == ["2", "3"]
 
 
 @pytest.mark.parametrize("name", ["lookup", "pin"])
@@ -388,7 +398,8 @@ def answer(trial: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def test_trial_is_invalid_when_another_bar_was_mapped(trial: Path) -> None:
     answer(trial, lambda whole: whole["passes"]["counts"].update(bar_bytes=BAR // 2))
-    assert f"found was {BAR // 2} bytes, planned were {BAR}" in invalid(trial, "wrong-bar").message
+    message = invalid(trial, "wrong-bar").message
+    assert numbers_in(message)[-2:] == [str(BAR // 2), str(BAR)]
 
 
 def test_trial_is_invalid_when_the_map_has_no_samples(trial: Path) -> None:
@@ -404,10 +415,9 @@ def test_trial_is_invalid_when_a_sample_has_no_histograms(trial: Path) -> None:
 @pytest.mark.parametrize("key", ["state", "map_ns", "minor_faults", "unmapped_bytes"])
 def test_trial_is_invalid_when_a_sample_is_not_whole(trial: Path, key: str) -> None:
     answer(trial, lambda whole: samples(whole)[-1].pop(key))
-    assert (
-        f"map.json: passes.counts.points.1.samples.0.{key}"
-        in invalid(trial, "bad-evidence").message
-    )
+    message = invalid(trial, "bad-evidence").message
+    assert "map.json" in message
+    assert f"passes.counts.points.1.samples.0.{key}" in message
 
 
 def test_trial_is_invalid_when_a_pass_is_missing(trial: Path) -> None:
@@ -422,21 +432,21 @@ def test_trial_is_invalid_when_the_map_is_no_json(trial: Path) -> None:
 
 def test_trial_is_invalid_when_an_unmap_was_partial(trial: Path) -> None:
     answer(trial, lambda whole: samples(whole)[-1].update(unmapped_bytes=4096))
-    assert "bytes unmapped: 4096" in invalid(trial, "counts-disagree").message
+    assert "4096" in numbers_in(invalid(trial, "counts-disagree").message)
 
 
 def test_trial_is_invalid_when_the_thread_saw_other_faults(trial: Path) -> None:
     answer(trial, lambda whole: samples(whole)[-1].update(minor_faults=3))
-    assert "minor faults of the thread: 3" in invalid(trial, "counts-disagree").message
+    assert "3" in numbers_in(invalid(trial, "counts-disagree").message)
 
 
 def test_faults_that_mapped_nothing_are_not_counted(trial: Path) -> None:
     def fell_back(text: str) -> str:
-        found = re.search(r"(?s)\{ order: +18, ret: 100 \}.*Hits: (\d)", text)
-        assert found is not None
+        match = re.search(r"(?s)\{ order: +18, ret: 100 \}.*Hits: (\d)", text)
+        assert match is not None
         row = "{ order:         18, ret: 800 } hitcount:          4\n"
-        more = found[0].replace(f"Hits: {found[1]}", f"Hits: {int(found[1]) + 4}")
-        return text.replace(found[0], row + more)
+        more = match[0].replace(f"Hits: {match[1]}", f"Hits: {int(match[1]) + 4}")
+        return text.replace(match[0], row + more)
 
     rewrite(trial / "host/hist-fault.txt", fell_back)
     snapshots(trial, fault=fell_back)

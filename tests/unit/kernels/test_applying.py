@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ScenarioError
-from orchestrator.kernels.series.applying import apply_patches
+from orchestrator.base.reasons import Reason
+from orchestrator.kernels.series.applying import _OTHER_VERSION, apply_patches
 from orchestrator.kernels.series.git import Git, own_repository
 from orchestrator.kernels.series.patch import DamagedError, Patch, series_digest
 from orchestrator.kernels.series.series import read_series
 from tests.unit.examples import share
 from tests.unit.kernels.repositories import commit, git, head, new_repository, state_of, tree_of
+from tests.unit.stable import numbers_in
 
 LINES = "".join(f"line {n};\n" for n in range(1, 41))
 
@@ -150,13 +152,12 @@ def test_patch_that_does_not_apply_is_shown_with_what_is_there(bench: Bench) -> 
     commit(bench.repository, "other", {"drivers/vfio/vfio.c": other})
     error = bench.refused(tree_of(bench.repository), patches)
     assert error.reason == "series-does-not-apply"
-    assert error.message == (
-        'patch 1 of 3 ("five", base..main) does not apply: drivers/vfio/vfio.c, line 2'
-    )
+    assert all(part in error.message for part in ('"five"', "base..main", "drivers/vfio/vfio.c"))
+    assert numbers_in(error.message) == ["1", "3", "2"]  # patch 1 of 3, line 2
     assert "  -line 5;\n  +line five;" in error.evidence
     assert "  8: line 5;\n  9: line VI;\n" in error.evidence
     assert "line 30;" not in error.evidence
-    assert "another version" in error.hint
+    assert error.hint == _OTHER_VERSION
 
 
 def test_later_patch_is_shown_against_the_earlier_ones(bench: Bench) -> None:
@@ -164,7 +165,9 @@ def test_later_patch_is_shown_against_the_earlier_ones(bench: Bench) -> None:
     patches = bench.series("base..main")
     clash = Patch("x.patch", 2, "six", patches[0].text.replace(b"five;", b"cinq;"))
     error = bench.refused(tree_of(bench.repository, "base"), (patches[0], clash))
-    assert 'patch 2 of 2 ("six", x.patch)' in error.message
+    assert '"six"' in error.message
+    assert "x.patch" in error.message
+    assert numbers_in(error.message)[:2] == ["2", "2"]
     assert "  5: line five;" in error.evidence
 
 
@@ -172,9 +175,9 @@ def test_series_that_is_there_already_is_recognised(bench: Bench) -> None:
     three_patches(bench.repository)
     patches = bench.series("base..main")
     middle = tree_of(bench.repository, "main~2")
-    assert "it applies in reverse" in bench.refused(middle, patches).hint
-    whole = bench.refused(tree_of(bench.repository), patches)
-    assert "the whole series applies in reverse" in whole.hint
+    first_alone = bench.refused(middle, patches).hint
+    whole = bench.refused(tree_of(bench.repository), patches).hint
+    assert len({first_alone, whole, _OTHER_VERSION}) == 3
 
 
 def test_file_that_is_not_there_is_named_with_what_is_near(bench: Bench) -> None:
@@ -184,11 +187,13 @@ def test_file_that_is_not_there_is_named_with_what_is_near(bench: Bench) -> None
     git(bench.repository, "mv", "drivers/old.c", "init/old.c")
     commit(bench.repository, "moved", {})
     error = bench.refused(tree_of(bench.repository), patches)
-    assert "the tree has no file drivers/old.c, but init/old.c" in error.message
+    assert "drivers/old.c" in error.message
+    assert "init/old.c" in error.message
     git(bench.repository, "mv", "init/old.c", "drivers/olds.c")
     commit(bench.repository, "renamed", {})
     error = bench.refused(tree_of(bench.repository), patches)
-    assert 'no file drivers/old.c; did you mean "drivers/olds.c"?' in error.message
+    assert "drivers/old.c" in error.message
+    assert '"drivers/olds.c"' in error.message
 
 
 def test_file_that_is_made_must_not_be_there(bench: Bench) -> None:
@@ -196,7 +201,8 @@ def test_file_that_is_made_must_not_be_there(bench: Bench) -> None:
     patches = bench.series("base..main")
     commit(bench.repository, "other", {"new.c": "int other;\n"})
     error = bench.refused(tree_of(bench.repository), patches)
-    assert "it makes new.c, which is there already" in error.message
+    assert error.reason == Reason.SERIES_DOES_NOT_APPLY
+    assert "new.c" in error.message
 
 
 def test_file_in_place_of_a_folder_and_the_other_way_round_is_refused(bench: Bench) -> None:
@@ -213,7 +219,7 @@ def test_white_space_that_a_mailer_changed_is_recognised(bench: Bench) -> None:
     (patch,) = bench.series("main~1..main")
     spaced = Patch("x.patch", 1, "two", patch.text.replace(b"\t", b"        "))
     error = bench.refused(tree_of(bench.repository, base), (spaced,))
-    assert "only white space differs" in error.hint
+    assert "`git format-patch`" in error.hint
 
 
 def test_patch_that_changes_nothing_is_refused(bench: Bench) -> None:
@@ -233,7 +239,8 @@ def test_what_git_does_not_take_for_a_patch_is_refused(bench: Bench) -> None:
     error = bench.refused(
         tree_of(bench.repository, "base"), (Patch("x.patch", 1, "x", text.encode()),)
     )
-    assert "git does not take it" in error.message
+    assert error.reason == Reason.SERIES_DOES_NOT_APPLY
+    assert "x.patch" in error.message
 
 
 def test_cr_of_a_file_is_part_of_it(bench: Bench) -> None:
@@ -286,12 +293,12 @@ def round_trip(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
         git(repository, "clean", "-fdqx")
         commits = [head(repository)]
         for number, files in enumerate(versions):
-            there = git(repository, "ls-files", "-z").decode().split("\0")
-            gone = dict.fromkeys(n for n in there if n and n != "README" and n not in files)
+            names = git(repository, "ls-files", "-z").decode().split("\0")
+            gone = dict.fromkeys(n for n in names if n and n != "README" and n not in files)
             commits.append(commit(repository, f"[x] {number}: From", {**gone, **files}))
         base, end = commits[1], commits[-1]
-        trees = [tree_of(repository, one) for one in commits[1:]]
-        if any(one == two for one, two in itertools.pairwise(trees)):
+        trees = [tree_of(repository, ref) for ref in commits[1:]]
+        if any(before == after for before, after in itertools.pairwise(trees)):
             return  # a commit without a change, which format-patch numbers
         (folder / "mbox").write_bytes(
             git(repository, "format-patch", "--stdout", *options, f"{base}..{end}")

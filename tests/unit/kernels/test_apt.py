@@ -43,7 +43,7 @@ def test_every_source_is_bound_to_debians_keyring() -> None:
 
 
 @pytest.mark.parametrize(
-    ("suite", "asked"),
+    ("suite", "suites"),
     [
         ("trixie", ("trixie",)),
         ("trixie-backports", ("trixie", "trixie-backports")),
@@ -52,9 +52,9 @@ def test_every_source_is_bound_to_debians_keyring() -> None:
     ],
 )
 def test_backports_are_asked_for_with_the_release_below(
-    suite: str, asked: tuple[str, ...]
+    suite: str, suites: tuple[str, ...]
 ) -> None:
-    assert suites_of(suite) == asked
+    assert suites_of(suite) == suites
 
 
 def test_version_without_a_suite_is_looked_for_everywhere() -> None:
@@ -71,16 +71,16 @@ def archive(tmp_path: Path) -> apt.AptArchive:
 
 
 def test_answer_is_asked_for_once(archive: apt.AptArchive, tmp_path: Path) -> None:
-    asked = []
+    requests = []
 
     def ask() -> list[int]:
-        asked.append(1)
+        requests.append(1)
         return [1, 2]
 
     assert [archive.remembered("q", ask) for _ in range(3)] == [[1, 2]] * 3
     again = apt.AptArchive(("trixie",), Cache(tmp_path))
     assert again.remembered("q", ask) == [1, 2]
-    assert len(asked) == 1
+    assert len(requests) == 1
     assert archive.remembered("another", lambda: "x") == "x"
 
 

@@ -10,11 +10,11 @@ def test_first_error_of_a_build_is_found_with_what_led_to_it() -> None:
         "      |  ^\n  CC      c.o\n"
         "make[4]: *** [../scripts/Makefile.build:289: drivers/vfio/b.o] Error 1\n"
     )
-    said = first_errors(log).splitlines()
-    assert said[:2] == ["drivers/vfio/b.c: In function 'pin':",
+    shown = first_errors(log).splitlines()
+    assert shown[:2] == ["drivers/vfio/b.c: In function 'pin':",
                         "drivers/vfio/b.c:7:2: error: 'x' undeclared"]  # fmt: skip
-    assert "  CC      c.o" not in said
-    assert not any(line.startswith("make") for line in said)
+    assert "  CC      c.o" not in shown
+    assert not any(line.startswith("make") for line in shown)
     assert first_errors("ld: a.o: undefined reference to `f'\nmake: *** [x] Error 1\n").startswith(
         "ld: a.o: undefined"
     )

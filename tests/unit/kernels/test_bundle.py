@@ -37,15 +37,16 @@ def test_release_is_read_from_the_image(tmp_path: Path) -> None:
 )
 def test_what_is_no_image_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "vmlinuz").write_bytes(content)
-    with pytest.raises(ScenarioError, match="not an x86 bzImage") as caught:
+    with pytest.raises(ScenarioError, match="vmlinuz") as caught:
         release_in(tmp_path / "vmlinuz")
     assert caught.value.reason == "not-a-kernel"
 
 
 def test_image_without_a_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vmlinuz").write_bytes(bzimage("", extra=""))
-    with pytest.raises(ScenarioError, match="no version string"):
+    with pytest.raises(ScenarioError, match="vmlinuz") as caught:
         release_in(tmp_path / "vmlinuz")
+    assert caught.value.reason == "not-a-kernel"
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -91,7 +92,7 @@ def test_built_in_module_needs_no_loading(bundle: KernelBundle) -> None:
 
 def test_missing_module_is_refused_before_anything_boots(bundle: KernelBundle) -> None:
     assert not bundle.has_module("kvm_amd")
-    with pytest.raises(ScenarioError, match="has no module kvm_amd") as caught:
+    with pytest.raises(ScenarioError, match=r"\bkvm_amd\b") as caught:
         bundle.module_closure(["vfio", "kvm_amd"])
     assert caught.value.reason == "kernel-lacks-module"
     every, _, nested = caught.value.hint.partition("nested host")

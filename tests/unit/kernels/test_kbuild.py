@@ -28,8 +28,8 @@ def dry_run(release: str, *rooms: str) -> DryRun:
 
 
 def test_what_kbuild_makes() -> None:
-    found = dry_run("7.3", "drivers/vfio", "drivers/iommu")
-    objects = found.objects
+    parsed = dry_run("7.3", "drivers/vfio", "drivers/iommu")
+    objects = parsed.objects
     assert objects.modules == {
         "drivers/vfio/vfio": {"drivers/vfio/vfio_main.o", "drivers/vfio/group.o"}
     }
@@ -38,17 +38,17 @@ def test_what_kbuild_makes() -> None:
     assert objects.is_compiled("drivers/iommu/entry.S")
     # vfio.o is linked from its parts, not compiled
     assert not objects.is_compiled("drivers/vfio/vfio.c")
-    assert not found.missing
-    assert not found.failures
+    assert not parsed.missing
+    assert not objects.failures
 
 
 def test_what_is_in_the_way_of_kbuild() -> None:
-    found = dry_run("6.12", "arch/x86/kvm")
-    assert found.objects.modules_of("virt/kvm/kvm_main.c") == ["arch/x86/kvm/kvm"]
-    assert found.missing == {"virt/kvm/kvm_main.o", "virt/kvm/Makefile.kvm", "drivers/off"}
+    parsed = dry_run("6.12", "arch/x86/kvm")
+    assert parsed.objects.modules_of("virt/kvm/kvm_main.c") == ["arch/x86/kvm/kvm"]
+    assert parsed.missing == {"virt/kvm/kvm_main.o", "virt/kvm/Makefile.kvm", "drivers/off"}
     # a folder that the configuration leaves out is no failure
-    assert len(found.failures) == 1
-    assert "kvm_main.o" in found.failures[0]
+    assert len(parsed.objects.failures) == 1
+    assert "kvm_main.o" in parsed.objects.failures[0]
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,8 @@ def module(text: bytes = b"\x90\xc3", info: bytes = INFO, calls: bytes = b"map")
         (".data", PROGBITS, 3, b"data"),
         (".rodata.str1.1", PROGBITS, 2, b"/build/a.c\0"),
         (".strtab", STRTAB, 0, b"\0" + calls + b"\0"),
-        (".symtab", SYMTAB, 0, b"".join(struct.pack("<IBBHQQ", *one) for one in symbols)),
-        (".rela.text", RELA, 0, b"".join(struct.pack("<QQq", *one) for one in places)),
+        (".symtab", SYMTAB, 0, b"".join(struct.pack("<IBBHQQ", *entry) for entry in symbols)),
+        (".rela.text", RELA, 0, b"".join(struct.pack("<QQq", *entry) for entry in places)),
     ])  # fmt: skip
 
 
@@ -74,14 +74,14 @@ def read(tmp_path: Path) -> Callable[..., Module]:
 def test_what_a_module_says(
     suffix: str, packed: Callable[[bytes], bytes], read: Callable[..., Module]
 ) -> None:
-    found = read(packed(module()), suffix)
-    assert found.srcversion == "B67EAF8893665EF09C6841C"
-    assert found.info["vermagic"] == "7.0 SMP "
-    assert found.info["alias"] == "b"
-    assert found.text_bytes == 2
-    assert set(found.code) == {".text", ".init.text"}
+    parsed = read(packed(module()), suffix)
+    assert parsed.srcversion == "B67EAF8893665EF09C6841C"
+    assert parsed.info["vermagic"] == "7.0 SMP "
+    assert parsed.info["alias"] == "b"
+    assert parsed.text_bytes == 2
+    assert set(parsed.code) == {".text", ".init.text"}
     # every version of barometer must compute the same, because builds are recorded with it
-    assert found.code_digest == "4b54b22c4984adb9"
+    assert parsed.code_digest == "4b54b22c4984adb9"
 
 
 def test_a_module_without_a_srcversion(read: Callable[..., Module]) -> None:
@@ -89,12 +89,12 @@ def test_a_module_without_a_srcversion(read: Callable[..., Module]) -> None:
 
 
 def test_the_digest_is_of_the_code(read: Callable[..., Module]) -> None:
-    one = read(module()).code_digest
-    assert one == read(module(info=b"license=GPL\0")).code_digest
-    assert one != read(module(text=b"\x91\xc3")).code_digest
-    assert one != read(module(calls=b"other")).code_digest
+    first = read(module()).code_digest
+    assert first == read(module(info=b"license=GPL\0")).code_digest
+    assert first != read(module(text=b"\x91\xc3")).code_digest
+    assert first != read(module(calls=b"other")).code_digest
     # the border between two sections counts
-    assert one != read(elf([(".text", PROGBITS, 6, b"\x90\xc3\xc3")])).code_digest
+    assert first != read(elf([(".text", PROGBITS, 6, b"\x90\xc3\xc3")])).code_digest
 
 
 @pytest.mark.parametrize("suffix", [".ko.lz4", ".o"])
@@ -152,10 +152,10 @@ def test_code_that_calls_another_function_is_other_code(tmp_path: Path) -> None:
     text = (
         'int map(const char *); int unmap(const char *);\nint f(void) { return map("a/b.h"); }\n'
     )
-    one = compiled(tmp_path / "1", text)
-    assert one.code_digest == compiled(tmp_path / "2", text).code_digest
+    first = compiled(tmp_path / "1", text)
+    assert first.code_digest == compiled(tmp_path / "2", text).code_digest
     other = compiled(tmp_path / "3", text.replace("return map", "return unmap"))
-    assert one.code == other.code  # calls are filled in when the module is loaded
-    assert one.code_digest != other.code_digest
+    assert first.code == other.code  # calls are filled in when the module is loaded
+    assert first.code_digest != other.code_digest
     # a path of the build is not part of the code
-    assert one.code_digest == compiled(tmp_path / "4", text.replace("a/", "/x/a/")).code_digest
+    assert first.code_digest == compiled(tmp_path / "4", text.replace("a/", "/x/a/")).code_digest

@@ -77,9 +77,9 @@ def test_debug_information_does_not_count(tmp_path: Path) -> None:
 )
 def test_what_is_a_change(tmp_path: Path, old: str, new: str, where: str) -> None:
     assert old in BASE
-    found = difference(compiled(tmp_path, BASE), compiled(tmp_path, BASE.replace(old, new)))
-    assert found is not None
-    assert where in found.split(", ")
+    differing = difference(compiled(tmp_path, BASE), compiled(tmp_path, BASE.replace(old, new)))
+    assert differing is not None
+    assert where in differing.split(", ")
 
 
 def test_a_warning_on_another_line_is_no_change(tmp_path: Path) -> None:
@@ -104,10 +104,10 @@ def test_a_bug_table_of_another_form_is_compared_as_it_is() -> None:
 
 
 def test_what_cannot_be_compared_differs(tmp_path: Path) -> None:
-    there = compiled(tmp_path, BASE)
+    stock = compiled(tmp_path, BASE)
     broken = tmp_path / "broken.o"
-    for content in (b"", b"\x7fELF", there.read_bytes()[:200]):
+    for content in (b"", b"\x7fELF", stock.read_bytes()[:200]):
         broken.write_bytes(content)
-        assert difference(there, broken)
+        assert difference(stock, broken)
         assert difference(broken, broken)
-    assert difference(there, tmp_path / "missing.o") == "it does not compile here"
+    assert difference(stock, tmp_path / "missing.o") == "it does not compile here"

@@ -65,23 +65,20 @@ def test_parameter_that_a_module_has_is_accepted(kernel: KernelBundle, name: str
 
 def test_parameter_that_it_has_not_is_refused_with_the_nearest(kernel: KernelBundle) -> None:
     error = error_of(kernel, "vfio_iommu_type1.disable_hugepage")
-    assert error.message == (
-        "vfio_iommu_type1 of the kernel 7.0 has no parameter disable_hugepage; did you mean"
-        ' "vfio_iommu_type1.disable_hugepages"?'
-    )
-    assert "did you mean" in error_of(kernel, "vfio.enable_unsave").message
+    assert '"vfio_iommu_type1.disable_hugepages"' in error.message
+    assert '"vfio.enable_unsafe"' in error_of(kernel, "vfio.enable_unsave").message
 
 
 def test_module_that_a_kernel_has_not_is_refused_with_the_nearest(kernel: KernelBundle) -> None:
     error = error_of(kernel, "vfio_iomu_type1.limit")
-    assert 'did you mean "vfio_iommu_type1.limit"?' in error.message
-    assert "goes into cmdline" in error.hint
-    assert "did you mean" not in error_of(kernel, "rcutree.rcu_fanout_leaf").message
+    assert '"vfio_iommu_type1.limit"' in error.message
+    assert "cmdline" in error.hint
+    assert '"' not in error_of(kernel, "rcutree.rcu_fanout_leaf").message  # nothing is near
 
 
 def test_module_without_parameters_has_none(kernel: KernelBundle) -> None:
     (kernel.modules / "modules.builtin.modinfo").write_bytes(b"vfio.license=GPL\0")
-    assert "has no parameter limit, and no other" in error_of(kernel, "vfio.limit").message
+    assert '"' not in error_of(kernel, "vfio.limit").message  # no name to suggest
 
 
 def test_what_cannot_be_known_before_it_runs_is_accepted(kernel: KernelBundle) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ScenarioError
+from orchestrator.base.reasons import Reason
 from orchestrator.kernels.series.patch import Patch
 from orchestrator.kernels.series.series import read_series
 from orchestrator.kernels.source.sources import Source, find_source
@@ -187,19 +188,20 @@ def test_tree_that_nobody_used_for_a_month_makes_room(repository: Path, cache: C
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "name"),
     [
-        (lambda p: p / "none", "there is no"),
-        (lambda p: p, "has no Kbuild and no Kconfig and no Makefile"),
-        (lambda p: Path(__file__), "is no kernel's source"),
+        (lambda p: p / "none", "none"),
+        (lambda p: p, "Kbuild.*Kconfig.*Makefile"),
+        (lambda p: Path(__file__), Path(__file__).name),
     ],
 )
-def test_what_is_no_source_is_named(make, said: str, tmp_path: Path, cache: Cache) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(ScenarioError, match=said) as refused:
+def test_what_is_no_source_is_named(make, name: str, tmp_path: Path, cache: Cache) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ScenarioError, match=name) as refused:
         find_source(TreeKernel(tree=make(tmp_path)), cache)
     assert refused.value.reason == "no-such-source"
 
 
 def test_folder_has_no_refs(folder: Path, cache: Cache) -> None:
-    with pytest.raises(ScenarioError, match=r"is no git repository, so it has no v7\.3"):
+    with pytest.raises(ScenarioError, match=r"v7\.3") as caught:
         find_source(TreeKernel(tree=folder, ref="v7.3"), cache)
+    assert caught.value.reason == Reason.NO_SUCH_SOURCE

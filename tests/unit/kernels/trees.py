@@ -96,6 +96,9 @@ class Tree:
     release: str = "7.0.0-test"
     version: str = "7.0.0-1"
     name: str = "linux-source-7.0"
+    hidden: Collection[str] = ()
+    """Objects that kbuild does not tell of."""
+    failures: tuple[str, ...] = ()
 
     @property
     def names(self) -> Collection[str]:
@@ -109,11 +112,16 @@ class Tree:
         return self.folder
 
     def objects(self, rooms: Collection[str]) -> Objects:
-        modules = {m: frozenset(o) for m, o in MODULES.items() if room_of(m) in rooms}
+        modules = {
+            module: frozenset(objects).difference(self.hidden)
+            for module, objects in MODULES.items()
+            if room_of(module) in rooms
+        }
         return Objects(
             rooms=frozenset({*rooms, *(room_of(o) for made in modules.values() for o in made)}),
             modules=modules,
-            built_in=frozenset(o for o in BUILT_IN if room_of(o) in rooms),
+            built_in=frozenset(o for o in BUILT_IN if room_of(o) in rooms).difference(self.hidden),
+            failures=self.failures,
         )
 
     def differing(

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ci.lanes.__main__ import _process
+from ci.lanes.__main__ import _make_process
 from ci.lanes.content import LOCKS, digest_of, files_in
 from ci.lanes.groups import ROOT, Group, Groups, read_groups
-from ci.lanes.plan import contents, with_full_tests
+from ci.lanes.plan import digest_contents, find_groups_with_full_tests
 from ci.lanes.versions import VERSIONS
 
 
@@ -45,7 +45,7 @@ def test_file_belongs_to_those_that_name_it_and_else_to_all(path: str, names: se
 @given(st.sampled_from(sorted(FILES)), st.text("0123456789abcdef", min_size=8))
 def test_each_file_of_the_repository_changes_its_groups_and_no_other(path: str, new: str) -> None:
     groups = read_groups()
-    before, after = contents(groups, FILES), contents(groups, FILES | {path: new})
+    before, after = digest_contents(groups, FILES), digest_contents(groups, FILES | {path: new})
     changed = {name for name in before if before[name] != after[name]}
     expected = {g.name for g in groups.all} if path in LOCKS else belong(groups, path)
     assert changed == expected
@@ -78,7 +78,7 @@ def test_groups_have_full_tests_when_a_file_of_theirs_marks_one(tmp_path: Path) 
         place = tmp_path / f"tests/lab/test_{name}.py"
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_text(text)
-    assert [g.name for g in with_full_tests(TWO, tmp_path)] == ["a"]
+    assert [g.name for g in find_groups_with_full_tests(TWO, tmp_path)] == ["a"]
 
 
 def test_groups_of_one_process_run_together() -> None:
@@ -95,14 +95,14 @@ def test_groups_of_one_process_run_together() -> None:
 
 def test_tests_of_a_group_with_workers_run_side_by_side() -> None:
     apart, beside = group("a"), replace(group("b"), workers=2)
-    assert "-n" not in _process("a", [apart], 0).arguments
-    assert _process("b", [beside], 0).arguments[:3] == ("-v", "-n", "2")
-    assert "-n" not in _process("p", [apart, beside], 0, full=True).arguments
+    assert "-n" not in _make_process("a", [apart], 0).arguments
+    assert _make_process("b", [beside], 0).arguments[:3] == ("-v", "-n", "2")
+    assert "-n" not in _make_process("p", [apart, beside], 0, full=True).arguments
 
 
 def test_unknown_group_is_named_with_those_that_there_are() -> None:
     with pytest.raises(ValueError, match=r"no group 'c' .* there are a, b"):
-        TWO.named("c")
+        TWO.find("c")
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ def names(found: object) -> list[str]:
 def test_changed_is_what_has_another_proof_or_none() -> None:
     content = CONTENT | {"b": "other"}
     proofs = {name: proof for name, proof in PROOFS.items() if name != "d"}
-    assert names(plan.changed_groups(GROUPS, content, proofs)) == ["b", "d"]
-    assert plan.changed_groups(GROUPS, CONTENT, PROOFS) == ()
+    assert names(plan.find_changed_groups(GROUPS, content, proofs)) == ["b", "d"]
+    assert plan.find_changed_groups(GROUPS, CONTENT, PROOFS) == ()
 
 
 @given(groups, st.integers(min_value=0, max_value=2**160 - 1))
@@ -48,12 +48,12 @@ def test_rest_fits_once_the_dearest_are_proven(changed: list[Group], room: int) 
     def fits(seconds: int) -> bool:
         return seconds <= room
 
-    first = plan.to_prove_first(changed, PROOFS, fits)
+    first = plan.choose_first_to_prove(changed, PROOFS, fits)
     rest = [group for group in changed if group not in first]
-    assert plan.seconds_of(rest, PROOFS) <= room
+    assert plan.sum_seconds(rest, PROOFS) <= room
     # and no shorter list would do
     if first:
-        assert plan.seconds_of([*rest, first[-1]], PROOFS) > room
+        assert plan.sum_seconds([*rest, first[-1]], PROOFS) > room
 
 
 @given(groups, groups, st.integers(min_value=0, max_value=250))
@@ -61,14 +61,14 @@ def test_groups_whose_packages_moved_run_as_far_as_there_is_time(
     moved: list[Group], already: list[Group], room: int
 ) -> None:
     versions = {group.name: "v2" if group in moved else "v1" for group in GROUPS}
-    fitting, unproven = plan.moved_groups(
+    fitting, unproven = plan.find_moved_groups(
         GROUPS, versions, PROOFS, already, lambda seconds: seconds <= room
     )
     assert {*names(fitting), *names(unproven)} == {*names(moved)} - {*names(already)}
     assert not {*names(fitting)} & {*names(unproven)}
     if fitting:
-        assert plan.seconds_of([*already, *fitting], PROOFS) <= room
+        assert plan.sum_seconds([*already, *fitting], PROOFS) <= room
 
 
 def test_two_streams_share_what_comes_after_the_unit_tests() -> None:
-    assert plan.landing_seconds({"unit": 100, "a": 300, "b": 100}, ["a", "b"], 200) == 400
+    assert plan.sum_landing_seconds({"unit": 100, "a": 300, "b": 100}, ["a", "b"], 200) == 400

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ci.lanes.results import dearest, failures_of, read_junit, summary_of
+from ci.lanes.results import find_failures, find_summary, read_junit, sort_dearest
 
 TESTS = """
 import pytest
@@ -66,17 +66,17 @@ def test_outcomes_are_those_of_pytest(ran: tuple[Path, str]) -> None:
     ],
 )  # fmt: skip
 def test_summary_is_found_with_and_without_its_frame(line: str, summary: str) -> None:
-    assert summary_of(f"before\n{line}\n") == summary
+    assert find_summary(f"before\n{line}\n") == summary
 
 
 def test_summary_and_failures_are_pytests_own(ran: tuple[Path, str]) -> None:
-    summary = summary_of(ran[1])
+    summary = find_summary(ran[1])
     assert "1 failed" in summary
     assert "1 skipped" in summary
-    failures = failures_of(ran[1])
+    failures = find_failures(ran[1])
     assert "assert 2 == 1" in failures
     assert "left something" in failures
-    assert len(failures_of(ran[1], 3).splitlines()) == 3
+    assert len(find_failures(ran[1], 3).splitlines()) == 3
 
 
 @pytest.mark.parametrize("text", [None, "", "<testsuites><testsuite", "<testsuites/>"])
@@ -89,6 +89,6 @@ def test_file_of_a_killed_process_is_no_result(tmp_path: Path, text: str | None)
 
 
 def test_dearest_come_first(ran: tuple[Path, str]) -> None:
-    times = [case.seconds for case in dearest(read_junit(ran[0]).cases, 3)]
+    times = [case.seconds for case in sort_dearest(read_junit(ran[0]).cases, 3)]
     assert times == sorted(times, reverse=True)
     assert len(times) == 3

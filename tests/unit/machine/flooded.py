@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import orchestrator.run.ab  # a run has this in memory as well
 from orchestrator.base.bounded import ANSWER_BYTES, CONSOLE_BYTES, TRACE_BYTES
@@ -31,10 +32,11 @@ from orchestrator.machine.host.kernelwatch import KernelWatch
 from orchestrator.machine.metal.consoles import following_dmesg, running_console_command
 from orchestrator.machine.runner.filelimits import limited_files
 from orchestrator.machine.tracing import probes
+from orchestrator.machine.tracing.armer import ArmedProbes
 from orchestrator.machine.tracing.probes import timing_spec
 from orchestrator.machine.transport.local import LocalMachine
-from orchestrator.machine.transport.shell import Shell
-from tests.unit.manifests import FACTS
+from orchestrator.machine.transport.shell import Completed, Shell
+from tests.unit.manifests import facts_of
 
 assert orchestrator.run.ab
 SECONDS = 30.0
@@ -43,7 +45,7 @@ SECONDS = 30.0
 def check(path: Path, start: int = 0) -> None:
     """Check the host as a trial does. Returns if all is well."""
     host = SimpleNamespace(
-        console=Console(path, start), kernel=KernelWatch(path, start), release="7.3",
+        console=(console := Console(path, start)), kernel=KernelWatch(console), release="7.3",
         is_alive=lambda: True,
     )  # fmt: skip
     Host.check(cast(Host, host))
@@ -112,21 +114,29 @@ def wide_answer(folder: Path) -> None:
 
 
 def trace(folder: Path) -> None:
-    """Answer as the tracer with the largest answer that is allowed, which does not compress."""
-    tell = (
-        "import json, os; print(json.dumps({'files': {'trace.txt': "
-        f"os.urandom({TRACE_BYTES // 2 - 1000}).hex()}}}}))"
-    )
-    host = SimpleNamespace(shell=LocalMachine(), agent=lambda *_: [sys.executable, "-c", tell])
-    trial = TrialWriter(folder / "0001-baseline", FACTS | {"arm": "baseline"})
-    probes._finish(cast(Host, host), timing_spec([1 << 30]), "map", trial)
+    """Print the largest trace that is allowed, which does not compress."""
+    size = TRACE_BYTES - 1000
+    (folder / "trace").write_text(os.urandom(size // 2).hex())
+
+    class Tracing(LocalMachine):
+        """A machine with that trace, and nothing else."""
+
+        def run(self, argv: Sequence[str] | str, **how: Any) -> Completed:
+            is_trace = str(argv).endswith("/trace")
+            return super().run(["cat", str(folder / "trace")] if is_trace else "true", **how)
+
+    spec = timing_spec([1 << 30])
+    trial = TrialWriter(folder / "0001-baseline", facts_of(arm="baseline"))
+    with Tracing().stream(["true"], timeout=SECONDS) as dialogue:
+        probes._save(ArmedProbes(Tracing(), spec, dialogue), "map", trial)
+    assert (trial.host / "trace-map.txt.gz").stat().st_size > size // 4
 
 
 def quoted(folder: Path) -> None:
     """Make an error from one line of 30 MB, and use it in each of its outputs."""
     line = "x" * 30_000_000
     error = BenchError(f"the host did not start: {line}", evidence=line, reason=Reason.HOST_START)
-    trial = TrialWriter(folder / "0001-baseline", FACTS | {"arm": "baseline"})
+    trial = TrialWriter(folder / "0001-baseline", facts_of(arm="baseline"))
     trial.failed(error, "boot", Charged("bench", "it did not start"))
     trial.complete()
     print(error, file=sys.stderr)

@@ -36,6 +36,7 @@ from orchestrator.scenario.vocabulary import ArmName
 from tests.unit.agents.keeper.machines import RELEASE, THP, VERSION, Machine
 from tests.unit.hosts import HostShell
 from tests.unit.kernels.fakes import folder_kernel
+from tests.unit.manifests import facts_of
 
 SECONDS = 20.0
 OLD, NEW = "6.12.1-old", "7.3.4-new"
@@ -103,6 +104,9 @@ class Wire(HostShell):
 
     def keeps(self, request: dict[str, Any]) -> Completed:
         return self._machine.keeps(request)
+
+    def drop(self) -> None:
+        self._machine.wires.remove(self)
 
     @contextlib.contextmanager
     def stream(
@@ -301,7 +305,7 @@ class Lab:
 
     def trial(self) -> TrialWriter:
         self._trials += 1
-        return TrialWriter(self._folder / f"trial-{self._trials}", {})
+        return TrialWriter(self._folder / f"trial-{self._trials}", facts_of())
 
     def boot(self, machine: MetalMachine, arm: ArmName, *words: str) -> TrialWriter:
         """Run a trial that does nothing."""

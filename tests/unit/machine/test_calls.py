@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.machine.transport import calls
 from orchestrator.machine.transport.calls import Call, in_time
 
 SECONDS = 20.0
@@ -42,6 +43,49 @@ def test_call_that_never_returns_is_a_timeout_and_leaves_a_daemon_thread() -> No
         in_time(never, 0.05)
     assert time.monotonic() - started < 5
     assert all(thread.daemon for thread in threading.enumerate() if thread.name == "calls")
+
+
+def test_call_that_is_waited_for_in_vain_is_given_up_long_before_its_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calls, "LOOK_SECONDS", 0.01)
+    # in vain for a moment, then not, then for good
+    looks = iter([True, False, True, True])
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        Call(never).result(600, lambda: next(looks))
+    assert time.monotonic() - started < SECONDS
+    assert next(looks, None) is None
+
+
+def test_call_that_takes_long_and_is_not_waited_for_in_vain_has_its_whole_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(calls, "LOOK_SECONDS", 0.01)
+    go = threading.Event()
+    looks = list[float]()
+
+    def look() -> bool:
+        looks.append(time.monotonic())
+        if len(looks) == 5:
+            go.set()
+        return False
+
+    assert Call(lambda: go.wait(SECONDS)).result(SECONDS, look)
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        Call(never).result(0.1, look)
+    assert time.monotonic() - started > 0.09
+
+
+def test_look_that_is_interrupted_gives_the_call_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "LOOK_SECONDS", 0.01)
+
+    def interrupted() -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Call(never).result(SECONDS, interrupted)
 
 
 def test_value_that_comes_too_late_is_undone() -> None:

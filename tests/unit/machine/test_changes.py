@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.base.errors import BenchError
-from orchestrator.machine.host.changes import DirectChanges, RememberedChanges
+from orchestrator.machine.host.changes import RememberedChanges
 from orchestrator.machine.transport.shell import Completed, Shell
 from tests.unit.hosts import HostShell
 
 
-def changes(shell: object) -> DirectChanges:
-    return DirectChanges(cast(Shell, shell))
+def changes(shell: object) -> RememberedChanges:
+    return RememberedChanges(cast(Shell, shell), "/payload")
 
 
 def test_value_is_written_as_a_line(tmp_path: Path) -> None:
@@ -42,7 +42,9 @@ class FakeShell:
     def __init__(self) -> None:
         self.ran: list[tuple[list[str], bytes]] = []
 
-    def run(self, argv: list[str], *, stdin: bytes = b"", doing: str = "") -> Completed:
+    def run(
+        self, argv: list[str], *, stdin: bytes = b"", doing: str = "", check: bool = True
+    ) -> Completed:
         self.ran.append((argv, stdin))
         return Completed("", "", 0)
 
@@ -52,15 +54,16 @@ def test_no_text_becomes_part_of_the_script(path: str, value: str) -> None:
     shell, usual = FakeShell(), FakeShell()
     changes(shell).write(path, value)
     changes(usual).write("/sys/x", "1")
-    [(argv, stdin)], [(script, _)] = shell.ran, usual.ran
+    [(reading, _), (argv, stdin)], [(read, _), (script, _)] = shell.ran, usual.ran
     assert (argv, stdin) == ([*script[:-1], path], f"{value}\n".encode())
+    assert reading == [*read[:-1], path]
 
 
 def test_what_was_in_a_file_is_remembered_before_it_is_written(tmp_path: Path) -> None:
     path, other = tmp_path / "enabled", tmp_path / "stat_interval"
     path.write_text("always [madvise] never\n")
     other.write_text("1\n")
-    change = RememberedChanges(HostShell(tmp_path))
+    change = RememberedChanges(HostShell(tmp_path), "/payload")
     change.write(str(path), "never")
     change.tracing("barometer", "barotime")
     change.write(str(other), "5")
@@ -79,7 +82,7 @@ def test_what_was_in_a_file_is_remembered_before_it_is_written(tmp_path: Path) -
 
 
 def test_file_that_is_not_there_is_nothing_to_put_back(tmp_path: Path) -> None:
-    change = RememberedChanges(HostShell(tmp_path))
+    change = RememberedChanges(HostShell(tmp_path), "/payload")
     with pytest.raises(BenchError) as caught:
         change.write(str(tmp_path / "nr_hugepages"), "7")
     assert (caught.value.evidence, change.made) == ("no such file", [])

@@ -9,6 +9,7 @@ from orchestrator.evidence.checkup_facts import NOT_EXAMINED, RefusedDevice
 from orchestrator.formats.abi import OVMF_CODE, OVMF_VARIABLES
 from orchestrator.machine.checkup import checkup
 from orchestrator.machine.checkup.checkup import examine, list_traced_functions
+from orchestrator.machine.host.machine import FoundMachine, ThisMachine
 from orchestrator.machine.metal.staging import STATE
 from orchestrator.machine.transport.local import LocalMachine
 from orchestrator.machine.transport.shell import Completed
@@ -32,7 +33,8 @@ def no_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_kvm")
 def test_this_machine_is_asked_everything() -> None:
-    facts = examine(LocalMachine(), ["sh", "no-such-program"], ["sh"], {"nested": ["/tmp/x/y"]})
+    machine = ThisMachine(LocalMachine())
+    facts = examine(machine, ["sh", "no-such-program"], ["sh"], {"nested": ["/tmp/x/y"]})
     assert facts.kvm == "no KVM in a test"
     assert facts.libvirt is not NOT_EXAMINED
     assert facts.libvirt.count(".") == 2
@@ -51,7 +53,7 @@ def test_this_machine_is_asked_everything() -> None:
 
 
 def test_without_guests_kvm_is_not_tried() -> None:
-    assert examine(LocalMachine(), [], [], {}, guests=False).kvm is NOT_EXAMINED
+    assert examine(ThisMachine(LocalMachine()), [], [], {}, guests=False).kvm is NOT_EXAMINED
 
 
 def test_a_guest_that_does_not_answer_is_no_word_of_kvm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +61,7 @@ def test_a_guest_that_does_not_answer_is_no_word_of_kvm(monkeypatch: pytest.Monk
         raise TimeoutError
 
     monkeypatch.setattr(checkup, "find_kvm_problem", silent)
-    facts = examine(LocalMachine(), [], [], {}, metal=False)
+    facts = examine(ThisMachine(LocalMachine()), [], [], {}, metal=False)
     assert (facts.kvm_silent, facts.kvm) == (checkup._GUEST_SECONDS, NOT_EXAMINED)
     assert facts.bars is facts.means is facts.leases is NOT_EXAMINED
 
@@ -67,7 +69,7 @@ def test_a_guest_that_does_not_answer_is_no_word_of_kvm(monkeypatch: pytest.Monk
 def test_a_device_that_cannot_be_had_is_evidence() -> None:
     asked = {"kind": "hostdev", "address": "ffff:ff:1f.7", "bar": "1GiB"}
     device = HostDevice.model_validate(asked)
-    chosen = examine(LocalMachine(), [], [], {}, device, guests=False).device
+    chosen = examine(ThisMachine(LocalMachine()), [], [], {}, device, guests=False).device
     assert isinstance(chosen, RefusedDevice)
     assert chosen.why == "the machine has no device ffff:ff:1f.7"
 
@@ -82,7 +84,7 @@ def test_traced_functions_are_those_of_the_tracer() -> None:
 def test_an_answer_with_a_flaw_names_its_key() -> None:
     lacking = Lacking(Completed(json.dumps({"schema": 1, "release": 7}), "", 0))
     with pytest.raises(EvidenceError, match="checkup of the machine: release: ") as caught:
-        examine(lacking, [], [], {}, metal=False, guests=False)
+        examine(FoundMachine(lacking), [], [], {}, metal=False, guests=False)
     assert caught.value.reason == "bad-evidence"
 
 
@@ -97,8 +99,8 @@ def test_a_machine_that_cannot_answer_says_why(
     answer: Completed, reason: str, message: str
 ) -> None:
     with pytest.raises(BenchError, match=message) as caught:
-        checkup._checkup(Lacking(answer), {})
+        checkup._checkup(FoundMachine(Lacking(answer)), {})
     assert caught.value.reason == reason
     assert caught.value.evidence == answer.stderr
     with pytest.raises(BenchError):
-        examine(Lacking(answer), [], [], {}, guests=False)
+        examine(FoundMachine(Lacking(answer)), [], [], {}, guests=False)

@@ -109,6 +109,20 @@ def test_line_without_an_end_is_searched_as_far_as_it_is_kept(tmp_path: Path) ->
     assert len(found.string) < LINE_BYTES + 100
 
 
+def test_panic_in_a_flood_is_a_report_whatever_it_is_cut_into(tmp_path: Path) -> None:
+    path = tmp_path / "console.log"
+    path.write_bytes(b"y\n" * CONSOLE_LINES * 2)
+    console = Console(path)
+    assert console.flood
+    for piece in (b"[    9.000000] Kernel pa", b"nic - not syncing: x\r", b"\n"):
+        with path.open("ab") as file:
+            file.write(piece)
+        assert console.kernel.all() == ()
+        console.refresh()
+    [report] = console.kernel.all()
+    assert (report.kind, report.message) == ("panic", "Kernel panic - not syncing: x")
+
+
 def test_asking_again_and_again_does_not_read_again(tmp_path: Path) -> None:
     path = tmp_path / "console.log"
     path.write_bytes(b"a line of a console that says a lot\n" * 25_000)

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.base.errors import ArmFailedError, BenchError
+from orchestrator.base.reasons import Reason
 from orchestrator.formats.abi import IORESOURCE_UNSET
 from orchestrator.machine.host.device import (
     BoundDevice,
-    bound_devices,
+    bind_emulated,
     find_devices,
     parse_devices,
     read_host_facts,
@@ -75,16 +76,44 @@ def test_two_devices_are_the_benchs_failure() -> None:
         find_devices(parse_devices(LISTED + LISTED.replace("0000:01:00.0", "0000:02:00.0")), SPEC)
 
 
-def test_device_that_vfio_pci_does_not_take_is_the_kernels_or_undecided() -> None:
-    answers = iter(
-        [Completed(LISTED, "", 0), Completed("", "sh: write error: Invalid argument", 1)]
-    )
-    shell = SimpleNamespace(name="host", run=lambda *asked, **how: next(answers))
-    host = cast(Host, SimpleNamespace(shell=shell))
-    with pytest.raises(ArmFailedError) as caught, bound_devices(host, SPEC):
-        pytest.fail("bound")
-    assert caught.value.reason == "bind"
-    assert "Invalid argument" in caught.value.evidence
+class Binder:
+    """Changes of a host on which the binder answers this."""
+
+    def __init__(self, reason: Reason | None = None) -> None:
+        self.reason = reason
+        self.bound: list[str] = []
+
+    def bind(self, addresses: list[str]) -> None:
+        if self.reason is not None:
+            raise BenchError("host: not taken", evidence="EINVAL", reason=self.reason)
+        self.bound += addresses
+
+
+def host_with(binder: Binder, listed: str = LISTED) -> Host:
+    shell = SimpleNamespace(name="host", run=lambda *_, **__: Completed(listed, "", 0))
+    return cast(Host, SimpleNamespace(shell=shell, change=binder))
+
+
+def test_all_devices_are_bound_at_once() -> None:
+    moved = LISTED.replace("0000:01:00.0", "0000:02:00.0")
+    binder = Binder()
+    found = bind_emulated(host_with(binder, LISTED + moved), SPEC.model_copy(update={"count": 2}))
+    assert binder.bound == [d.address for d in found] == ["0000:01:00.0", "0000:02:00.0"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "error"),
+    [(Reason.BIND, ArmFailedError), (Reason.DRIVER_HANGS, ArmFailedError),
+     (Reason.DECODE_ALWAYS_ON, ArmFailedError), (Reason.ANSWER_GARBLED, BenchError),
+     (Reason.HOST_SSH_LOST, BenchError)],
+)  # fmt: skip
+def test_device_that_vfio_pci_does_not_take_is_the_kernels_or_undecided(
+    reason: Reason, error: type[Exception]
+) -> None:
+    with pytest.raises((ArmFailedError, BenchError)) as caught:
+        bind_emulated(host_with(Binder(reason)), SPEC)
+    assert (type(caught.value), caught.value.reason) == (error, reason)
+    assert caught.value.evidence == "EINVAL"
 
 
 def test_other_kind_of_device_is_not_taken_for_it() -> None:
@@ -116,16 +145,14 @@ def test_bar_of_another_size_is_the_arms_failure() -> None:
 def test_facts_are_the_machines_and_its_devices() -> None:
     asked: list[list[str]] = []
 
-    def run(argv: list[str], *, doing: str, limit: int) -> Completed:
-        asked.append(argv)
+    def run_agent(*argv: str, doing: str, limit: int) -> Completed:
+        asked.append([*argv])
         said: dict[str, Any] = {"cpus": 2}
         if argv[0] == "survey":
             said = {"functions": [{"address": address} for address in argv[1:]]}
         return Completed(json.dumps(said), "", 0)
 
-    host = SimpleNamespace(
-        shell=SimpleNamespace(run=run), agent=lambda name, *arguments: [name, *arguments]
-    )
+    host = SimpleNamespace(run_agent=run_agent)
     devices = [BoundDevice(f"0000:0{n}:00.0", 2, 1 << 40, BAR) for n in (1, 2)]
     assert read_host_facts(cast(Host, host), devices) == {
         "cpus": 2, "device": {"address": "0000:01:00.0"},

@@ -20,7 +20,7 @@ from orchestrator.machine.host.host import Host
 from orchestrator.machine.tracing.probes import MARKER, UNTIL_KERNEL
 from orchestrator.machine.transport.shell import Completed, ConnectionLostError
 from orchestrator.scenario.machines import Guest
-from tests.unit.hosts import HostShell, Recorded
+from tests.unit.hosts import AgentHost, HostShell, Recorded
 
 
 @dataclass
@@ -185,15 +185,12 @@ def test_huge_pages_are_given_back_when_the_guest_fails(tmp_path: Path) -> None:
     assert host.count == 7
 
 
-class Stream:
+class Stream(AgentHost):
     """A host whose watch agent prints one line."""
 
     def __init__(self) -> None:
+        super().__init__(shell=self)
         self.asked: list[list[str]] = []
-        self.shell = self
-
-    def agent(self, *words: str) -> list[str]:
-        return [*words]
 
     @contextlib.contextmanager
     def stream(self, argv: list[str], timeout: float) -> Iterator[Iterator[str]]:

@@ -30,7 +30,8 @@ from orchestrator.machine.vm.hypervisor import Connection
 from orchestrator.scenario.factors import parse_scenarios
 from orchestrator.scenario.machines import Guest
 from orchestrator.scenario.model import Scenario
-from tests.unit.hosts import Recorded
+from tests.unit.hosts import AgentHost, Recorded
+from tests.unit.manifests import facts_of
 from tests.unit.scenarios import MINIMAL, scenario
 
 KEYS = RunKeys.make()
@@ -77,10 +78,9 @@ def shell() -> FakeShell:
 def host_of(shell: FakeShell, **facts: Any) -> Host:
     usual = {
         "shell": shell, "kvm": True, "emulated": False, "slow": False, "cpus": 2, "accel": "kvm",
-        "payload": "/payload", "agent": lambda *words: [*words], "undo": shell.run,
-        "change": shell.change, "is_ours": True,
+        "payload": "/payload", "undo": shell.run, "change": shell.change, "is_ours": True,
     }  # fmt: skip
-    return cast(Host, SimpleNamespace(**(usual | facts)))
+    return cast(Host, AgentHost(**(usual | facts)))
 
 
 class Machines:
@@ -132,7 +132,7 @@ class Boots:
         devices = find_devices(parse_devices(listed), chosen.device)
         guest = chosen.guest
         assert guest is not None
-        trial = TrialWriter(self.folder / f"000{len(self.domains)}-baseline", {})
+        trial = TrialWriter(self.folder / f"000{len(self.domains)}-baseline", facts_of())
         with pytest.raises(StartedError):
             boot_guest(
                 host_of(self.shell, **facts), cast(Connection, Machines(self.shell.ran)),
@@ -308,7 +308,7 @@ def test_host_without_the_guests_disk_is_the_benchs_failure(
         boot_guest(
             host_of(shell), cast(Connection, Machines([])), [], guest_of("guest.boot=disk"),
             scenario().device, index=0, traced=False, keys=KEYS,
-            trial=TrialWriter(tmp_path / "0001-baseline", {}), progress=Progress(),
+            trial=TrialWriter(tmp_path / "0001-baseline", facts_of()), progress=Progress(),
         )  # fmt: skip
 
 

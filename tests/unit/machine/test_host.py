@@ -26,8 +26,9 @@ def host(
     """Make a host with only a console and an end."""
     path = tmp_path / "console.log"
     path.write_text(said)
+    console = Console(path)
     known = SimpleNamespace(
-        console=Console(path), kernel=KernelWatch(path), release="7.3", is_alive=lambda: alive,
+        console=console, kernel=KernelWatch(console), release="7.3", is_alive=lambda: alive,
         crash=lambda: crash, emulated=emulated, is_ours=False,
     )  # fmt: skip
     known.check = lambda: Host.check(cast(Host, known))
@@ -169,5 +170,38 @@ def test_lost_connection_of_a_host_that_goes_on_is_said(monkeypatch: pytest.Monk
     assert charged(Dying(None)).reason == "host-ssh-lost"
 
 
+def test_host_that_was_silent_as_long_as_a_deadline_is_not_waited_for_again() -> None:
+    dying = Dying(BenchError("it crashed", reason=Reason.HOST_CRASH))
+    with pytest.raises(ConnectionLostError), explained_by_the_host(cast(Host, dying)):
+        raise ConnectionLostError("silent", reason=Reason.HOST_SSH_LOST) from TimeoutError()
+    assert dying.looks == 1
+
+
 def test_host_that_lives_is_not_asked_how_it_ended(tmp_path: Path) -> None:
     Host.check(host(tmp_path, "[ 1.0] fine\n", alive=True, crash="reason=crashed"))
+
+
+STATES = {
+    "slow": "31 (libvirtd) S 1 31 31 0\n",
+    "stopped": "31 (libvirtd) T 1 31 31 0\n",
+    "traced": "31 (virtqemud) t 1 31 31 0\n",
+    "two, one of which works": "31 (libvirtd) T 1 31\n32 (virtqemud) S 1 32\n",
+    "a pid that is another's now": "31 (T) T 1 31\n",
+    "no pid, so that the machine's own statistics are shown": "cpu  1 2 3\nintr 5\n",
+    "none": "",
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_daemon_of_libvirt_counts_as_stopped_only_if_its_state_says_so(case: str) -> None:
+    shell = SimpleNamespace(run=lambda *_, **__: SimpleNamespace(stdout=STATES[case]))
+    stopped = Host.is_libvirt_stopped(cast(Host, SimpleNamespace(shell=shell)))
+    assert stopped == (case in ("stopped", "traced"))
+
+
+def test_host_that_does_not_answer_does_not_tell_that_libvirt_is_stopped() -> None:
+    def lost(*_: object, **__: object) -> None:
+        raise ConnectionLostError("EOF", reason=Reason.HOST_SSH_LOST)
+
+    unreached = SimpleNamespace(shell=SimpleNamespace(run=lost))
+    assert not Host.is_libvirt_stopped(cast(Host, unreached))

@@ -19,6 +19,7 @@ import libvirt
 import pytest
 
 from orchestrator.base.errors import BenchError, ScenarioError
+from orchestrator.machine.transport import calls
 from orchestrator.machine.vm import hypervisor
 from orchestrator.machine.vm.hypervisor import Connection, Deadlines, Domain
 
@@ -293,6 +294,27 @@ def test_silence_is_told_when_its_deadline_is_over(raw: RawConnection) -> None:
             with pytest.raises(BenchError) as caught:
                 domain.active()
             assert caught.value.reason == "libvirt-silent"
+
+
+@pytest.mark.parametrize("asks", ["call", "end"])
+def test_daemon_that_is_stopped_is_given_up_long_before_the_deadline(
+    raw: RawConnection, monkeypatch: pytest.MonkeyPatch, asks: str
+) -> None:
+    monkeypatch.setattr(calls, "LOOK_SECONDS", 0.01)
+    is_stopped, hung_up = threading.Event(), threading.Event()
+    connection = Connection(
+        raw, "host", 0, deadlines=Deadlines(call=600, end=600), hang_up=hung_up.set,
+        is_stopped=is_stopped.is_set,
+    )  # fmt: skip
+    with connection.running(xml("one")) as domain:
+        silent: Any = raw.domains[0]
+        silent.isActive = silent.destroy = threading.Event().wait
+        is_stopped.set()
+        if asks == "call":
+            with pytest.raises(BenchError) as caught:
+                domain.active()
+            assert caught.value.reason == "libvirt-silent"
+    assert hung_up.is_set()
 
 
 def test_domain_that_starts_too_late_is_ended(raw: RawConnection) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.base.errors import BenchError
 from orchestrator.kernels.image.bundle import KernelBundle
-from orchestrator.machine.runner.images import unpack_module
+from orchestrator.machine.runner.images import read_bundle_module
 
 ELF = b"\x7fELF\r\n\xff" * 1000
 
@@ -25,7 +25,7 @@ def kernel(modules: Path) -> KernelBundle:
 )
 def test_module_is_unpacked_byte_by_byte(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
-    assert unpack_module(kernel(tmp_path), name) == ELF
+    assert read_bundle_module(kernel(tmp_path), name) == ELF
 
 
 @pytest.mark.parametrize("name", ["x.ko.xz", "x.ko.gz", "x.ko.bz3", "missing.ko.xz"])
@@ -33,5 +33,5 @@ def test_module_that_cannot_be_unpacked_is_named(tmp_path: Path, name: str) -> N
     if name.startswith("x"):
         (tmp_path / name).write_bytes(b"damaged")
     with pytest.raises(BenchError, match=name) as caught:
-        unpack_module(kernel(tmp_path), name)
+        read_bundle_module(kernel(tmp_path), name)
     assert caught.value.reason == "kernel-modules"

@@ -31,6 +31,8 @@ from orchestrator.machine.tracing.instructions import (
     read_addresses,
 )
 from orchestrator.machine.transport.shell import ConnectionLostError
+from tests.unit.hosts import AgentHost
+from tests.unit.manifests import facts_of
 from tests.unit.scenarios import map_scenario
 
 IOCTL = "vfio_iommu_type1_ioctl"
@@ -293,14 +295,8 @@ def qemu(tmp_path: Path) -> FakeAgent:
 
 def profiled(qemu: FakeAgent, tmp_path: Path, **costs: float) -> TrialWriter:
     """Return the trial after a profile pass of a 1 GiB BAR."""
-    trial = TrialWriter(tmp_path / "trials/0001-baseline", {})
-    host = SimpleNamespace(
-        shell=qemu,
-        monitor=qemu.monitor,
-        accel="exact",
-        scratch=tmp_path,
-        agent=lambda *words: [*words],
-    )
+    trial = TrialWriter(tmp_path / "trials/0001-baseline", facts_of())
+    host = AgentHost(shell=qemu, monitor=qemu.monitor, accel="exact", scratch=tmp_path)
     device = SimpleNamespace(address="0000:01:00.0", bar_bytes=GIB)
     log_instructions(
         cast(Host, host), cast(BoundDevice, device), map_scenario().map, costs,

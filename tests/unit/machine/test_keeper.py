@@ -4,6 +4,7 @@ own."""
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -33,6 +34,8 @@ from orchestrator.machine.transport.shell import (
     Shell,
 )
 from tests.unit.agents.keeper.machines import GPU, RELEASE, THP, Machine, made_up
+
+TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class KeeperShell(LocalMachine, Shell):
@@ -158,7 +161,7 @@ def test_program_of_the_switch_is_the_keeper_and_runs(machine: Machine, keeper: 
     keeper.acquire([MACHINE], "nightly.toml")
     keeper.deadman(0)
     program = machine.root / "var/lib/barometer/keeper.pyz"
-    assert program.read_bytes() == client._archive()
+    assert program.read_bytes() == client._program().content
     done = subprocess.run(
         [sys.executable, "-I", program, "deadman", "0"], capture_output=True, text=True,
         timeout=60, check=False,
@@ -325,6 +328,33 @@ def test_keeper_stays_between_the_renewals_of_a_lease(
     assert left(keeper) < before
 
 
+def test_keeper_that_stays_tells_how_busy_the_machine_is_whoever_has_its_lock(
+    machine: Machine, keeper: Keeper, shell: KeeperShell
+) -> None:
+    keeper.acquire([MACHINE], "nightly.toml")
+    stat = "cpu  100 20 300 99999 88888 5 6 7 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\nintr 1\n"
+    machine.file("/proc/stat", stat)
+    with Lease(lambda: shell, keeper.token) as lease:
+        with (machine.root / "run/barometer.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            assert lease.read_busy_seconds() == (100 + 20 + 300 + 5 + 6 + 7) / TICKS
+        machine.file("/proc/stat", "rubbish\n")
+        assert lease.read_busy_seconds() is None
+        machine.file("/proc/stat", stat)
+        assert lease.read_busy_seconds() is not None
+        lease.check()
+    assert len(shell.began) == 1
+
+
+def test_machine_that_is_not_reached_does_not_tell_how_busy_it_is(
+    machine: Machine, keeper: Keeper
+) -> None:
+    def unreached() -> Shell:
+        raise BenchError("no", reason=Reason.HOST_NO_SSH)
+
+    assert Lease(unreached, 7).read_busy_seconds() is None
+
+
 def test_keeper_that_is_lost_is_sent_again(
     machine: Machine, keeper: Keeper, shell: KeeperShell
 ) -> None:
@@ -340,7 +370,7 @@ def test_keeper_that_is_lost_is_sent_again(
 
 
 def test_keeper_that_stays_ends_with_its_connection(machine: Machine, shell: KeeperShell) -> None:
-    agent = StayingAgent(lambda: shell, client._archive(), "stay")
+    agent = StayingAgent(lambda: shell, client._program(), "stay")
     for _ in range(2):
         assert "lease-lost" in agent.ask({"verb": "renew", "token": 7}, within=20)
         assert '"leases": []' in agent.ask({"verb": "status"}, within=20)
@@ -351,7 +381,7 @@ def test_keeper_that_stays_ends_with_its_connection(machine: Machine, shell: Kee
 def test_keeper_that_stays_is_not_kept_by_a_runner_that_is_gone(tmp_path: Path) -> None:
     """The connection may stay open: the machine does not learn that the runner is gone."""
     archive = tmp_path / "keeper.pyz"
-    archive.write_bytes(client._archive())
+    archive.write_bytes(client._program().content)
     script = (
         "import sys; sys.path.insert(0, sys.argv[1]); from keeper import verbs;"
         "verbs._IDLE_SECONDS = 1; verbs.stay()"
@@ -378,10 +408,21 @@ def test_lease_that_was_taken_over_is_lost(
     assert caught.value.reason == "lease-lost"
 
 
-def test_program_that_is_sent_is_the_keeper_and_the_tracer_alone(tmp_path: Path) -> None:
+def test_keeper_that_is_sent_removes_probes_by_the_program_of_the_armer(
+    machine: Machine, keeper: Keeper
+) -> None:
+    events = "r8:barotime/out vfio_pin\np:other/mine vfs_read\n"
+    machine.file("/sys/kernel/tracing/kprobe_events", events)
+    keeper.acquire([MACHINE], "nightly.toml")
+    keeper.tracing("barometer", "barotime")
+    assert keeper.putback().failed == []
+    assert machine.text("/sys/kernel/tracing/kprobe_events") == f"{events}-:barotime/out\n"
+
+
+def test_program_that_is_sent_is_the_keeper_alone(tmp_path: Path) -> None:
     path = tmp_path / "keeper.pyz"
-    path.write_bytes(client._archive())
+    path.write_bytes(client._program().content)
     with zipfile.ZipFile(path) as archive:
         names = {name for name in archive.namelist() if not name.endswith("/")}
-    assert {"__main__.py", "tracer.py", "keeper/verbs.py"} <= names
-    assert {name.split("/")[0] for name in names} == {"__main__.py", "tracer.py", "keeper"}
+    assert {"__main__.py", "keeper/tracing.sh", "keeper/verbs.py"} <= names
+    assert {name.split("/")[0] for name in names} == {"__main__.py", "keeper"}

@@ -17,13 +17,15 @@ import pytest
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ArmFailedError, BarometerError, BenchError, ScenarioError
 from orchestrator.base.reasons import Reason
+from orchestrator.machine.host import kernelwatch
 from orchestrator.machine.host.host import explained_by_the_host
 from orchestrator.machine.metal import metal
 from orchestrator.machine.metal.boots import read_running_kernel
 from orchestrator.machine.metal.keeper import Keeper, LeftError
 from orchestrator.machine.metal.leasing import detect_accel
 from orchestrator.machine.metal.metal import survey_metal
-from orchestrator.machine.tracing.profiler import INSTANCE, TRACEFS
+from orchestrator.machine.tracing.armer import TRACEFS
+from orchestrator.machine.tracing.profiler import INSTANCE
 from orchestrator.machine.transport.remote import Link
 from orchestrator.scenario.vocabulary import ArmName
 from tests.unit.agents.keeper.machines import RELEASE, THP, VERSION
@@ -89,16 +91,16 @@ def test_command_line_is_the_machines_own_and_what_is_added(lab: Lab) -> None:
     with lab.leased(metal_spec(cmdline="iommu=pt")) as machine:
         trial = lab.boot(machine, "baseline", "nosmt", "vfio.x=1")
         *words, pt = lab.machine.cmdline.split()
-        token = trial.manifest["token"]
+        token = trial.manifest.token
         assert [*words, pt] == [
             "root=/dev/x", "ro", "quiet", "barometer.x=1", "panic=10", "rd.shell=0",
             "rd.emergency=reboot", f"barometer.token={token}", "nosmt", "vfio.x=1", "iommu=pt",
         ]  # fmt: skip
         facts = trial.manifest
-        assert facts["host_cmdline"] == lab.machine.cmdline
-        assert facts["release"] == OLD
-        assert facts["boot_id"] == read_running_kernel(machine.shell).boot_id
-        assert facts["host_session_seconds"] >= 0
+        assert facts.host_cmdline == lab.machine.cmdline
+        assert facts.release == OLD
+        assert facts.boot_id == read_running_kernel(machine.shell).boot_id
+        assert facts.host_session_seconds is not None
 
 
 def test_lease_is_as_long_as_before_once_the_machine_is_back(lab: Lab) -> None:
@@ -195,11 +197,13 @@ def test_trials_of_one_arm_share_its_boot(lab: Lab) -> None:
     with lab.leased() as machine:
         first, second = lab.boot(machine, "baseline"), lab.boot(machine, "baseline")
         assert lab.machine.booted == ["kexec"]
-        keys = ("token", "boot_id", "release", "host_cmdline", "host_session_seconds")
-        assert {k: first.manifest[k] for k in keys} == {k: second.manifest[k] for k in keys}
+        keys = {"token", "boot_id", "release", "host_cmdline", "host_session_seconds"}
+        facts = [trial.manifest.model_dump(include=keys) for trial in (first, second)]
+        assert facts[0] == facts[1]
+        assert None not in facts[0].values()
         third = lab.boot(machine, "candidate")
         assert lab.machine.booted == ["kexec", "kexec"]
-        assert third.manifest["token"] != first.manifest["token"]
+        assert third.manifest.token != first.manifest.token
 
 
 def test_each_trial_has_a_boot_of_its_own_where_that_is_asked_for(lab: Lab) -> None:
@@ -207,7 +211,7 @@ def test_each_trial_has_a_boot_of_its_own_where_that_is_asked_for(lab: Lab) -> N
         machine.spec = machine.spec.model_copy(update={"fresh_boots": True})
         first, second = lab.boot(machine, "baseline"), lab.boot(machine, "baseline")
         assert lab.machine.booted == ["kexec", "kexec"]
-        assert first.manifest["token"] != second.manifest["token"]
+        assert first.manifest.token != second.manifest.token
 
 
 def test_trial_that_failed_is_the_last_of_its_boot(lab: Lab) -> None:
@@ -303,6 +307,31 @@ def test_kernels_that_oops_while_modules_are_loaded_fail_their_arm(
         with pytest.raises(ArmFailedError) as caught:
             lab.boot(machine, "baseline")
         assert caught.value.reason == "host-panic"
+
+
+def test_machine_with_a_hung_task_and_idle_processors_ends_the_trial_and_is_booted_again(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernelwatch, "_TICK_SECONDS", 0.01)
+    monkeypatch.setattr(kernelwatch, "_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(kernelwatch, "_OLD_SECONDS", 0.0)
+    line = "[  400.000000] INFO: task rmmod:340 blocked for more than 122 seconds."
+    console = tmp_path / "sol"
+    console.write_text("[    1.000000] fine\n")
+    with lab.leased(metal_spec(console=f"/usr/bin/tail -n +1 -f {console}")) as machine:
+        with machine.boot("baseline", [], lab.trial()) as host:
+            assert "busy" not in lab.machine.asked
+            lab.machine.made.file("/proc/stat", "cpu  100 0 100 9 9 0 0 0 0 0\n")
+            append(console, f"{line}\n")
+            wait_for(lambda: not host.shell.alive())
+            with pytest.raises(BenchError) as caught, explained_by_the_host(host):
+                host.shell.run("true")
+        assert caught.value.reason == "host-hung-task"
+        assert line in caught.value.evidence
+        assert "busy" in lab.machine.asked
+        lab.boot(machine, "baseline")
+        assert lab.machine.booted == ["kexec", "kexec"]
+    assert lab.machine.release == RELEASE
 
 
 def test_host_without_a_console_has_its_messages_as_they_come(lab: Lab) -> None:
@@ -437,7 +466,7 @@ def test_run_goes_on_after_a_kernel_that_did_not_come_up(lab: Lab) -> None:
         lab.machine.coming = ["own"]
         with pytest.raises(ArmFailedError):
             lab.boot(machine, "baseline")
-        assert lab.boot(machine, "candidate").manifest["release"] == NEW
+        assert lab.boot(machine, "candidate").manifest.release == NEW
 
 
 # -- leases ----------------------------------------------------------------------------------
@@ -759,9 +788,8 @@ def test_device_is_the_one_of_the_survey_and_bound_by_the_keeper(
         assert [*machine.survey()] == ["device: 0000:3b:00.0", "no reset"]
         assert machine.choose_accel() == ("none", "a real machine")
         trial, host = lab.trial(), cast(Any, SimpleNamespace(shell="its shell"))
-        with machine.bind_devices(host, trial) as devices:
-            assert devices == cast(Any, ("bound",))
-    assert asked == [("its shell", machine.keeper, "0000:3b:00.0", DEVICE.bar, trial)]
+        assert machine.bind_devices(host, trial) == cast(Any, ("bound",))
+    assert asked == [(host, "0000:3b:00.0", DEVICE.bar, trial)]
 
 
 def test_one_lease_lasts_from_the_first_look_to_the_end_of_the_run(lab: Lab) -> None:

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,8 +12,8 @@ from orchestrator.base.errors import ArmFailedError, BenchError
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.formats.abi import IORESOURCE_UNSET
 from orchestrator.formats.units import GIB
+from orchestrator.machine.host.host import Host
 from orchestrator.machine.host.pci import Survey
-from orchestrator.machine.metal.keeper import Keeper
 from orchestrator.machine.metal.passthrough import (
     Refusal,
     bind_hostdev,
@@ -26,7 +26,9 @@ from orchestrator.machine.metal.passthrough import (
 from orchestrator.machine.runner.images import GUESTS
 from orchestrator.machine.transport.shell import Completed, Shell
 from orchestrator.scenario.machines import HostDevice
+from tests.unit.hosts import Recorded
 from tests.unit.machines import RECORDED, recorded
+from tests.unit.manifests import facts_of
 
 FREE, USED = "0000:3a:00.0", "0000:39:00.0"
 """Functions of the GPU server."""
@@ -406,20 +408,6 @@ def test_functions_of_the_same_device(machine: str, address: str, expected: list
 # -- binding --------------------------------------------------------------------------------
 
 
-class Binder(Keeper):
-    """A keeper that records the requests."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def modules(self, names: Sequence[str]) -> list[str]:
-        self.asked.append(f"modules {' '.join(names)}")
-        return []
-
-    def bind(self, address: str, driver: str) -> None:
-        self.asked.append(f"bind {address} {driver}")
-
-
 def machine(said: str) -> Shell:
     """Make a shell that answers only the agent's source, with a survey."""
 
@@ -435,8 +423,13 @@ def answering(name: str) -> Shell:
     return machine((RECORDED / f"{name}.json").read_text())
 
 
+def host(name: str, log: list[str]) -> Host:
+    """Make a host that answers with a survey, and whose changes are recorded in `log`."""
+    return cast(Host, SimpleNamespace(shell=answering(name), change=Recorded(log)))
+
+
 def trial(tmp_path: Path) -> TrialWriter:
-    return TrialWriter(tmp_path / "0001-baseline", {})
+    return TrialWriter(tmp_path / "0001-baseline", facts_of())
 
 
 def test_machine_is_asked_for_its_survey() -> None:
@@ -444,36 +437,33 @@ def test_machine_is_asked_for_its_survey() -> None:
 
 
 def test_all_functions_of_the_device_are_bound(tmp_path: Path) -> None:
-    keeper, writer = Binder(), trial(tmp_path)
-    bound = bind_hostdev(answering("gpu-server"), keeper, FREE, 128 * GIB, trial=writer)
+    log: list[str] = []
+    writer = trial(tmp_path)
+    bound = bind_hostdev(host("gpu-server", log), FREE, 128 * GIB, trial=writer)
     assert (bound.address, bound.bar_index) == (FREE, 1)
     assert (bound.bar_start, bound.bar_bytes) == (0x384000000000, 128 * GIB)
-    assert keeper.asked == [
-        "modules vfio-pci", f"bind {FREE} vfio-pci", "bind 0000:3a:00.1 vfio-pci",
-    ]  # fmt: skip
+    assert log == [f"change: bind {FREE} 0000:3a:00.1"]
     before = json.loads((writer.host / "device.json").read_text())
     facts = recorded("gpu-server").functions[FREE].facts
     assert before == facts.to_json()
 
 
 def test_refused_device_is_not_bound(tmp_path: Path) -> None:
-    keeper = Binder()
+    log: list[str] = []
     with pytest.raises(BenchError, match="cannot be given to a guest"):
-        bind_hostdev(answering("gpu-server"), keeper, USED, 128 * GIB, trial=trial(tmp_path))
-    assert keeper.asked == []
+        bind_hostdev(host("gpu-server", log), USED, 128 * GIB, trial=trial(tmp_path))
+    assert log == []
 
 
 def test_device_that_the_kernel_does_not_find_is_the_arms_failure(tmp_path: Path) -> None:
     with pytest.raises(ArmFailedError) as caught:
-        bind_hostdev(answering("laptop"), Binder(), FREE, 128 * GIB, trial=trial(tmp_path))
+        bind_hostdev(host("laptop", []), FREE, 128 * GIB, trial=trial(tmp_path))
     assert caught.value.reason == "device-missing"
 
 
 def test_bar_that_the_kernel_did_not_place_is_the_arms_failure(tmp_path: Path) -> None:
-    keeper = Binder()
+    log: list[str] = []
     with pytest.raises(ArmFailedError, match="did not place the 32GiB BAR") as caught:
-        bind_hostdev(
-            answering("unassigned"), keeper, "0000:01:00.0", 32 * GIB, trial=trial(tmp_path)
-        )
+        bind_hostdev(host("unassigned", log), "0000:01:00.0", 32 * GIB, trial=trial(tmp_path))
     assert caught.value.reason == "device-not-placed"
-    assert keeper.asked == []
+    assert log == []

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 
 from orchestrator.base.errors import BenchError
+from orchestrator.base.reasons import Reason
 from orchestrator.evidence.checkup_facts import CountedMap, NoCountedMap
 from orchestrator.machine.checkup import probe
 from orchestrator.machine.checkup.probe import count_map
+from orchestrator.machine.host.machine import FoundMachine
 from orchestrator.machine.host.pci import Survey
 from orchestrator.machine.metal.staging import STATE
+from orchestrator.machine.runner.agents import run_agent, sent_agent
 from orchestrator.machine.runner.images import GUESTS
+from orchestrator.machine.tracing.armer import ProbeSpec
 from orchestrator.machine.transport.local import LocalMachine
 from orchestrator.machine.transport.shell import Completed
 from tests.unit.machines import RECORDED
@@ -24,29 +29,48 @@ MAPPED = '{"agent": {}}\n{"point": {"bytes": 1073741824}}\n{"sample": {}}\n{"end
 
 
 class Machine(LocalMachine):
-    """A machine with answers for the agents, which records their requests."""
+    """A machine with an answer for the map agent."""
 
-    def __init__(self, *, armed: bool = True, mapped: str = MAPPED, state: bool = False) -> None:
-        self.answers = {
-            "symbols": '["vfio_pci_mmap_fault"]',
-            "arm": json.dumps({"armed": armed, "why": "lockdown"}),
-            "finish": json.dumps({"files": {"hist-lookup.txt": HIST}}), "clear": "", FREE: mapped,
-        }  # fmt: skip
-        self.state = state
+    def __init__(self, *, mapped: str = MAPPED, state: bool = False) -> None:
+        self.mapped, self.state = mapped, state
         self.asked: list[str] = []
-        self.specification: dict[str, Any] = {}
+        self.refusal: BenchError | None = None
+        self.specification: ProbeSpec | None = None
 
     def run(self, argv: Sequence[str] | str, *, stdin: bytes = b"", **_how: Any) -> Completed:
         if argv == ["test", "-e", STATE]:
             return Completed("", "", 0 if self.state else 1)
+        assert [*argv[:2]] == ["setarch", "-R"]
         at = argv.index("-c")
         verb, length = argv[at + 3], int(argv[at + 2])
-        name = "map" if verb == FREE else "tracer"
-        assert stdin[:length] == (GUESTS / f"agents/{name}.py").read_bytes()
-        if verb == "arm":
-            self.specification = json.loads(stdin[length:])
+        assert stdin[:length] == (GUESTS / "agents/map.py").read_bytes()
+        assert json.loads(stdin[length:])["points"] == []
         self.asked.append(verb)
-        return Completed(self.answers[verb], "", 0)
+        return Completed(self.mapped, "", 0)
+
+    @contextlib.contextmanager
+    def armed(self, shell: object, spec: ProbeSpec) -> Iterator[Machine]:
+        assert shell is self
+        if self.refusal:
+            raise self.refusal
+        self.specification = spec
+        self.asked.append("arm")
+        try:
+            yield self
+        finally:
+            self.asked.append("clear")
+
+    def files(self) -> dict[str, str]:
+        self.asked.append("files")
+        return {"hist-lookup.txt": HIST, "hist-fault.txt": ""}
+
+
+def counted(
+    machine: Machine, survey: Survey, monkeypatch: pytest.MonkeyPatch
+) -> CountedMap | NoCountedMap:
+    monkeypatch.setattr(probe, "armed_probes", machine.armed)
+    monkeypatch.setattr(probe, "find_functions", lambda _shell, names: [*names])
+    return count_map(FoundMachine(machine), survey)
 
 
 def server(driver: str) -> Survey:
@@ -62,62 +86,64 @@ def survey() -> Survey:
     return server("vfio-pci")
 
 
-def test_a_map_is_counted_and_nothing_is_left(survey: Survey) -> None:
+def test_a_map_is_counted_and_nothing_is_left(
+    survey: Survey, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine = Machine()
-    assert count_map(machine, survey) == CountedMap(
+    assert counted(machine, survey, monkeypatch) == CountedMap(
         address=FREE, bytes=1 << 30, lookups=HIST, faults=""
     )
-    assert machine.asked == ["symbols", "arm", FREE, "finish", "clear"]
+    assert machine.asked == ["arm", FREE, "files", "clear"]
 
 
-def test_probes_have_names_of_their_own(survey: Survey) -> None:
+def test_probes_have_names_of_their_own(survey: Survey, monkeypatch: pytest.MonkeyPatch) -> None:
     """The probes of an experiment must stay."""
     machine = Machine()
-    count_map(machine, survey)
+    counted(machine, survey, monkeypatch)
     spec = machine.specification
-    assert spec["instance"] == spec["group"] == "barodoctor"
-    assert "barocount" not in json.dumps(spec)
-    assert set(spec["triggers"]) >= {"barodoctor/lookup", "barodoctor/fault"}
-    assert all(" " in line and ":barodoctor/" in line for line in spec["definitions"])
+    assert spec is not None
+    assert spec.instance == spec.group == "barodoctor"
+    assert set(spec.triggers) >= {"barodoctor/lookup", "barodoctor/fault"}
+    assert all(" " in line and ":barodoctor/" in line for line in spec.definitions)
+    assert spec.modules == ()  # it loads none
+
+
+REFUSED = BenchError("the probes cannot be armed: lockdown", reason=Reason.TRACER_REFUSED)
 
 
 @pytest.mark.parametrize(
-    ("machine", "why", "cleared"),
+    ("machine", "refusal", "why", "asked"),
     [
-        (Machine(state=True), f"or left {STATE}", False),
-        (Machine(armed=False), "takes no probes: lockdown", False),
-        (Machine(mapped='{"refused": "not viable"}\n'), "not viable", True),
-        (Machine(mapped=""), "ended without its last word", True),
-        (Machine(mapped=MAPPED.replace("1073741824", '"all"')), "cannot be understood", True),
+        (Machine(state=True), None, f"or left {STATE}", []),
+        (Machine(), REFUSED, "cannot be armed: lockdown", []),
+        (Machine(mapped='{"refused": "not viable"}\n'), None, "not viable", ["clear"]),
+        (Machine(mapped=""), None, "ended without its last word", ["clear"]),
+        (Machine(mapped=MAPPED.replace("1073741824", '"all"')), None, "cannot be understood",
+         ["clear"]),
     ],
-)
+)  # fmt: skip
 def test_what_keeps_it_from_counting_is_said(
-    machine: Machine, why: str, cleared: bool, survey: Survey
-) -> None:
-    answer = count_map(machine, survey)
+    machine: Machine, refusal: BenchError | None, why: str, asked: list[str], survey: Survey,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    machine.refusal = refusal
+    answer = counted(machine, survey, monkeypatch)
     assert isinstance(answer, NoCountedMap)
     assert why in answer.why
-    assert (machine.asked[-1:] == ["clear"]) == cleared
+    assert machine.asked[-1:] == asked
 
 
-def test_a_device_that_is_bound_otherwise_is_left_alone() -> None:
+def test_a_device_that_is_bound_otherwise_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = Machine()
-    answer = count_map(machine, server("nvidia"))
+    answer = counted(machine, server("nvidia"), monkeypatch)
     assert isinstance(answer, NoCountedMap)
     assert "no device that nobody uses" in answer.why
     assert machine.asked == []
 
 
-def test_agents_are_sent_with_what_they_are_asked() -> None:
-    """These are the real agents, on this machine."""
-    said = probe._agent(LocalMachine(), "tracer", ["symbols", "no_such_function"]).stdout
-    assert json.loads(said) == []
-    refused = probe._agent(
-        LocalMachine(), "map", ["ffff:ff:1f.7"], {"points": []}, ["setarch", "-R"]
-    )
+def test_agent_is_sent_with_what_it_is_asked() -> None:
+    """It is the real agent, on this machine."""
+    mapper = sent_agent("map").under("setarch", "-R")
+    request = b'{"points": []}\n'
+    refused = run_agent(LocalMachine(), mapper, "ffff:ff:1f.7", request=request, check=False)
     assert "ffff:ff:1f.7/iommu_group" in json.loads(refused.stdout)["refused"]
-
-
-def test_an_agent_that_breaks_is_an_error() -> None:
-    with pytest.raises(BenchError):
-        probe._agent(LocalMachine(), "tracer", ["finish"])

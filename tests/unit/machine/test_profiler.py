@@ -13,22 +13,29 @@ import pytest
 from orchestrator.base.errors import BenchError
 from orchestrator.evidence.profile_facts import QemuProcess
 from orchestrator.formats.units import GIB, MIB
-from orchestrator.machine.tracing import profiler
+from orchestrator.machine.runner.images import GUESTS
+from orchestrator.machine.tracing import armer
+from orchestrator.machine.tracing.armer import (
+    ArmedProbes,
+    ProbeSpec,
+    armed_probes,
+    arming_script,
+    clear_probes,
+    clearing_script,
+    find_functions,
+)
+from orchestrator.machine.tracing.probes import FAULT, counts_spec
 from orchestrator.machine.tracing.profiler import (
     GROUP,
     INSTANCE,
-    ProbeSpec,
-    armed_profiler,
-    arming_script,
     can_take_return_arguments,
-    clear_probes,
-    clearing_script,
     leave_out_parts,
     make_profile_spec,
 )
 from orchestrator.machine.transport.local import LocalShell
 
 SPEC = make_profile_spec([16 * MIB, 32 * GIB], "/usr/bin/qemu-system-x86_64", kvm=True)
+COUNTS = counts_spec([FAULT])
 SHELLS = [
     [path, *more]
     for name, *more in (["dash"], ["bash", "--posix"])
@@ -48,9 +55,12 @@ class Machine:
         (self.tracefs / "error_log").write_text("")
         (self.proc / "modules").write_text("vfio_pci_core 94208 1 vfio_pci, Live 0x0\n")
         (self.proc / "kallsyms").write_text(
-            "".join(f"0000000000000000 t {name}\t[module]\n" for name in SPEC.symbols)
+            "".join(
+                f"0000000000000000 t {name}\t[module]\n"
+                for name in (*SPEC.symbols, *COUNTS.symbols)
+            )
         )
-        events = " ".join({*SPEC.filters, *SPEC.enable})
+        events = " ".join({*SPEC.filters, *SPEC.enable, *COUNTS.triggers})
         self.program("modprobe", f'echo "$@" >> "{folder}/modprobe"')
         self.program(
             "mkdir",
@@ -73,6 +83,9 @@ class Machine:
 
     def arm(self, shell: list[str], spec: ProbeSpec = SPEC) -> subprocess.Popen[str]:
         return self.start(shell, arming_script(spec, str(self.tracefs), str(self.proc)))
+
+    def clear(self, shell: list[str], proc: str) -> subprocess.Popen[str]:
+        return self.start(shell, clearing_script(INSTANCE, GROUP, str(self.tracefs), proc))
 
     @property
     def probes(self) -> list[str]:
@@ -109,7 +122,12 @@ def test_there_is_a_small_shell_to_try() -> None:
     assert Path("/bin/sh").resolve().name in {Path(shell[0]).name for shell in SHELLS}
 
 
-@pytest.mark.parametrize("script", [arming_script(SPEC, "/t", "/p"), clearing_script("/t", "/p")])
+@pytest.mark.parametrize(
+    "script",
+    [arming_script(SPEC, "/t", "/p"), arming_script(COUNTS, "/t", "/p"),
+     clearing_script(INSTANCE, GROUP, "/t", "/p"),
+     (GUESTS / "agents/keeper/tracing.sh").read_text()],
+)  # fmt: skip
 def test_shellcheck_finds_nothing(script: str, tmp_path: Path) -> None:
     (tmp_path / "script").write_text(script)
     # $arg2 is the kernel's
@@ -147,6 +165,62 @@ def test_all_of_the_specification_is_armed_then_undone(machine: Machine, sh: lis
     removed = [line for line in machine.probes if line.startswith("-:")]
     assert {line[2:] for line in removed} == ours
     assert len(ours) == len(removed)
+
+
+def test_histograms_are_armed_and_let_go_of_their_events(machine: Machine, sh: list[str]) -> None:
+    """The kernel removes no event that a histogram counts."""
+    machine.instance = machine.tracefs / "instances" / COUNTS.instance
+    with machine.arm(sh, COUNTS) as process:
+        assert said(process) == "armed"
+        for event, text in COUNTS.triggers.items():
+            assert machine.read(f"events/{event}/trigger") == text
+            assert machine.read(f"events/{event}/enable") == ""
+            # as the kernel shows it
+            shown = f"# a comment\n{text}:vals=hitcount:sort=hitcount:size=2048 [active]\n"
+            (machine.instance / f"events/{event}/trigger").write_text(shown)
+        machine.program("rmdir", f'/bin/mv "$1" "{machine.tracefs}/removed"')
+        assert not any(line.startswith("-:") for line in machine.probes)
+    for event, text in COUNTS.triggers.items():
+        left = (machine.tracefs / f"removed/events/{event}/trigger").read_text().splitlines()
+        assert left[2:] == [f"!{text}:vals=hitcount:sort=hitcount:size=2048"]
+        assert f"-:{event}" in machine.probes
+
+
+def test_functions_of_the_kernel_are_found_by_their_whole_names(
+    machine: Machine, here: LocalShell
+) -> None:
+    names = ["iommu_map", "iommu", "no_such_function", FAULT]
+    assert find_functions(here, names) == ["iommu_map", FAULT]
+    assert find_functions(here, ["no_such_function"]) == []
+    symbols = machine.proc / "kallsyms"
+    symbols.write_text(symbols.read_text().replace("iommu_map\t", "iommu_map.isra.0\t"))
+    assert find_functions(here, ["iommu_map"]) == []
+
+
+def test_functions_that_cannot_be_looked_up_are_an_error(
+    machine: Machine, here: LocalShell
+) -> None:
+    (machine.proc / "kallsyms").unlink()
+    with pytest.raises(BenchError):
+        find_functions(here, [FAULT])
+
+
+def test_counts_are_read_with_the_trace(machine: Machine, here: LocalShell) -> None:
+    machine.instance = machine.tracefs / "instances" / COUNTS.instance
+    (machine.tracefs / "kprobe_profile").write_text("  lookup 2 0\n  pin 2 0\n  other 7 0\n")
+    with armed_probes(here, COUNTS) as tracer:
+        (machine.instance / "per_cpu/cpu0").mkdir(parents=True)
+        (machine.instance / "per_cpu/cpu0/stats").write_text("entries: 0\n")
+        (machine.instance / "trace").write_text("# tracer: nop\n")
+        for event in COUNTS.triggers:
+            (machine.instance / f"events/{event}/hist").write_text(f"of {event}\n")
+        files = tracer.files()
+    assert files["hist-fault.txt"] == "of barocount/fault\n"
+    assert {name for name in files if name.startswith("hist-")} == {
+        "hist-lookup.txt", "hist-pin.txt", "hist-fault.txt", "hist-iova_walk.txt",
+    }  # fmt: skip
+    assert files["profile.txt"] == "  lookup 2 0\n  pin 2 0\n"
+    assert not machine.instance.exists()
 
 
 @pytest.mark.parametrize("end", ["terminate", "hang-up"])
@@ -201,7 +275,7 @@ def test_what_a_killed_profile_left_is_cleared(machine: Machine, sh: list[str]) 
     process.kill()
     process.communicate()
     assert machine.instance.is_dir()
-    with machine.start(sh, clearing_script(str(machine.tracefs), str(machine.proc))) as clearing:
+    with machine.clear(sh, str(machine.proc)) as clearing:
         assert clearing.wait(20) == 0
     assert not machine.instance.exists()
     assert f"-:{GROUP}/ioctl_in" in machine.probes
@@ -210,7 +284,7 @@ def test_what_a_killed_profile_left_is_cleared(machine: Machine, sh: list[str]) 
 def test_a_profile_that_is_alive_is_not_cleared(machine: Machine, sh: list[str]) -> None:
     process = machine.arm(sh)
     assert said(process) == "armed"
-    with machine.start(sh, clearing_script(str(machine.tracefs), "/proc")) as clearing:
+    with machine.clear(sh, "/proc") as clearing:
         assert clearing.communicate()[0] == f"{process.pid}\n"
     assert machine.instance.is_dir()
     assert f"-:{GROUP}/ioctl_in" not in machine.probes
@@ -228,8 +302,8 @@ def here(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> LocalShell:
     # tracefs never has a space in its path
     plain = machine.tracefs.rename(machine.tracefs.with_name("tracefs"))
     machine.tracefs, machine.instance = plain, plain / "instances" / INSTANCE
-    monkeypatch.setattr(profiler, "TRACEFS", str(plain))
-    monkeypatch.setattr(profiler, "PROC", str(machine.proc))
+    monkeypatch.setattr(armer, "TRACEFS", str(plain))
+    monkeypatch.setattr(armer, "PROC", str(machine.proc))
     return LocalShell()
 
 
@@ -241,8 +315,9 @@ def test_a_block_is_traced_and_its_files_are_read(machine: Machine, here: LocalS
     (machine.proc / "7/maps").write_text(f"5500-5600 r-xp 0 08:01 3 /usr/bin/qemu\n{vma}")
     (machine.tracefs / "kprobe_profile").write_text(
         "  ioctl_in      12     0\n  pin_in        99      0\n  zap_in         3      0\n"
+        "  mine           7     0\n"
     )
-    with armed_profiler(here, SPEC) as tracer:
+    with armed_probes(here, SPEC) as tracer:
         tracer.mark("threads", [7, 9])
         assert machine.read("trace_marker") == "barometer E 0 threads [7, 9]"
         for cpu, entries in enumerate((11, 4)):
@@ -264,7 +339,9 @@ def test_a_block_is_traced_and_its_files_are_read(machine: Machine, here: LocalS
     assert files["trace.txt"] == "# tracer: nop\n"
     assert files["stats.txt"] == "cpu0\nentries: 11\noverrun: 0\ncpu1\nentries: 4\noverrun: 0\n"
     assert files["clock.txt"] == "mono\n"
-    assert "ioctl_in" in files["profile.txt"]
+    assert [line.split()[0] for line in files["profile.txt"].splitlines()] == [
+        "ioctl_in", "pin_in", "zap_in",
+    ]  # fmt: skip
     assert not machine.instance.exists()
 
 
@@ -298,10 +375,10 @@ def test_older_kernels_get_nothing_that_needs_arguments_on_return() -> None:
 def test_a_profile_that_is_at_work_is_named_with_the_way_out(
     machine: Machine, here: LocalShell
 ) -> None:
-    with armed_profiler(here, SPEC):
+    with armed_probes(here, SPEC):
         with (
             pytest.raises(BenchError, match="at work already") as caught,
-            armed_profiler(here, SPEC),
+            armed_probes(here, SPEC),
         ):
             pass
         assert "--clear" in caught.value.hint
@@ -309,25 +386,25 @@ def test_a_profile_that_is_at_work_is_named_with_the_way_out(
         alive = machine.proc / "4711/fd"
         alive.mkdir(parents=True)
         (alive / "9").symlink_to(machine.instance / "trace_marker")
-        with pytest.raises(BenchError, match="a profile is at work: its shell is process 4711"):
-            clear_probes(here)
+        with pytest.raises(BenchError, match="a tracer is at work: its shell is process 4711"):
+            clear_probes(here, INSTANCE, GROUP)
         (alive / "9").unlink()
-    clear_probes(here)
+    clear_probes(here, INSTANCE, GROUP)
 
 
 def test_a_kernel_that_refuses_is_quoted(machine: Machine, here: LocalShell) -> None:
     (machine.proc / "kallsyms").write_text("")
-    with pytest.raises(BenchError, match="cannot be armed") as caught, armed_profiler(here, SPEC):
+    with pytest.raises(BenchError, match="cannot be armed") as caught, armed_probes(here, SPEC):
         pass
     assert "no function vfio_iommu_type1_ioctl" in caught.value.evidence
 
 
 def test_a_shell_that_is_gone_is_said(machine: Machine, here: LocalShell) -> None:
-    with armed_profiler(here, SPEC) as tracer:
+    with armed_probes(here, SPEC) as tracer:
         # as if somebody killed it: it ends by itself, and undoes its changes
         machine.program("cat", "exit 1")
         with here.stream(["sh", "-c", "exit"], timeout=5) as ended:
-            gone = profiler.Tracer(here, ended)
+            gone = ArmedProbes(here, SPEC, ended)
             with pytest.raises(BenchError, match="the tracer is gone"):
                 gone.mark("run")
             with pytest.raises(BenchError, match="the tracer is gone"):
@@ -336,7 +413,7 @@ def test_a_shell_that_is_gone_is_said(machine: Machine, here: LocalShell) -> Non
 
 
 def test_a_failure_in_the_block_comes_first(machine: Machine, here: LocalShell) -> None:
-    with pytest.raises(ValueError, match="mine"), armed_profiler(here, SPEC):
+    with pytest.raises(ValueError, match="mine"), armed_probes(here, SPEC):
         raise ValueError("mine")
     assert not machine.instance.exists()
 
@@ -344,12 +421,12 @@ def test_a_failure_in_the_block_comes_first(machine: Machine, here: LocalShell) 
 def test_what_cannot_be_removed_is_an_error(
     machine: Machine, here: LocalShell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profiler, "_CLEAR_TRIES", 2)
+    monkeypatch.setattr(armer, "_CLEAR_TRIES", 2)
     machine.program("sleep", ":")
-    with pytest.raises(BenchError, match="could not be removed"), armed_profiler(here, SPEC):
+    with pytest.raises(BenchError, match="could not be removed"), armed_probes(here, SPEC):
         machine.program("rmdir", "exit 1")
     machine.program("rmdir", '/bin/rm -r "$1"')
-    clear_probes(here)
+    clear_probes(here, INSTANCE, GROUP)
     assert not machine.instance.exists()
 
 

@@ -8,10 +8,10 @@ from tests.unit.manifests import manifest_of
 
 
 def test_runner_is_described_without_what_tells_who_runs_it() -> None:
-    facts = runner_facts()
-    assert facts["cpus"] >= 1
-    assert facts["system"].startswith("Linux-")
-    assert facts["cpu"]["model name"]
+    facts = runner_facts().to_json()
+    assert facts["cpus"]
+    assert str(facts["system"]).startswith("Linux-")
+    assert runner_facts().cpu.model
     text = json.dumps(facts)
     assert "cmdline" not in text
     assert "boot_id" not in text
@@ -19,7 +19,7 @@ def test_runner_is_described_without_what_tells_who_runs_it() -> None:
 
 def test_conditions_have_what_is_recorded() -> None:
     facts = runner_facts()
-    found = collect_conditions(manifest_of(runner=facts), None, None)
+    found = collect_conditions(manifest_of(runner=facts.to_json()), None, None)
     assert {n.removeprefix("runner.") for n in found if n.startswith("runner.")} == {
         "address_sizes", "clocksource", "cpu", "cpu_vendor", "cpus", "governor", "microcode",
         "mitigations", "pdpe1gb", "smt", "system", "thp", "thp_defrag", "thp_shmem", "turbo",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.base.errors import BenchError
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.image.bundle import KernelBundle
-from orchestrator.machine.host.changes import DirectChanges
+from orchestrator.machine.host.changes import RememberedChanges
 from orchestrator.machine.host.settings import is_same_setting, prove_settings, write_settings
 from orchestrator.machine.transport.shell import ConnectionLostError
 from orchestrator.scenario.loading import parse_scenario
@@ -51,8 +51,8 @@ class Host:
         text = MINIMAL + f"{settings}\n"
         scenario, _ = parse_scenario(text, "x")
         shell = HostShell(self.root)
-        write_settings(DirectChanges(shell), scenario.arms[arm], arm)
-        return prove_settings(shell, self.kernel, scenario.arms, arm)
+        write_settings(RememberedChanges(shell, "/payload"), scenario.arms[arm], arm)
+        return prove_settings(shell, self.kernel, scenario.arms, arm).to_json()
 
     def refused(self, settings: str) -> BenchError:
         with pytest.raises(BenchError) as caught:

@@ -18,7 +18,7 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.kernels.image.bundle import KernelBundle
-from orchestrator.machine.host.changes import DirectChanges
+from orchestrator.machine.host.changes import RememberedChanges
 from orchestrator.machine.host.console import Console
 from orchestrator.machine.host.host import Host
 from orchestrator.machine.host.kernelwatch import KernelWatch
@@ -33,6 +33,7 @@ from orchestrator.machine.vm.hypervisor import Connection
 from tests.unit.agents.keeper.machines import HUGE, Machine, made_up
 from tests.unit.agents.loading import agent
 from tests.unit.hosts import HostShell
+from tests.unit.manifests import facts_of
 from tests.unit.scenarios import scenario
 
 AGENT = agent("sharing")
@@ -68,6 +69,17 @@ class MadeUpHost(Host):
 
     def libvirt(self) -> Any:
         raise AssertionError("no guest is booted")
+
+
+class LabTrial(TrialWriter):
+    """A trial of a lab."""
+
+    raised = ""
+    """The error that ended it early."""
+
+    @property
+    def known(self) -> dict[str, Any]:
+        return self.manifest.to_json()
 
 
 class Lab:
@@ -111,11 +123,12 @@ class Lab:
     def _proven(self, machine: Any, kernel: KernelBundle, **_: Any) -> Iterator[tuple[Host, str]]:
         if self.failing is not None:
             raise self.failing
+        console = Console(self.console)
         yield MadeUpHost(
             shell=self.wire, release=kernel.release, kvm=False, cpus=2, accel="tcg",
-            payload="/opt/barometer", console=Console(self.console),
-            kernel=KernelWatch(self.console), scratch=machine.folder,
-            change=DirectChanges(self.wire), lab=self,
+            payload="/opt/barometer", console=console, kernel=KernelWatch(console),
+            scratch=machine.folder, lab=self,
+            change=RememberedChanges(self.wire, "/opt/barometer"),
         ), f"boot {self.booted}"  # fmt: skip
 
     def _prove(self, shell: object, token: str, kernel: KernelBundle) -> str:
@@ -133,16 +146,16 @@ class Lab:
         does: Callable[[Host], object] = lambda host: None,
         *,
         shared: bool = True,
-    ) -> TrialWriter:
-        """Run a trial on such a host, with the error that ended it early in `raised`."""
+    ) -> LabTrial:
+        """Run a trial on such a host, with the error that ended it early."""
         number = len([*self.folder.glob("trial-*"), *self.folder.glob(".trial-*")])
-        trial = TrialWriter(self.folder / f"trial-{number}", {})
+        trial = LabTrial(self.folder / f"trial-{number}", facts_of())
         try:
             boot = self.pool.boot(spec, trial=trial, progress=Progress(), shared=shared)
             with boot as host:
                 does(host)
         except (BenchError, ArmFailedError, KeyboardInterrupt) as exc:
-            trial.manifest["raised"] = str(exc)
+            trial.raised = str(exc)
         return trial
 
 
@@ -174,11 +187,11 @@ def test_trials_of_one_host_share_its_boot(lab: Lab) -> None:
     trials = [lab.trial(SPEC), lab.trial(spec_of())]
     assert lab.log == ["boot"]
     keys = ("token", "boot_id", "release", "host_cmdline", "host_session_seconds")
-    first, second = ({key: t.manifest[key] for key in keys} for t in trials)
+    first, second = ({key: t.known[key] for key in keys} for t in trials)
     assert first == second
     assert f"barometer.token={first['token']}" in first["host_cmdline"]
     for trial in trials:
-        assert not trial.manifest.keys() & {"host_boot_seconds", "host_left", "raised"}
+        assert not trial.known.keys() & {"host_boot_seconds", "host_left"}
         assert (trial.host / "domain.xml").read_text() == first["token"]
     lab.pool.close()
     assert lab.log == ["boot", "end"]
@@ -187,16 +200,16 @@ def test_trials_of_one_host_share_its_boot(lab: Lab) -> None:
 def test_reports_of_a_host_before_a_trial_are_counted(lab: Lab) -> None:
     stall = "[   99.000000] rcu: INFO: rcu_sched self-detected stall on CPU"
     trials = [lab.trial(SPEC, lambda host: lab.say(stall)) for _ in range(3)]
-    assert [t.manifest.get("reports_before", 0) for t in trials] == [0, 1, 2]
+    assert [t.known.get("reports_before", 0) for t in trials] == [0, 1, 2]
 
 
 def test_trials_with_boots_of_their_own_are_not_kept(lab: Lab) -> None:
     trials = [lab.trial(SPEC, shared=False) for _ in range(2)]
     assert lab.log == ["boot", "end", "boot", "end"]
-    assert trials[0].manifest["token"] != trials[1].manifest["token"]
+    assert trials[0].known["token"] != trials[1].known["token"]
     for trial in trials:
-        assert trial.manifest["host_boot_seconds"] >= 0
-        assert "host_session_seconds" not in trial.manifest
+        assert trial.known["host_boot_seconds"] >= 0
+        assert "host_session_seconds" not in trial.known
         # the machine's end is part of the trial's evidence
         assert (trial.host / "console.log").read_text().endswith("terminated\n")
 
@@ -240,11 +253,11 @@ def test_another_host_is_booted_and_one_at_a_time_is_kept(lab: Lab, other: BootS
 def test_kernel_is_known_by_its_content_and_proven_for_each_trial(lab: Lab) -> None:
     lab.trial(SPEC)
     copy = spec_of(kernel=KernelBundle("7.3", Path("/copy"), Path("/m2"), None, "digest"))
-    assert "raised" not in lab.trial(copy).manifest
+    assert not lab.trial(copy).raised
     other = spec_of(kernel=KernelBundle("another", Path("/k"), Path("/m"), None, "digest"))
     refused = lab.trial(other, lambda host: pytest.fail("it is not to be used"))
-    assert "it runs another" in refused.manifest["raised"]
-    assert not refused.manifest.keys() & {"boot_id", "host_session_seconds"}
+    assert "it runs another" in refused.raised
+    assert not refused.known.keys() & {"boot_id", "host_session_seconds"}
     lab.trial(SPEC)
     assert lab.log == ["boot"]
 
@@ -253,7 +266,7 @@ def test_rebuilt_module_is_proven_for_each_trial(lab: Lab) -> None:
     lab.trial(SPEC)
     kernel = replace(SPEC.kernel, swapped={"vfio": "ABC"})
     refused = lab.trial(spec_of(kernel=kernel), lambda host: pytest.fail("not to be used"))
-    assert "another module vfio than was built for this arm" in refused.manifest["raised"]
+    assert "another module vfio than was built for this arm" in refused.raised
 
 
 def test_what_a_trial_changed_is_put_back_before_the_next(lab: Lab) -> None:
@@ -265,7 +278,7 @@ def test_what_a_trial_changed_is_put_back_before_the_next(lab: Lab) -> None:
         lab.made.file("/run/barometer/guest.keys", "")
 
     for _ in range(2):
-        assert "host_left" not in lab.trial(SPEC, change).manifest
+        assert "host_left" not in lab.trial(SPEC, change).known
         assert lab.made.text(HUGE) == "0\n"
     assert not list((lab.made.root / "run").glob("barometer*/*"))
     assert lab.log == ["boot"]
@@ -275,8 +288,8 @@ def test_host_on_which_something_is_left_is_thrown_away_and_that_is_recorded(
     lab: Lab, capsys: pytest.CaptureFixture[str]
 ) -> None:
     trial = lab.trial(SPEC, lambda host: lab.made.file("/tmp/left", ""))
-    assert trial.manifest["host_left"] == ["/tmp:  -> left"]
-    assert "raised" not in trial.manifest
+    assert trial.known["host_left"] == ["/tmp:  -> left"]
+    assert not trial.raised
     assert lab.log == ["boot", "end"]
     assert (trial.host / "console.log").read_text().endswith("terminated\n")
     assert "host: not as it was after the trial: /tmp:  -> left" in capsys.readouterr().err
@@ -289,7 +302,7 @@ def test_record_of_what_is_left_is_bounded(lab: Lab) -> None:
         for number in range(100):
             lab.made.file(f"/proc/sys/vm/x{number}", "1" * 1000)
 
-    left = lab.trial(SPEC, leave).manifest["host_left"]
+    left = lab.trial(SPEC, leave).known["host_left"]
     assert len(left) == 20
     assert max(map(len, left)) == 200
 
@@ -300,7 +313,7 @@ def test_what_cannot_be_put_back_is_left(lab: Lab) -> None:
         (lab.made.root / HUGE[1:]).unlink()
 
     trial = lab.trial(SPEC, change)
-    assert trial.manifest["host_left"][0].startswith(f"write: {HUGE} cannot be read")
+    assert trial.known["host_left"][0].startswith(f"write: {HUGE} cannot be read")
     assert lab.log == ["boot", "end"]
 
 
@@ -313,7 +326,7 @@ def test_what_ends_by_itself_is_waited_for(lab: Lab, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(time, "sleep", ends)
     trial = lab.trial(SPEC, lambda host: lab.made.file("/tmp/left", ""))
-    assert "host_left" not in trial.manifest
+    assert "host_left" not in trial.known
     assert not left.exists()
     assert lab.log == ["boot"]
 
@@ -328,7 +341,7 @@ def failing(error: BaseException) -> Callable[[Host], object]:
 def test_failure_of_a_guest_is_not_its_hosts(lab: Lab) -> None:
     error = ArmFailedError("the guest panicked", reason=Reason.GUEST_PANIC)
     failed = lab.trial(SPEC, failing(error))
-    assert (failed.manifest["raised"], "host_left" in failed.manifest) == (str(error), False)
+    assert (failed.raised, "host_left" in failed.known) == (str(error), False)
     lab.trial(SPEC)
     assert lab.log == ["boot"]
 
@@ -341,11 +354,11 @@ def test_interrupted_host_is_ended_at_once(lab: Lab, monkeypatch: pytest.MonkeyP
 
 def test_host_that_panics_is_not_shared_on(lab: Lab) -> None:
     trial = lab.trial(SPEC, lambda host: lab.say("Kernel panic - not syncing: late"))
-    assert trial.manifest["host_left"] == [
+    assert trial.known["host_left"] == [
         "the host's kernel 7.3 is broken: Kernel panic - not syncing: late"
     ]
     second = lab.trial(SPEC, lambda host: host.check())
-    assert "raised" not in second.manifest
+    assert not second.raised
     assert lab.log == ["boot", "end", "boot"]
 
 
@@ -353,7 +366,7 @@ def test_host_that_oopsed_between_two_trials_is_not_the_seconds(lab: Lab) -> Non
     lab.trial(SPEC)
     lab.say("Oops: 0000 [#1]")
     second = lab.trial(SPEC, lambda host: host.check())
-    assert not second.manifest.keys() & {"raised", "host_left"}
+    assert not second.known.keys() & {"raised", "host_left"}
     assert lab.log == ["boot", "end", "boot"]
 
 
@@ -364,20 +377,20 @@ def test_host_that_is_gone_or_does_not_answer_is_not_shared_on(lab: Lab) -> None
     def cut(host: Host) -> None:
         lab.wire.lost = True
 
-    assert lab.trial(SPEC, gone).manifest["host_left"] == ["the host's machine ended by itself"]
-    assert "lost" in lab.trial(SPEC, cut).manifest["host_left"][0]
+    assert lab.trial(SPEC, gone).known["host_left"] == ["the host's machine ended by itself"]
+    assert "lost" in lab.trial(SPEC, cut).known["host_left"][0]
     lab.wire.lost = False
     lab.trial(SPEC)
     assert lab.log == ["boot", "end", "boot", "end", "boot"]
 
 
-@pytest.mark.parametrize("said", ["Traceback", "[]", '{"failed": []}'])
+@pytest.mark.parametrize("said", ["Traceback", "[]", '{"failed": []}', "[" * 100_000])
 def test_host_that_does_not_tell_how_it_is_is_not_shared_on(lab: Lab, said: str) -> None:
     def garble(host: Host) -> None:
         lab.wire.garbled = said
 
     trial = lab.trial(SPEC, garble)
-    assert trial.manifest["host_left"] == ["the host does not tell how it is"]
+    assert trial.known["host_left"] == ["the host does not tell how it is"]
     assert lab.log == ["boot", "end"]
 
 
@@ -396,9 +409,9 @@ def test_host_that_changed_between_two_trials_is_booted_again(
 def test_boot_that_fails_leaves_its_evidence_and_no_host(lab: Lab, shared: bool) -> None:
     lab.failing = ArmFailedError("it does not boot", reason=Reason.HOST_PANIC)
     trial = lab.trial(SPEC, shared=shared)
-    assert trial.manifest["raised"] == "it does not boot"
-    assert f"token={trial.manifest['token']}" in trial.manifest["host_cmdline"]
-    assert "boot_id" not in trial.manifest
+    assert trial.raised == "it does not boot"
+    assert f"token={trial.known['token']}" in trial.known["host_cmdline"]
+    assert "boot_id" not in trial.known
     assert (trial.host / "console.log").read_text().endswith("terminated\n")
     assert lab.log == ["boot", "end"]
     lab.failing = None

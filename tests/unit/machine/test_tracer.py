@@ -7,6 +7,8 @@ import contextlib
 import gzip
 import json
 import re
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,16 +21,32 @@ from orchestrator.evidence.layout import TrialWriter
 from orchestrator.formats import abi
 from orchestrator.formats.units import GIB, MIB
 from orchestrator.machine.host.host import Host
+from orchestrator.machine.tracing import probes
+from orchestrator.machine.tracing.armer import ProbeSpec
 from orchestrator.machine.tracing.probes import (
     FAULT,
     FAULT_BEFORE,
     MARKER,
     UNTIL_KERNEL,
     armed_tracer,
-    counts_spec,
-    timing_spec,
 )
 from tests.unit.hosts import Recorded
+from tests.unit.manifests import facts_of
+
+
+def as_object(spec: ProbeSpec) -> dict[str, Any]:
+    """Return a specification as a JSON object."""
+    found: dict[str, Any] = json.loads(json.dumps(asdict(spec)))
+    return found
+
+
+def timing_spec(*arguments: Any, **more: Any) -> dict[str, Any]:
+    return as_object(probes.timing_spec(*arguments, **more))
+
+
+def counts_spec(*arguments: Any, **more: Any) -> dict[str, Any]:
+    return as_object(probes.counts_spec(*arguments, **more))
+
 
 SPECS = {
     "timing-32GiB": timing_spec([32 * GIB]),
@@ -285,88 +303,103 @@ def test_clock_of_the_timing_pass_may_be_another() -> None:
     assert {**other, "clock": "mono"} == timing_spec([GIB])
 
 
-class FakeShell:
-    """A host with every function, whose tracer answers `armed`."""
+class FakeArmer:
+    """An armer whose kernel has every function, and its trace."""
 
-    def __init__(self, armed: Any, finished: Any = None) -> None:
-        self.armed = armed
-        self.finished = finished or {"files": {"trace.txt": "t", "hist-pin.txt": "p"}}
-        self.ran: list[str] = []
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
         self.specs: list[dict[str, Any]] = []
+        self.refusal: BenchError | None = None
+        self.unread: BenchError | None = None
 
-    def run(self, argv: list[str], *, stdin: bytes = b"", **_: object) -> Any:
-        self.ran.append(" ".join(argv[1:]))
-        said: Any = ""
-        if argv[1] == "symbols":
-            said = argv[2:]
-        elif argv[1] == "arm":
-            self.specs.append(json.loads(stdin))
-            said = self.armed
-        elif argv[1] == "finish":
-            said = self.finished
-        return SimpleNamespace(stdout=json.dumps(said))
+    @contextlib.contextmanager
+    def armed(self, shell: object, spec: ProbeSpec) -> Iterator[FakeArmer]:
+        assert shell == "its shell"
+        if self.refusal:
+            raise self.refusal
+        self.specs.append(as_object(spec))
+        self.log.append(f"arm {spec.instance} {spec.group}")
+        try:
+            yield self
+        finally:
+            self.log.append("clear")
+
+    def files(self) -> dict[str, str]:
+        if self.unread:
+            raise self.unread
+        self.log.append("files")
+        names = ("trace.txt", "clock.txt", "stats.txt", "profile.txt", "hist-pin.txt")
+        return {name: name[0] for name in names}
 
 
-def host_of(shell: FakeShell, accel: str, kvm: bool = False) -> Host:
+@pytest.fixture
+def armer(monkeypatch: pytest.MonkeyPatch) -> FakeArmer:
+    made = FakeArmer([])
+    monkeypatch.setattr(probes, "armed_probes", made.armed)
+    monkeypatch.setattr(probes, "find_functions", lambda _shell, names: [*names])
+    return made
+
+
+def host_of(armer: FakeArmer, accel: str, kvm: bool = False) -> Host:
     return cast(Host, SimpleNamespace(
-        shell=shell, accel=accel, kvm=kvm, release="7.3", agent=lambda *words: [*words],
-        undo=shell.run, change=Recorded(shell.ran),
+        shell="its shell", accel=accel, kvm=kvm, release="7.3", change=Recorded(armer.log),
     ))  # fmt: skip
 
 
 @pytest.fixture
 def trial(tmp_path: Path) -> TrialWriter:
-    return TrialWriter(tmp_path / "0001-baseline", {})
+    return TrialWriter(tmp_path / "0001-baseline", facts_of())
 
 
 @pytest.mark.parametrize(
     ("accel", "clock"), [("exact", "x86-tsc"), ("tcg", "mono"), ("kvm", "mono")]
 )
 def test_exact_host_is_timed_by_the_clock_that_counts_instructions(
-    trial: TrialWriter, accel: str, clock: str
+    trial: TrialWriter, armer: FakeArmer, accel: str, clock: str
 ) -> None:
-    shell = FakeShell({"armed": True})
-    with armed_tracer(host_of(shell, accel), "timing", "map", GIB, trial) as hists:
+    with armed_tracer(host_of(armer, accel), "timing", "map", GIB, trial) as hists:
         assert hists == {}
-    assert shell.specs == [timing_spec([GIB], clock)]
-    assert shell.ran == [
-        "change: tracing barometer barotime", "arm", "finish barometer barotime",
+    assert armer.specs == [timing_spec([GIB], clock)]
+    assert armer.log == [
+        "change: tracing barometer barotime", "arm barometer barotime", "files", "clear",
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kvm", [False, True])
 @pytest.mark.parametrize("faults", [False, True])
-def test_boot_is_traced_as_its_host_can(trial: TrialWriter, kvm: bool, faults: bool) -> None:
-    shell = FakeShell({"armed": True})
-    host = host_of(shell, "tcg", kvm)
+def test_boot_is_traced_as_its_host_can(
+    trial: TrialWriter, armer: FakeArmer, kvm: bool, faults: bool
+) -> None:
+    host = host_of(armer, "tcg", kvm)
     with armed_tracer(host, "timing", "guest-1", GIB, trial, boot=True, faults=faults):
         pass
-    assert shell.specs == [timing_spec([GIB], boot=True, kvm=kvm, faults=faults)]
+    assert armer.specs == [timing_spec([GIB], boot=True, kvm=kvm, faults=faults)]
     assert trial.text("host/trace-guest-1.txt") == "t"
 
 
-def test_same_trace_is_the_same_bytes(trial: TrialWriter) -> None:
+def test_same_trace_is_the_same_bytes(trial: TrialWriter, armer: FakeArmer) -> None:
     files = []
     for label in ("a", "b"):
-        with armed_tracer(host_of(FakeShell({"armed": True}), "tcg"), "timing", label, GIB, trial):
+        with armed_tracer(host_of(armer, "tcg"), "timing", label, GIB, trial):
             pass
         files.append((trial.host / f"trace-{label}.txt.gz").read_bytes())
     assert files[0] == files[1]
 
 
 def test_histograms_are_readable_while_they_count_and_saved_afterwards(
-    trial: TrialWriter,
+    trial: TrialWriter, armer: FakeArmer
 ) -> None:
-    shell = FakeShell({"armed": True})
-    with armed_tracer(host_of(shell, "exact"), "counts", "counts", GIB, trial) as hists:
+    with armed_tracer(host_of(armer, "exact"), "counts", "counts", GIB, trial) as hists:
         assert hists["iova_walk"] == (
             "/sys/kernel/tracing/instances/barometer/events/barocount/iova_walk/hist"
         )
         assert not list(trial.host.iterdir())
-    assert shell.specs == [counts_spec([FAULT, FAULT_BEFORE])]
+    assert armer.specs == [counts_spec([FAULT, FAULT_BEFORE])]
     assert gzip.decompress((trial.host / "trace-counts.txt.gz").read_bytes()) == b"t"
-    assert trial.text("host/trace-counts.txt") == "t"
-    assert (trial.host / "hist-pin.txt").read_text() == "p"
+    assert {path.name for path in trial.host.iterdir()} == {
+        "trace-counts.txt.gz", "clock-counts.txt", "stats-counts.txt", "profile-counts.txt",
+        "hist-pin.txt",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -374,97 +407,42 @@ def test_histograms_are_readable_while_they_count_and_saved_afterwards(
     [(BenchError("no", reason=Reason.TIMEOUT), True), (KeyboardInterrupt(), False)],
 )
 def test_tracer_is_cleared_when_the_block_raises(
-    trial: TrialWriter, error: BaseException, saved: bool
+    trial: TrialWriter, armer: FakeArmer, error: BaseException, saved: bool
 ) -> None:
-    shell = FakeShell({"armed": True})
     with (
         pytest.raises(type(error)),
-        armed_tracer(host_of(shell, "tcg"), "timing", "map", GIB, trial),
+        armed_tracer(host_of(armer, "tcg"), "timing", "map", GIB, trial),
     ):
         raise error
-    assert shell.ran[-1] == "clear barometer barotime"
+    assert armer.log[-1] == "clear"
     assert (trial.host / "trace-map.txt.gz").exists() == saved
 
 
-def test_refused_probe_is_the_benchs_failure_with_the_kernels_reason(
-    trial: TrialWriter,
-) -> None:
-    shell = FakeShell({"armed": False, "why": "Invalid probed address"})
-    with (
-        pytest.raises(BenchError, match=r"timing pass cannot be armed on 7\.3") as caught,
-        armed_tracer(host_of(shell, "tcg"), "timing", "map", GIB, trial),
-    ):
-        pytest.fail("it is not armed")
-    assert (caught.value.evidence, caught.value.reason) == (
-        "Invalid probed address", "tracer-refused",
-    )  # fmt: skip
-    assert shell.ran[-1] == "clear barometer barotime"
-
-
-LOST: list[tuple[dict[str, Any], str]] = [
-    ({"files": {"trace.txt": "t"}, "clear_error": "rmdir: busy"}, "rmdir: busy"),
-    ({"armed": False, "why": "tracing_on: no such file"}, "tracing_on: no such file"),
-]
-
-
-@pytest.mark.parametrize(("finished", "why"), LOST)
-def test_trace_that_cannot_be_read_or_undone_is_the_benchs_failure(
-    trial: TrialWriter, finished: dict[str, Any], why: str
-) -> None:
-    shell = FakeShell({"armed": True}, finished)
-    with (
-        pytest.raises(BenchError, match="could not be") as caught,
-        armed_tracer(host_of(shell, "tcg"), "timing", "map", GIB, trial),
-    ):
-        pass
-    assert (caught.value.reason, caught.value.evidence) == ("tracer-lost", why)
-
-
-def test_evidence_has_no_name_from_the_host(trial: TrialWriter) -> None:
-    files = ("../../out.txt", "/etc/out", "hist-../../out.txt", "hist-pin.txt", "manifest.json")
-    shell = FakeShell({"armed": True}, {"files": dict.fromkeys(files, "x")})
-    before = {*trial.path.parent.rglob("*")}
-    with armed_tracer(host_of(shell, "tcg"), "counts", "counts", GIB, trial):
-        pass
-    assert {*trial.path.parent.rglob("*")} - before == {trial.host / "hist-pin.txt"}
-
-
-GARBLED = ["", [], 5, None, {}, {"armed": None}, "x" * 10**6]
-
-
-@pytest.mark.parametrize("answer", GARBLED)
-def test_garbled_answer_is_the_benchs_failure_and_leaves_no_probe(
-    trial: TrialWriter, answer: Any
-) -> None:
-    shell = FakeShell(answer)
+def test_refused_probe_ends_the_pass(trial: TrialWriter, armer: FakeArmer) -> None:
+    armer.refusal = BenchError("no", evidence="Invalid", reason=Reason.TRACER_REFUSED)
     with (
         pytest.raises(BenchError) as caught,
-        armed_tracer(host_of(shell, "tcg"), "timing", "map", GIB, trial),
+        armed_tracer(host_of(armer, "tcg"), "timing", "map", GIB, trial),
     ):
         pytest.fail("it is not armed")
-    assert caught.value.reason == "answer-garbled"
-    assert len(caught.value.evidence) < 1000
-    assert shell.ran[-1] == "clear barometer barotime"
+    assert caught.value is armer.refusal
 
 
-@pytest.mark.parametrize("answer", [5, "text", [], {"files": []}, {"files": {"trace.txt": 5}}])
-def test_garbled_trace_is_no_bug_of_barometers(trial: TrialWriter, answer: Any) -> None:
-    with (
-        contextlib.suppress(BenchError),
-        armed_tracer(host_of(FakeShell({"armed": True}, answer), "tcg"), "timing", "map", GIB,
-                     trial),
-    ):  # fmt: skip
-        pass
+def raise_if(error: BenchError | None) -> None:
+    if error:
+        raise error
 
 
-@pytest.mark.parametrize(("finished", "why"), LOST)
-def test_lost_trace_does_not_hide_what_happened_before(
-    trial: TrialWriter, finished: dict[str, Any], why: str
+@pytest.mark.parametrize("first", [None, BenchError("first", reason=Reason.TIMEOUT)])
+def test_lost_trace_is_an_error_and_does_not_hide_what_happened_before(
+    trial: TrialWriter, armer: FakeArmer, first: BenchError | None
 ) -> None:
-    shell = FakeShell({"armed": True}, finished)
+    armer.unread = BenchError("lost", reason=Reason.TRACER_LOST)
     with (
-        pytest.raises(BenchError, match="first"),
-        armed_tracer(host_of(shell, "tcg"), "timing", "map", GIB, trial),
+        pytest.raises(BenchError) as caught,
+        armed_tracer(host_of(armer, "tcg"), "timing", "map", GIB, trial),
+        contextlib.ExitStack() as block,
     ):
-        raise BenchError("first", reason=Reason.TIMEOUT)
-    assert shell.ran[-1] == "clear barometer barotime"
+        block.callback(raise_if, first)
+    assert caught.value is (first or armer.unread)
+    assert armer.log[-1] == "clear"

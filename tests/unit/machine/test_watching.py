@@ -14,7 +14,7 @@ from typing import Any, cast
 import pytest
 
 from orchestrator.base.bounded import CONSOLE_BYTES, MARKS_BYTES
-from orchestrator.base.errors import ArmFailedError, BarometerError
+from orchestrator.base.errors import ArmFailedError, BarometerError, BenchError
 from orchestrator.base.progress import Progress
 from orchestrator.machine.guest.watching import Limits, Watched, wait_for_ssh
 from orchestrator.machine.host.host import Host
@@ -80,7 +80,8 @@ def test_panic_is_found_in_a_line_as_it_comes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["C 1 no json", "C", "P 1", "P x 1", "E 1 flood", "E 1 flood {}", "E 1 flood []",
+    ["C 1 no json", "C 1 " + "[" * 100_000, "C", "P 1", "P x 1", "E 1 flood", "E 1 flood {}",
+     "E 1 flood []",
      'E 1 flood {"bytes": null, "lines": 1, "seconds": 1}'],
 )  # fmt: skip
 def test_garbled_line_ends_the_boot_and_not_barometer(tmp_path: Path, line: str) -> None:
@@ -88,6 +89,13 @@ def test_garbled_line_ends_the_boot_and_not_barometer(tmp_path: Path, line: str)
     with pytest.raises(BarometerError) as caught:
         limits(taken).check("the mark")
     assert caught.value.reason == "answer-garbled"
+
+
+def test_daemon_of_libvirt_that_is_stopped_ends_the_boot(tmp_path: Path) -> None:
+    taken = watched(iter(["P 1 5 5", "E 2 libvirt-stopped"]), tmp_path)
+    with pytest.raises(BenchError) as caught:
+        limits(taken).check("the mark")
+    assert caught.value.reason == "libvirt-silent"
 
 
 @pytest.mark.parametrize("text", ["\ud800", "a\nb", 5, None, ["x"]])
@@ -111,3 +119,19 @@ def test_guest_that_stands_still_before_its_ssh_is_given_up(tmp_path: Path, used
     with pytest.raises(ArmFailedError) as caught:
         wait_for_ssh(cast(Host, host), Limits(cast(Host, host), taken, 1 << 30), Progress())
     assert (caught.value.reason, time.monotonic() - started < SECONDS) == ("guest-no-ssh", True)
+
+
+def test_host_whose_timers_no_longer_fire_is_given_up(tmp_path: Path) -> None:
+    """Its SSH server and the guest's console go on: both wait for interrupts, not for timers."""
+    samples = [f"P {at * 10**9} {at * 10**9} 0" for at in range(2)]
+    taken = watched(iter([*samples, *console("it goes on")]), tmp_path)
+    taken.ended = False
+    shell = SimpleNamespace(run=lambda *_, **__: SimpleNamespace(stdout="cpu: 0\n"))
+    host = cast(Host, SimpleNamespace(check=lambda: None, slow=True, accel="tcg", shell=shell))
+    assert taken.sampled is not None
+    taken.sampled -= 40
+    Limits(host, taken, 1 << 30).check("the mark")
+    taken.sampled -= 10
+    with pytest.raises(ArmFailedError) as caught:
+        Limits(host, taken, 1 << 30).check("the mark")
+    assert (caught.value.reason, caught.value.evidence) == ("host-timers", "cpu: 0\n")

@@ -24,12 +24,15 @@ from orchestrator.machine.guest.workload import (
 )
 from orchestrator.machine.host.device import BoundDevice
 from orchestrator.machine.host.host import Host
+from orchestrator.machine.tracing import probes
+from orchestrator.machine.tracing.armer import ProbeSpec
 from orchestrator.machine.tracing.mapagent import build_point_request, collect_answers
 from orchestrator.machine.transport.keys import RunKeys
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import Pass
 from tests.unit.answers import answer, by_1gib
-from tests.unit.hosts import Recorded
+from tests.unit.hosts import AgentHost, Recorded
+from tests.unit.manifests import facts_of
 from tests.unit.scenarios import map_scenario, scenario
 
 MANY = ('map.sizes=["1GiB", "full"]', 'map.alignment=["4KiB", "1GiB"]')
@@ -114,7 +117,7 @@ class FakeShell:
         self.asked: list[dict[str, Any]] = []
         self.timeouts: list[float] = []
         self.answered: Callable[[], list[str]] = lambda: spoken(answer(by_1gib()))
-        self.armed: dict[str, Any] = {"armed": True}
+        self.refusal: BenchError | None = None
         self.there: list[str] | None = None
         """Files that the host has; None: all that it is asked for."""
 
@@ -138,28 +141,40 @@ class FakeShell:
             self.timeouts.append(timeout)
             assert stdin.endswith(b"\n")
             said = "\n".join(self.answered())
-        elif words[0] == "symbols":
-            said = json.dumps(words[1:])
-        elif words[0] == "arm":
-            said = json.dumps(self.armed)
-        elif words[0] == "finish":
-            said = json.dumps({"files": {"stats.txt": "s", "hist-lookup.txt": "h"}})
         return SimpleNamespace(stdout=said, stderr="", code=0)
+
+    @contextlib.contextmanager
+    def armed(self, shell: object, spec: ProbeSpec) -> Iterator[FakeShell]:
+        assert shell is self
+        if self.refusal:
+            raise self.refusal
+        self.ran.append(f"arm {spec.group}")
+        try:
+            yield self
+        finally:
+            self.ran.append("clear")
+
+    def files(self) -> dict[str, str]:
+        self.ran.append("files")
+        return {"stats.txt": "s", "hist-lookup.txt": "h"}
 
 
 @pytest.fixture
-def shell() -> FakeShell:
-    return FakeShell()
+def shell(monkeypatch: pytest.MonkeyPatch) -> FakeShell:
+    made = FakeShell()
+    monkeypatch.setattr(probes, "armed_probes", made.armed)
+    monkeypatch.setattr(probes, "find_functions", lambda _shell, names: [*names])
+    return made
 
 
 @pytest.fixture
 def trial(tmp_path: Path) -> TrialWriter:
-    return TrialWriter(tmp_path / "0001-baseline", {})
+    return TrialWriter(tmp_path / "0001-baseline", facts_of())
 
 
 def host_of(shell: FakeShell, accel: str = "exact") -> Host:
-    return cast(Host, SimpleNamespace(
-        shell=shell, accel=accel, kvm=True, release="7.3", agent=lambda *words: [*words],
+    return cast(Host, AgentHost(
+        shell=shell, accel=accel, kvm=True, release="7.3",
         check=lambda: None, undo=lambda argv: shell.ran.append("undo " + " ".join(argv[:2])),
         change=Recorded(shell.ran),
     ))  # fmt: skip
@@ -192,7 +207,7 @@ def test_plain_pass_has_every_point_and_no_tracer(shell: FakeShell, trial: Trial
     assert len(asked["points"]) == 4
     assert (asked["repeats"], asked["snapshots"]) == (5, {})
     assert [p["name"] for p in passes["plain"]["points"]] == ["warm-up", "full/1GiB"]
-    assert [s["name"] for s in trial.manifest["stages"]] == ["map-plain"]
+    assert [stage.name for stage in trial.manifest.stages] == ["map-plain"]
 
 
 def test_counts_pass_reads_its_histograms_after_each_sample(
@@ -200,8 +215,8 @@ def test_counts_pass_reads_its_histograms_after_each_sample(
 ) -> None:
     mapped(shell, trial, ["counts"], *MANY, "map.repeats=5")
     assert shell.ran == [
-        "tracer symbols", "change: tracing barometer barocount", "tracer arm",
-        "map 0000:01:00.0", "tracer finish",
+        "change: tracing barometer barocount", "arm barocount", "map 0000:01:00.0", "files",
+        "clear",
     ]  # fmt: skip
     [asked] = shell.asked
     assert len(asked["points"]) == 4
@@ -240,12 +255,11 @@ def test_profile_takes_its_costs_from_a_pass_before_it(
 def test_passes_that_are_done_are_on_disk_when_a_later_one_fails(
     shell: FakeShell, trial: TrialWriter
 ) -> None:
-    shell.armed = {"armed": False, "why": "no such function"}
-    with pytest.raises(BenchError, match=r"cannot be armed on 7\.3") as caught:
+    shell.refusal = BenchError("no", evidence="no function", reason=Reason.TRACER_REFUSED)
+    with pytest.raises(BenchError) as caught:
         mapped(shell, trial, ["plain", "counts"])
-    assert caught.value.evidence == "no such function"
+    assert caught.value.evidence == "no function"
     assert set(json.loads((trial.path / "map.json").read_text())["passes"]) == {"plain"}
-    assert shell.ran[-1] == "undo tracer clear"
 
 
 def test_refused_map_ends_the_pass_and_leaves_no_tracer(
@@ -254,7 +268,7 @@ def test_refused_map_ends_the_pass_and_leaves_no_tracer(
     shell.answered = lambda: [json.dumps({"refused": "Bad address"})]
     with pytest.raises(EvidenceError, match="Bad address"):
         mapped(shell, trial, ["counts"])
-    assert shell.ran[-2:] == ["tracer finish", "undo tracer clear"]
+    assert shell.ran[-1] == "clear"
 
 
 def test_more_to_map_may_take_longer(shell: FakeShell, trial: TrialWriter) -> None:
@@ -320,9 +334,6 @@ def booted(
         workload, "boot_guest",
         lambda *a, index, traced, **k: done.append(f"boot {index}{' traced' * traced}"),
     )  # fmt: skip
-    monkeypatch.setattr(
-        workload, "run_maps", lambda h, d, s, p, which, **k: done.append(f"map {which}")
-    )
     host = host_of(FakeShell(), "tcg")
 
     @contextlib.contextmanager
@@ -345,24 +356,26 @@ def booted(
             done.append("closed")
 
     monkeypatch.setattr(host, "libvirt", Libvirt, raising=False)
-    run_guest_boots(host, [DEVICE], chosen, passes, keys=cast(RunKeys, None), trial=trial,
-                progress=Progress())  # fmt: skip
+    assert chosen.guest is not None
+    run_guest_boots(
+        host, [DEVICE], chosen.guest, chosen.device, passes, keys=cast(RunKeys, None),
+        settle=lambda: done.append("settle"), trial=trial, progress=Progress(),
+    )  # fmt: skip
     return done
 
 
-def test_counts_of_a_guest_boot_are_taken_from_a_map(
+def test_guest_boots_once_for_each_pass(
     trial: TrialWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = booted(trial, monkeypatch, scenario(), ["plain", "timing", "counts"])
+    done = booted(trial, monkeypatch, scenario(), ["plain", "timing"])
     assert done == [
-        "stage", "boot 0", "arm timing guest-1", "boot 1 traced", "finish", "closed",
-        "map ['counts']",
+        "stage", "settle", "boot 0", "arm timing guest-1", "boot 1 traced", "finish", "closed",
     ]  # fmt: skip
-    assert trial.manifest["guests"] == [
+    assert [guest.to_json() for guest in trial.manifest.guests] == [
         {"index": 0, "pass": "plain", "memory": 512 * MIB},
         {"index": 1, "pass": "timing", "memory": 512 * MIB},
     ]
-    assert trial.manifest["host_versions"] == {"qemu": "10.0.2"}
+    assert trial.manifest.host_versions == {"qemu": "10.0.2"}
 
 
 @pytest.mark.parametrize(
@@ -393,10 +406,6 @@ def test_kernel_without_huge_pages_has_no_large_leaves(
         assert not workload._has_large_leaves(host_of(shell), {"qemu": "10.0.2"})
 
 
-def test_counts_alone_need_no_libvirt(trial: TrialWriter, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert booted(trial, monkeypatch, scenario(), ["counts"]) == ["map ['counts']"]
-
-
 def test_host_that_broke_while_it_was_mapped_is_the_arms(
     shell: FakeShell, trial: TrialWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -411,7 +420,7 @@ def test_host_that_broke_while_it_was_mapped_is_the_arms(
         run_maps(
             host, DEVICE, chosen.map, chosen.points(), ["plain"], trial=trial, progress=Progress()
         )
-    assert [s["outcome"] for s in trial.manifest["stages"]] == ["host-panic"]
+    assert [stage.outcome for stage in trial.manifest.stages] == ["host-panic"]
 
 
 def test_bar_that_is_smaller_than_a_gibibyte_is_asked_for_in_bytes() -> None:

@@ -76,12 +76,12 @@ def run(
     results: Sequence[TrialResult], *expect: str, planned: int | None = None, accel: str = "kvm",
     conditions: Conditions | None = None,
 ) -> Run:  # fmt: skip
-    asked = scenario(*(f"expect.{one}" for one in expect))
+    chosen = scenario(*(f"expect.{item}" for item in expect))
     # a plan with what these outputs read, and no more: the recorded nights have its digest
     read: dict[str, Any] = {"accel": accel, "kernels": plan_of(kernels=IDENTITIES).kernels}
     plan = Plan.model_construct({*read}, **read)
     number = len(results) if planned is None else planned
-    return Run(asked, compare_trials(asked, KERNELS, results, number, accel, conditions), plan)
+    return Run(chosen, compare_trials(chosen, KERNELS, results, number, accel, conditions), plan)
 
 
 def _controls() -> list[TrialResult]:

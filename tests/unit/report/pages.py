@@ -32,10 +32,10 @@ VOID = {"meta", "link", "br", "circle", "path", "img", "input", "hr"}
 
 def judge_recorded(run: Path) -> tuple[Scenario, Comparison, Plan]:
     """Return the content of a recorded run's report."""
-    found = RunDir.open(run)
-    chosen, _ = parse_scenario(found.scenario(), str(run), run)
-    plan = found.plan()
-    results = [read_result(trial) for trial in found.trials()]
+    saved = RunDir.open(run)
+    chosen, _ = parse_scenario(saved.scenario(), str(run), run)
+    plan = saved.plan()
+    results = [read_result(trial) for trial in saved.trials()]
     comparison = compare_trials(
         chosen, plan.named_kernels(), results, len(plan.trials), plan.accel
     )
@@ -49,17 +49,17 @@ def trials(
     values: Mapping[Role, Sequence[float]], metric: Metric = "bar_map_cost"
 ) -> list[TrialResult]:
     """Make measured trials, pair after pair, arm after arm."""
-    found: list[TrialResult] = []
+    made: list[TrialResult] = []
     for pair in range(max(map(len, values.values()))):
         for role, of_role in values.items():
             if pair < len(of_role):
-                name = f"{len(found) + 1:04d}-{role}"
-                found.append(
+                name = f"{len(made) + 1:04d}-{role}"
+                made.append(
                     TrialResult(
                         name, role, "measured", samples={metric: (of_role[pair],)}, pair=pair + 1
                     )
                 )
-    return found
+    return made
 
 
 def bad(arm: Role = "candidate", **changes: Any) -> TrialResult:
@@ -114,7 +114,7 @@ class Page(HTMLParser):
             self._shown.append(data)
 
     def with_attribute(self, name: str) -> list[str]:
-        return [found[name] for _, found in self.attributes if name in found]
+        return [attributes[name] for _, attributes in self.attributes if name in attributes]
 
     @property
     def text(self) -> str:

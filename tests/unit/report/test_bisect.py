@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +15,7 @@ from orchestrator.analysis.verdict.bisection import (
     Skipped,
 )
 from orchestrator.report.text.bisect_text import bisect_report
+from tests.unit.stable import has_in_order, numbers_in
 
 
 def commit(number: int, subject: str = "vfio/type1: pin page by page") -> BisectCommit:
@@ -37,8 +40,8 @@ STEPS = (
 )  # fmt: skip
 
 
-def report(found: Bisection) -> str:
-    text = bisect_report(found)
+def report(bisection: Bisection) -> str:
+    text = bisect_report(bisection)
     assert text.isascii()
     assert max(map(len, text.splitlines())) <= 76
     assert not [line for line in text.splitlines() if line != line.rstrip()]
@@ -78,13 +81,14 @@ def test_first_bad_commit_is_said_with_the_table_of_steps() -> None:
 def test_commits_that_skips_hide_are_listed() -> None:
     text = report(Bisection("bar_map_cost", STEPS, (commit(5, "a"), commit(4, "b" * 90))))
     head, commits = text.split("\n\n")[:2]
-    assert "one of these 2" in head
+    assert "2" in numbers_in(head)
     assert commits.startswith("  000000000005  a\n  000000000004  bbbb")
 
 
 def test_what_is_not_known_yet_is_said() -> None:
-    assert "not known" in report(Bisection("bar_map_cost", ()))
-    assert "good 11 Minsn, bad 1.2 Ginsn" in report(Bisection("bar_map_cost", (GOOD, BAD)))
+    assert not re.search(r"[0-9a-f]{12}", report(Bisection("bar_map_cost", ())))  # no commit
+    ends = report(Bisection("bar_map_cost", (GOOD, BAD)))
+    assert has_in_order(ends, "good", "11 Minsn", "bad", "1.2 Ginsn")
 
 
 @given(st.text(), st.text(), st.floats(0, 1e9), st.text())

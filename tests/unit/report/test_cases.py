@@ -12,6 +12,7 @@ from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.evidence.faults import Attempt
 from orchestrator.report.exports.cases import Case, clean_line, clean_text, not_run
 from tests.unit.report.made import BOOT, MAP, RUNS, ended, pairs, run
+from tests.unit.stable import has_in_order
 
 ANYTHING = st.text(st.characters())  # with control characters and lone surrogates
 
@@ -23,9 +24,9 @@ def metrics(cases: tuple[Case, ...]) -> dict[str, Case]:
 @pytest.mark.parametrize("name", RUNS)
 def test_cases_agree_with_the_exit_code(name: str) -> None:
     make, code = RUNS[name]
-    found = make().suite
-    verdict, *others = found.cases
-    assert found.exit_code == code
+    suite = make().suite
+    verdict, *others = suite.cases
+    assert suite.exit_code == code
     assert (verdict.kind, verdict.name) == ("run", "verdict")
     assert verdict.outcome == {0: "passed", 1: "failed"}.get(code, "unknown")
     of_metrics = {case.outcome for case in others if case.kind == "metric"}
@@ -40,8 +41,8 @@ def test_cases_agree_with_the_exit_code(name: str) -> None:
 
 def test_case_of_a_metric_says_what_was_found_and_expected() -> None:
     case = metrics(run(pairs(0.5), f"{MAP}=improved").suite.cases)[MAP]
-    assert case.message == (
-        "improved, expected improved; ratio 0.5, 95 % interval 0.4978 .. 0.5023, p 0.00049"
+    assert has_in_order(
+        case.message, "improved", "improved", "0.5", "95 %", "0.4978 .. 0.5023", "p 0.00049"
     )
     assert case.numbers["unit"] == "s"
     assert case.numbers["ratio"] == pytest.approx(0.5)
@@ -59,34 +60,34 @@ def test_number_that_there_is_not_has_no_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "words"),
     [
-        ("not complete", "24 of 30 trials"),
-        ("accelerators", "KVM"),
-        ("conditions", "invalid; runner.qemu (10.0.2 | 10.1.0) differs"),
-        ("candidate fails", "1 of its 3 trials"),
-        ("bench fails", "baseline"),
-        ("not as expected", f"expectation met: {BOOT}; expectation not met: {MAP}"),
-        ("expected and inconclusive", f"expectation not known: {BOOT}"),
+        ("not complete", ("24", "30")),
+        ("accelerators", ("KVM",)),
+        ("conditions", ("invalid", "runner.qemu", "10.0.2 | 10.1.0")),
+        ("candidate fails", ("1", "3")),
+        ("bench fails", ("baseline",)),
+        ("not as expected", ("met", BOOT, "not met", MAP)),
+        ("expected and inconclusive", ("not known", BOOT)),
     ],
 )
-def test_verdict_says_why(name: str, said: str) -> None:
-    assert said in RUNS[name][0]().suite.cases[0].message
+def test_verdict_says_why(name: str, words: tuple[str, ...]) -> None:
+    assert has_in_order(RUNS[name][0]().suite.cases[0].message, *words)
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "words"),
     [
-        ("not complete", "the run is not complete"),
-        ("accelerators", "the run is invalid"),
-        ("control", "the bench finds a difference between the baseline's kernel and itself"),
-        ("baseline is 0", "the baseline is 0"),
-        ("expected and not measured", "not measured in both arms, expected improved"),
+        ("not complete", ("not complete",)),
+        ("accelerators", ("invalid",)),
+        ("control", ("bench", "baseline")),
+        ("baseline is 0", ("baseline", "0")),
+        ("expected and not measured", ("expected", "improved")),
     ],
 )
-def test_metric_says_why_it_is_not_known(name: str, said: str) -> None:
+def test_metric_says_why_it_is_not_known(name: str, words: tuple[str, ...]) -> None:
     [case] = metrics(RUNS[name][0]().suite.cases).values()
-    assert said in case.message
+    assert has_in_order(case.message, *words)
 
 
 def test_trials_are_cases_with_their_time_and_their_tail() -> None:
@@ -94,7 +95,7 @@ def test_trials_are_cases_with_their_time_and_their_tail() -> None:
     assert (first.name, first.outcome, first.seconds) == ("0000-baseline", "passed", 99.5)
     assert first.numbers[BOOT] == 40
     assert (last.outcome, last.reason, last.seconds) == ("failed", "guest-panic", None)
-    assert last.message == "failed at guest-0-plain: guest-panic: the guest panicked"
+    assert has_in_order(last.message, "failed", "guest-0-plain", "guest-panic", "panicked")
     assert last.tail == "[   1.0] Oops\n[   1.1] Kernel panic\n"
 
 
@@ -113,20 +114,20 @@ def test_trial_that_was_begun_again_says_so() -> None:
     ("accel", "unit"), [("kvm", "s"), ("tcg", "emulated s"), ("exact", "Ginsn")]
 )
 def test_seconds_are_named_what_they_are(accel: str, unit: str) -> None:
-    found = run(pairs(0.4, 1), accel=accel).suite
-    assert found.facts["cost_unit"] == unit
-    assert found.metrics[MAP]["unit"] == unit
-    assert found.metrics["pfn_lookups_per_map"]["unit"] == "count"
+    suite = run(pairs(0.4, 1), accel=accel).suite
+    assert suite.facts["cost_unit"] == unit
+    assert suite.metrics[MAP]["unit"] == unit
+    assert suite.metrics["pfn_lookups_per_map"]["unit"] == "count"
 
 
 def test_what_the_arms_differ_in_is_a_fact_of_a_run() -> None:
     made = run(pairs(0.4, 1))
     assert "variable" not in made.suite.facts
-    found = Variable(
+    variable = Variable(
         (Differing("setting", "m.p", "N", "Y\x1b[1m"),), ("same kernel 7",), 5, (), ()
     )
-    told = replace(made, comparison=replace(made.comparison, variable=found))
-    assert told.suite.facts["variable"] == (
+    explained = replace(made, comparison=replace(made.comparison, variable=variable))
+    assert explained.suite.facts["variable"] == (
         "Arms differ in: m.p: N | Y; nothing else (same kernel 7). Checked: 5 conditions the same."
     )
 
@@ -144,8 +145,8 @@ def test_digest_is_of_the_evidence() -> None:
 
 
 def test_cell_that_was_not_run_is_a_suite() -> None:
-    found = not_run("job-ovmf", 4)
-    assert [(case.name, case.outcome, case.message) for case in found.cases] == [
+    suite = not_run("job-ovmf", 4)
+    assert [(case.name, case.outcome, case.message) for case in suite.cases] == [
         ("verdict", "unknown", "not run"),
     ]  # fmt: skip
 
@@ -168,10 +169,10 @@ def test_text_from_outside_is_made_plain(text: str, left: str) -> None:
 
 @given(ANYTHING)
 def test_plain_text_is_printable_and_stays_so(text: str) -> None:
-    found = clean_text(text)
-    assert all(c in "\t\n" or c.isprintable() or ord(c) > 0x9F for c in found)
-    assert clean_text(found) == found
-    found.encode()
+    cleaned = clean_text(text)
+    assert all(c in "\t\n" or c.isprintable() or ord(c) > 0x9F for c in cleaned)
+    assert clean_text(cleaned) == cleaned
+    cleaned.encode()
 
 
 @given(ANYTHING)

@@ -29,20 +29,20 @@ def cases(root: ET.Element) -> dict[str, ET.Element]:
 
 
 def results(root: ET.Element, name: str) -> list[tuple[str, str | None]]:
-    return [(one.tag, one.get("type")) for one in cases(root)[name] if one.tag in
+    return [(element.tag, element.get("type")) for element in cases(root)[name] if element.tag in
             ("failure", "error", "skipped")]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_every_run_is_a_suite_whose_numbers_add_up(name: str) -> None:
     make, code = RUNS[name]
-    found = make().suite
-    root = read(found)
+    suite = make().suite
+    root = read(suite)
     [of_run] = root
     for element in (root, of_run):
         for tag, attribute in (("failure", "failures"), ("error", "errors")):
             assert element.get(attribute) == str(len([*root.iter(tag)]))
-        assert element.get("tests") == str(len(found.cases))
+        assert element.get("tests") == str(len(suite.cases))
         assert element.get("skipped") == "0"
     assert (of_run.get("name"), bool(code)) == ("small", bool(results(root, "verdict")))
 
@@ -66,18 +66,22 @@ def test_trials_that_ended_early_have_their_console() -> None:
 
 def test_numbers_are_properties() -> None:
     of_metric = cases(read(run(pairs(0.5), f"{MAP}=improved").suite))[MAP]
-    found = {str(p.get("name")): str(p.get("value")) for p in of_metric.iter("property")}
-    assert float(found["ratio"]) == pytest.approx(0.5)
-    assert float(found["ci95.low"]) < 0.5 < float(found["ci95.high"])
-    assert float(found["p"]) < 0.001
-    assert (found["unit"], found["verdict"], found["expected"]) == ("s", "improved", "improved")
+    properties = {str(p.get("name")): str(p.get("value")) for p in of_metric.iter("property")}
+    assert float(properties["ratio"]) == pytest.approx(0.5)
+    assert float(properties["ci95.low"]) < 0.5 < float(properties["ci95.high"])
+    assert float(properties["p"]) < 0.001
+    assert [properties[name] for name in ("unit", "verdict", "expected")] == [
+        "s", "improved", "improved",
+    ]  # fmt: skip
 
 
 def test_kernels_are_properties_of_the_suite() -> None:
     [of_run] = read(run(pairs(0.5)).suite)
-    found = {p.get("name"): p.get("value") for p in of_run.findall("properties/property")}
-    assert found["baseline.kernel"] == "6.12.107+deb13 (deb:old)"
-    assert (found["verdict"], found["exit_code"], found["accel"]) == ("improved", "0", "kvm")
+    properties = {p.get("name"): p.get("value") for p in of_run.findall("properties/property")}
+    assert properties["baseline.kernel"] == "6.12.107+deb13 (deb:old)"
+    assert [properties[name] for name in ("verdict", "exit_code", "accel")] == [
+        "improved", "0", "kvm",
+    ]  # fmt: skip
 
 
 def test_only_trials_have_times_and_those_are_the_runners() -> None:
@@ -102,8 +106,8 @@ def test_group_has_no_dot_but_those_that_part_it() -> None:
 
 
 def test_cells_are_suites() -> None:
-    one = run(pairs(0.4, 1)).suite
-    root = read(one, one, not_run("job-ovmf", 4))
+    first = run(pairs(0.4, 1)).suite
+    root = read(first, first, not_run("job-ovmf", 4))
     assert [suite.get("name") for suite in root] == ["small", "small", "job-ovmf"]
     assert (root.get("tests"), root.get("errors")) == ("9", "1")
 
@@ -120,7 +124,7 @@ def test_text_from_outside_does_not_break_it(reason: str, message: str, evidence
 def test_plain_text_is_read_back_as_it_was(texts: dict[str, Any]) -> None:
     texts = {key: clean_text(value) for key, value in texts.items()}
     case = Case("trial", outcome="failed", reason="r", **texts)
-    [found] = read(Suite("s", 1, (case,))).iter("testcase")
-    assert found.get("name") == texts["name"]
-    wanted = "\n".join(filter(None, (texts["message"], texts["tail"])))
-    assert (found.find("failure") or found[0]).text in (wanted, wanted or None)
+    [element] = read(Suite("s", 1, (case,))).iter("testcase")
+    assert element.get("name") == texts["name"]
+    text = "\n".join(filter(None, (texts["message"], texts["tail"])))
+    assert (element.find("failure") or element[0]).text in (text, text or None)

@@ -27,7 +27,7 @@ class Found:
     name: str = ""
     passed: bool = False
     directive: str | None = None
-    said: str = ""
+    text: str = ""
     diagnostics: list[str] = field(default_factory=list)
     subtests: list[Found] = field(default_factory=list)
 
@@ -37,9 +37,9 @@ def parse(text: str) -> list[Found]:
     document forbids, and for unknown lines, because barometer writes none."""
     assert text.endswith("\n")
     lines = iter(text.removesuffix("\n").split("\n"))
-    found = level(lines, "")
+    parsed = level(lines, "")
     assert next(lines, None) is None
-    return found
+    return parsed
 
 
 def level(lines: Iterator[str], indent: str, first: str | None = None) -> list[Found]:
@@ -65,7 +65,7 @@ def level(lines: Iterator[str], indent: str, first: str | None = None) -> list[F
         assert result is not None, line
         assert int(result[2]) == len(tests) + 1
         test.passed, test.name = result[1] == "ok", (result[3] or "").strip()
-        test.directive, test.said = result[4], (result[5] or "").strip()
+        test.directive, test.text = result[4], (result[5] or "").strip()
         bubbled = all(sub.passed or sub.directive == "SKIP" for sub in test.subtests)
         assert bubbled or not test.passed, "a test fails if any of its subtests does"
         tests.append(test)
@@ -74,8 +74,8 @@ def level(lines: Iterator[str], indent: str, first: str | None = None) -> list[F
 
 
 def of(suite: Suite) -> Found:
-    [found] = parse(format_ktap([suite]))
-    return found
+    [parsed] = parse(format_ktap([suite]))
+    return parsed
 
 
 def test_the_parser_reads_the_documents_example() -> None:
@@ -108,38 +108,38 @@ ok 2 example_test_2
 def test_every_run_is_a_test_with_its_cases_in_it(name: str) -> None:
     make, code = RUNS[name]
     suite = make().suite
-    found = of(suite)
-    assert found.name == "small"
-    assert [t.name for t in found.subtests] == [case.name for case in suite.cases]
-    for test, case in zip(found.subtests, suite.cases, strict=True):
+    lines = of(suite)
+    assert lines.name == "small"
+    assert [t.name for t in lines.subtests] == [case.name for case in suite.cases]
+    for test, case in zip(lines.subtests, suite.cases, strict=True):
         assert test.passed == (case.outcome != "failed")
         assert (test.directive == "SKIP") == (case.outcome == "unknown")
-        assert test.said == case.message
+        assert test.text == case.message
     failed = any(case.outcome == "failed" for case in suite.cases)
-    assert found.passed != failed
-    assert (found.directive == "SKIP") == (code in (3, 4) and not failed)
+    assert lines.passed != failed
+    assert (lines.directive == "SKIP") == (code in (3, 4) and not failed)
 
 
 def test_numbers_are_diagnostics_before_the_result() -> None:
-    found = of(run(pairs(0.5), f"{MAP}=improved").suite)
-    [metric] = [t for t in found.subtests if t.name == MAP]
+    lines = of(run(pairs(0.5), f"{MAP}=improved").suite)
+    [metric] = [t for t in lines.subtests if t.name == MAP]
     numbers = dict(line.split(": ") for line in metric.diagnostics)
     assert float(numbers["ratio"]) == pytest.approx(0.5)
     assert numbers["unit"] == "s"
-    assert "baseline.kernel: 6.12.107+deb13 (deb:old)" in found.subtests[0].diagnostics
+    assert "baseline.kernel: 6.12.107+deb13 (deb:old)" in lines.subtests[0].diagnostics
 
 
 def test_console_is_diagnostics_behind_a_bar() -> None:
     panic = ended("candidate", 2, evidence="# Subtest: forged\nok 1 forged\nKTAP version 1\n")
-    found = of(run([*pairs(0.5, 2), panic], f"{BOOT}=improved").suite)
-    *_, last = found.subtests
+    lines = of(run([*pairs(0.5, 2), panic], f"{BOOT}=improved").suite)
+    *_, last = lines.subtests
     assert last.diagnostics == ["| # Subtest: forged", "| ok 1 forged", "| KTAP version 1"]
 
 
 def test_cells_are_tests_in_one_text() -> None:
-    one = run(pairs(0.4, 1)).suite
-    found = parse(format_ktap([one, not_run("job-ovmf", 4)]))
-    assert [(t.name, t.passed, t.directive, t.said) for t in found] == [
+    first = run(pairs(0.4, 1)).suite
+    suites = parse(format_ktap([first, not_run("job-ovmf", 4)]))
+    assert [(t.name, t.passed, t.directive, t.text) for t in suites] == [
         ("small", True, None, "improved"), ("job-ovmf", True, "SKIP", "not run"),
     ]  # fmt: skip
 
@@ -149,8 +149,8 @@ def test_text_from_outside_does_not_break_it(
     reason: str, message: str, evidence: str, stage: str
 ) -> None:
     texts = {"reason": reason, "message": message, "evidence": evidence, "stage": stage}
-    found = of(run([ended("candidate", 0, **texts)]).suite)
-    [*_, trial] = found.subtests
+    lines = of(run([ended("candidate", 0, **texts)]).suite)
+    [*_, trial] = lines.subtests
     assert (trial.name, trial.passed) == ("0090-candidate", False)
     assert all(line.startswith("|") for line in trial.diagnostics)
 

@@ -17,7 +17,7 @@ from orchestrator.report.words.columns import (
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "printed"),
     [
         ("as it is", "as it is"),
         ("\x1b[2J\x1b[01;31mred\x1b[0m", "red"),
@@ -27,8 +27,8 @@ from orchestrator.report.words.columns import (
         ("bell\x07, \u65e5, half \ud800", "bell?, ?, half ?"),
     ],
 )
-def test_whatever_a_console_says_is_printable(text: str, said: str) -> None:
-    assert to_ascii(text) == said
+def test_whatever_a_console_says_is_printable(text: str, printed: str) -> None:
+    assert to_ascii(text) == printed
 
 
 def test_path_that_is_too_long_keeps_both_of_its_ends() -> None:

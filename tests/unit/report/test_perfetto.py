@@ -20,6 +20,7 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (
 
 from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep, Phase, Timeline, Zap
 from orchestrator.report.exports.perfetto import perfetto_trace
+from tests.unit.stable import has_in_order
 from tests.unit.timelines import BAR, FIRMWARE, GIB, SIZING, booted, in_ginsn, step, with_steps
 
 NS = 10**9
@@ -42,18 +43,18 @@ class Track:
     def slices(self) -> list[Slice]:
         """Return the slices in the order of their beginnings. An end without a beginning and a
         slice that is left open are errors."""
-        found: list[Slice] = []
+        slices: list[Slice] = []
         open_slices: list[int] = []
         for when, event in self.events:
             if event.type == TrackEvent.TYPE_SLICE_BEGIN:
-                open_slices.append(len(found))
+                open_slices.append(len(slices))
                 facts = facts_of(event.debug_annotations)
-                found.append(Slice(event.name, when, -1, len(open_slices) - 1, facts))
+                slices.append(Slice(event.name, when, -1, len(open_slices) - 1, facts))
             elif event.type == TrackEvent.TYPE_SLICE_END:
                 number = open_slices.pop()
-                found[number] = replace(found[number], end=when)
+                slices[number] = replace(slices[number], end=when)
         assert not open_slices
-        return found
+        return slices
 
     def instants(self) -> list[tuple[str, int]]:
         assert {event.type for _, event in self.events} <= {TrackEvent.TYPE_INSTANT}
@@ -106,22 +107,23 @@ def test_tracks_are_under_one_that_says_whose_boot_and_what_a_second_is() -> Non
 
 def test_instructions_are_not_passed_off_as_seconds() -> None:
     root = read(perfetto_trace(in_ginsn(booted())))["root"].descriptor
-    assert root.name.endswith("(1 s is 10^9 instructions, not wall time)")
+    assert has_in_order(root.name, "1 s", "10^9", "instructions")
     real = read(perfetto_trace(replace(booted(), unit="s")))["root"].descriptor
     assert real.name.endswith("(seconds)")
 
 
 def test_phases_are_slices_at_nanoseconds_since_exec() -> None:
     boot = booted()
-    found = read(perfetto_trace(boot))["phases"].slices()
-    assert [(s.name, s.start, s.end, s.depth) for s in found] == [
+    slices = read(perfetto_trace(boot))["phases"].slices()
+    assert [(s.name, s.start, s.end, s.depth) for s in slices] == [
         (p.name, round(p.start * NS), round(p.end * NS), 0) for p in boot.phases
     ]
 
 
 def test_map_has_its_parts_in_order_and_the_rest_as_other() -> None:
-    one = step(2.0, 8.0, parts={"lookup": 5.0, "fault": 1.0}, faults=None, cpu=1, result=-12)
-    [whole, *parts] = read(perfetto_trace(with_steps(booted(), [one])))[f"maps: {BAR}"].slices()
+    operation = step(2.0, 8.0, parts={"lookup": 5.0, "fault": 1.0}, faults=None, cpu=1, result=-12)
+    tracks = read(perfetto_trace(with_steps(booted(), [operation])))
+    [whole, *parts] = tracks[f"maps: {BAR}"].slices()
     assert (whole.name, whole.start, whole.end, whole.depth) == ("map", 2 * NS, 10 * NS, 0)
     assert whole.facts == {
         "bytes": 32 * GIB, "cause": "sizing BAR 2", "phase": SIZING, "result": -12, "host CPU": 1,
@@ -133,9 +135,9 @@ def test_map_has_its_parts_in_order_and_the_rest_as_other() -> None:
 
 
 def test_whole_rest_is_what_json_calls_other() -> None:
-    one = step(2.0, 8.0, parts={"lookups": 5.0, "faults": 1.0})
-    [*_, other] = read(perfetto_trace(with_steps(booted(), [one])))[f"maps: {BAR}"].slices()
-    assert (other.name, (other.end - other.start) / NS) == ("other", one.other)
+    operation = step(2.0, 8.0, parts={"lookups": 5.0, "faults": 1.0})
+    [*_, other] = read(perfetto_trace(with_steps(booted(), [operation])))[f"maps: {BAR}"].slices()
+    assert (other.name, (other.end - other.start) / NS) == ("other", operation.other)
 
 
 def test_parts_that_are_all_leave_no_other() -> None:
@@ -150,16 +152,17 @@ def test_parts_that_are_all_leave_no_other() -> None:
 
 
 def test_parts_stay_within_their_slice() -> None:
-    one = step(2.0, 1.0, parts={"lookup": 0.9, "fault": 0.9, "iommu_map": 0.1})
-    [whole, *parts] = read(perfetto_trace(with_steps(booted(), [one])))[f"maps: {BAR}"].slices()
+    operation = step(2.0, 1.0, parts={"lookup": 0.9, "fault": 0.9, "iommu_map": 0.1})
+    tracks = read(perfetto_trace(with_steps(booted(), [operation])))
+    [whole, *parts] = tracks[f"maps: {BAR}"].slices()
     assert [p.end for p in parts] == [round(2.9 * NS), whole.end, whole.end]
 
 
 @pytest.mark.parametrize("size", [(1 << 63) - 1, 1 << 63, (1 << 64) - 1])
 def test_step_may_be_of_all_that_there_could_be(size: int) -> None:
     """QEMU unmaps the whole address space when the guest's own IOMMU is switched."""
-    one = step(2.0, 8.0, kind="unmap", bar=IOVA, size=size)
-    [whole] = read(perfetto_trace(with_steps(booted(), [one])))[f"maps: {IOVA}"].slices()
+    operation = step(2.0, 8.0, kind="unmap", bar=IOVA, size=size)
+    [whole] = read(perfetto_trace(with_steps(booted(), [operation])))[f"maps: {IOVA}"].slices()
     assert whole.facts["bytes"] == size
 
 
@@ -242,13 +245,13 @@ def test_bytes_are_the_same_in_every_process() -> None:
         "from orchestrator.report.exports.perfetto import perfetto_trace;"
         "print(hashlib.sha256(perfetto_trace(booted())).hexdigest())"
     )
-    said = {
+    shown = {
         subprocess.check_output(
             [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed, "PYTHONPATH": "."}
         )
         for seed in ("1", "2")
     }
-    assert len(said) == 1
+    assert len(shown) == 1
 
 
 # random timelines ------------------------------------------------------------------------------
@@ -262,11 +265,11 @@ _PARTS = st.dictionaries(st.text(max_size=4), st.floats(0, 2), max_size=4)
 @st.composite
 def rows(draw: st.DrawFn) -> list[tuple[float, float]]:
     """Generate (start, seconds) that do not overlap, except for rounding."""
-    found, at = [], 0.0
+    made, at = [], 0.0
     for gap, seconds in draw(st.lists(st.tuples(_LENGTHS, _LENGTHS), max_size=12)):
-        found.append((at + gap, seconds))
+        made.append((at + gap, seconds))
         at += gap + seconds
-    return found
+    return made
 
 
 @st.composite
@@ -332,7 +335,7 @@ def test_no_slice_is_moved_by_more_than_rounding(timeline: Timeline) -> None:
     tracks = read(perfetto_trace(timeline))
     placed: dict[str, Sequence[Phase | Zap]] = {"phases": timeline.phases, "zaps": timeline.zaps}
     for track, spans in placed.items():
-        found = tracks[track].slices() if spans else []
-        for one, span in zip(found, spans, strict=True):
-            assert one.start / 1e9 == pytest.approx(span.start, abs=3e-9)
-            assert one.end / 1e9 == pytest.approx(span.start + span.seconds, abs=3e-9)
+        slices = tracks[track].slices() if spans else []
+        for shown, span in zip(slices, spans, strict=True):
+            assert shown.start / 1e9 == pytest.approx(span.start, abs=3e-9)
+            assert shown.end / 1e9 == pytest.approx(span.start + span.seconds, abs=3e-9)

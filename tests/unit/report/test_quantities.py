@@ -11,7 +11,7 @@ from orchestrator.report.words.quantities import arm_text, change_text, format_q
 
 
 @pytest.mark.parametrize(
-    ("value", "unit", "said"),
+    ("value", "unit", "shown"),
     [
         (140.9281, "s", "140.9 s"),
         (8.43237, "emulated s", "8.432 s"),
@@ -31,8 +31,8 @@ from orchestrator.report.words.quantities import arm_text, change_text, format_q
         (0, "Ginsn", "0 Ginsn"),
     ],
 )
-def test_quantities_have_four_digits(value: float, unit: str, said: str) -> None:
-    assert format_quantity(value, unit) == said
+def test_quantities_have_four_digits(value: float, unit: str, shown: str) -> None:
+    assert format_quantity(value, unit) == shown
 
 
 def test_counts_have_all_their_digits() -> None:
@@ -44,7 +44,7 @@ def test_one_is_not_several() -> None:
 
 
 @pytest.mark.parametrize(
-    ("unit", "values", "said"),
+    ("unit", "values", "shown"),
     [
         ("s", [8.635], "8.635 s"),
         ("s", [8.0, 9.0], "8.5 s +- 5.9%"),
@@ -56,8 +56,8 @@ def test_one_is_not_several() -> None:
         ("count", [0, 0, 0, 4, 4], "0 +- 2"),
     ],
 )
-def test_arm_is_told_with_its_spread(unit: str, values: Sequence[float], said: str) -> None:
-    assert arm_text(unit, values) == said
+def test_arm_is_told_with_its_spread(unit: str, values: Sequence[float], shown: str) -> None:
+    assert arm_text(unit, values) == shown
 
 
 def effect(
@@ -68,7 +68,7 @@ def effect(
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("measured", "shown"),
     [
         (effect(0.951, (0.947, 0.956)), "-4.9% [-5.3, -4.4]"),
         (effect(0.277), "-72.3%"),
@@ -85,8 +85,8 @@ def effect(
         (effect(0.05, (0.0, 0.06)), "1/20 [1/inf, 1/16.7]"),
     ],
 )
-def test_change_is_a_percentage_or_a_factor(found: Effect, said: str) -> None:
-    assert change_text(found) == said
+def test_change_is_a_percentage_or_a_factor(measured: Effect, shown: str) -> None:
+    assert change_text(measured) == shown
 
 
 _RATIOS = st.floats(0, 1e300)

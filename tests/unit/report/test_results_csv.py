@@ -33,7 +33,7 @@ def trials(number: int = 0, slower: float = 1.0, noise: float = 0.01) -> list[Tr
     chance = random.Random(number)
     machine = chance.gauss(1, 0.05)
     begin = datetime(2026, 9, 1, 2, tzinfo=UTC) + timedelta(days=number)
-    found = []
+    rows = []
     for pair in range(3):
         for role in ROLES:
             samples: dict[str, tuple[float, ...]] = {}
@@ -44,15 +44,15 @@ def trials(number: int = 0, slower: float = 1.0, noise: float = 0.01) -> list[Tr
                 else:
                     samples[name] = (12,)
             at = begin + timedelta(minutes=pair)
-            found.append(TrialResult(
+            rows.append(TrialResult(
                 f"{pair}-{role}", role, "measured", pair=pair, samples=samples,
                 started=at.isoformat(), digest=f"{number}-{pair}-{role}",
             ))  # fmt: skip
-    return found
+    return rows
 
 
 def text_of(of: Run) -> str:
-    return results_csv(of.scenario, of.comparison, of.plan)
+    return results_csv(of.scenario.metrics(), of.comparison, of.plan)
 
 
 def rows_of(of: Run) -> list[dict[str, str]]:
@@ -85,18 +85,19 @@ def test_header_is_that_of_the_scenario_whatever_was_measured() -> None:
     assert nothing == whole.splitlines()[0] + "\n"
 
 
-def _without_maps(found: list[TrialResult]) -> list[TrialResult]:
+def _without_maps(results: list[TrialResult]) -> list[TrialResult]:
     return [
-        replace(one, samples={n: v for n, v in one.samples.items() if n != MAP}) for one in found
+        replace(result, samples={n: v for n, v in result.samples.items() if n != MAP})
+        for result in results
     ]
 
 
-def _untimed(found: list[TrialResult]) -> list[TrialResult]:
-    return [replace(one, started="") for one in found]
+def _untimed(results: list[TrialResult]) -> list[TrialResult]:
+    return [replace(result, started="") for result in results]
 
 
-def _emulated_once(found: list[TrialResult]) -> list[TrialResult]:
-    return [replace(one, guest_accel="tcg" if i else "kvm") for i, one in enumerate(found)]
+def _emulated_once(results: list[TrialResult]) -> list[TrialResult]:
+    return [replace(result, guest_accel="tcg" if i else "kvm") for i, result in enumerate(results)]
 
 
 @pytest.mark.parametrize("change", [_without_maps, _untimed, _emulated_once])
@@ -128,5 +129,7 @@ def test_otava_found_the_night_and_nothing_else() -> None:
     row = [*csv.DictReader((RECORDED / "nights.csv").read_text().splitlines())][SLOWER_FROM]
     assert change["attributes"]["run"] == row["run"]
     assert change["time"] == datetime.fromisoformat(row["time"]).timestamp()
-    found = {one["metric"]: float(one["forward_change_percent"]) for one in change["changes"]}
-    assert found == {"one map, ratio": pytest.approx(6, abs=1)}
+    changes = {
+        entry["metric"]: float(entry["forward_change_percent"]) for entry in change["changes"]
+    }
+    assert changes == {"one map, ratio": pytest.approx(6, abs=1)}

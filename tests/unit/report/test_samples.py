@@ -15,21 +15,21 @@ def test_every_trial_is_a_dot_in_the_order_of_the_run() -> None:
         "baseline": [8.0, 8.1], "candidate": [1.0, 1.1], "control": [8.2],
     }  # fmt: skip
     comparison = compared([bad(), *trials(arms)])
-    found = collect_dots(comparison, comparison.metrics[0])
-    assert {dots.role: [(dot.at, dot.value) for dot in dots.dots] for dots in found} == {
+    by_role = collect_dots(comparison, comparison.metrics[0])
+    assert {dots.role: [(dot.at, dot.value) for dot in dots.dots] for dots in by_role} == {
         "baseline": [(2, 8.0), (5, 8.1)],
         "candidate": [(3, 1.0), (6, 1.1)],
         "control": [(4, 8.2)],
     }
-    assert [dots.of for dots in found] == [2, 2, 1]
+    assert [dots.of for dots in by_role] == [2, 2, 1]
 
 
 @given(values, st.integers(1, 40).map(lambda half: 2 * half))
-def test_thinning_keeps_the_order_and_the_extremes(found: list[float], most: int) -> None:
-    dots = [Dot(at, f"{at}", value) for at, value in enumerate(found, 1)]
+def test_thinning_keeps_the_order_and_the_extremes(costs: list[float], most: int) -> None:
+    dots = [Dot(at, f"{at}", value) for at, value in enumerate(costs, 1)]
     kept = thin(dots, most)
     assert len(kept) <= most
     assert list(kept) == sorted(kept, key=lambda dot: dot.at)
     if len(dots) <= most:
         assert list(kept) == dots
-    assert {f(found) for f in (min, max) if found} <= {dot.value for dot in kept}
+    assert {extreme(costs) for extreme in (min, max) if costs} <= {dot.value for dot in kept}

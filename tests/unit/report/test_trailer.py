@@ -8,10 +8,12 @@ from orchestrator.analysis.conditions.variable import Differing, Variable
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import compare_trials
 from orchestrator.report.words.trailer import format_trailer
+from orchestrator.report.words.wording import describe_setup
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric
 from tests.unit.manifests import plan_of
 from tests.unit.report.test_sentence import measured
 from tests.unit.scenarios import map_scenario, scenario
+from tests.unit.stable import has_in_order
 
 TESTER = "A Tester <tester@example.org>"
 KERNELS: dict[ArmName, dict[str, str]] = {
@@ -31,8 +33,8 @@ def block(
     kernels: dict[ArmName, dict[str, str]] = KERNELS,
 ) -> list[str]:  # fmt: skip
     chosen = scenario(*[f"expect.{expect}"] * bool(expect))
-    found = compare_trials(chosen, kernels, results, len(results), PLAN.accel)
-    return format_trailer(chosen, found, PLAN, tester).splitlines()
+    comparison = compare_trials(chosen, kernels, results, len(results), PLAN.accel)
+    return format_trailer(describe_setup(chosen, PLAN), comparison, PLAN, tester).splitlines()
 
 
 def test_better_run_can_be_pasted_as_it_is() -> None:
@@ -61,7 +63,7 @@ def test_without_a_user_of_git_no_name_is_invented() -> None:
 def test_name_that_is_long_is_a_folded_tag() -> None:
     tester = "Name " * 20 + "<name@example.org>"
     tag = block(*measured(BETTER), tester=tester)[9:-1]
-    assert tag[0].startswith("Tested-by: Name Name")
+    assert tag[0].startswith("Tested-by: Name ")
     assert all(line.startswith("  ") for line in tag[1:])
 
 
@@ -75,15 +77,15 @@ def test_regression_is_reported_and_not_tested() -> None:
 @pytest.mark.parametrize(
     ("results", "expect", "why"),
     [
-        (measured({"guest_boot_cost": (20, 19)}), "", "the run is inconclusive"),
+        (measured({"guest_boot_cost": (20, 19)}), "", "inconclusive"),
         (measured({"bar_maps_per_boot": (12, 12)}), "bar_maps_per_boot=improved",
-         "the run is equivalent, which is not what the scenario expects"),
-        (measured(BETTER)[:1], "", "the run is invalid: the candidate has no trial"),
+         "equivalent"),
+        (measured(BETTER)[:1], "", "invalid"),
     ],
 )  # fmt: skip
 def test_what_is_no_result_has_no_tag(results: list[TrialResult], expect: str, why: str) -> None:
     lines = block(*results, expect=expect)
-    assert " ".join(" ".join(lines).split()).endswith(f"(no Tested-by: {why}) --->8---")
+    assert has_in_order("\n".join(lines), "(no Tested-by:", why)
     assert not [line for line in lines if line.startswith(("Tested-by", "Reported-by"))]
 
 
@@ -101,10 +103,10 @@ def test_kernel_against_itself_tests_nothing() -> None:
 
 def test_runs_that_are_compared_have_no_tag() -> None:
     chosen, results = scenario(), measured(BETTER)
-    found = compare_trials(chosen, KERNELS, results, len(results), "tcg", paired=False)
-    assert format_trailer(chosen, found, PLAN, None).splitlines()[-2] == (
-        "(no Tested-by: the trials are of two runs)"
-    )
+    comparison = compare_trials(chosen, KERNELS, results, len(results), "tcg", paired=False)
+    assert format_trailer(describe_setup(chosen, PLAN), comparison, PLAN, None).splitlines()[
+        -2
+    ] == ("(no Tested-by: the trials are of two runs)")
 
 
 def test_what_got_worse_is_never_left_out() -> None:
@@ -114,30 +116,32 @@ def test_what_got_worse_is_never_left_out() -> None:
         "one DMA map", "guest boot to userspace", "one DMA unmap",
     ]  # fmt: skip
     other = BETTER | {"bar_unmap_cost_per_boot": (9.0, 19.0)}
-    assert block(*measured(other))[3].startswith("all unmaps until exit: 9 s -> 19 s")
+    assert has_in_order(block(*measured(other))[3], "all unmaps until exit", "9 s -> 19 s")
 
 
 def test_of_the_points_that_got_worse_the_plain_one_or_the_worst_is_told() -> None:
     chosen = map_scenario()
-    for plain, said in ((2.0, "one DMA unmap:"), (0.9, "one DMA unmap (full/1GiB/cold):")):
+    for plain, worst in ((2.0, "one DMA unmap:"), (0.9, "one DMA unmap (full/1GiB/cold):")):
         values: dict[Metric, tuple[float, ...]] = {
             "bar_map_cost": (8.0, 1.0), "bar_unmap_cost": (1.0, plain),
             "bar_unmap_cost@full/1GiB/cold": (1.0, 3.0),
             "bar_unmap_cost@1GiB/1GiB/cold": (1.0, 2.5),
         }  # fmt: skip
-        found = compare_trials(chosen, KERNELS, measured(values), 2, "exact")
-        text = format_trailer(chosen, found, plan_of(accel="exact", guest_kernel=GUEST), TESTER)
-        assert f"\n{said} 1 Ginsn -> " in text
-        assert "; workload: map from the host's user" in text
+        comparison = compare_trials(chosen, KERNELS, measured(values), 2, "exact")
+        plan = plan_of(accel="exact", guest_kernel=GUEST)
+        text = format_trailer(describe_setup(chosen, plan), comparison, plan, TESTER)
+        assert f"\n{worst} 1 Ginsn -> " in text
+        assert has_in_order(text, "workload:", "map")
 
 
 def test_spread_and_interval_are_explained() -> None:
     values = [(20 + n % 3, (20 + n % 3) * (0.95 + 0.0001 * (n % 5))) for n in range(12)]
     trials = [t for n, v in enumerate(values, 1) for t in measured({"guest_boot_cost": v}, n)]
     text = "\n".join(block(*trials))
-    assert "(+-: half the interquartile range; change: by pairs, with its 95 % interval)" in text
+    assert has_in_order(text, "(+-:", "interquartile", "change:", "by pairs", "95 %")
     assert "12 + 12 trials" in text
-    assert "(+-: half the range)" in block(*trials[:4])
+    [of_few] = [line for line in block(*trials[:4]) if "(+-:" in line]
+    assert "interquartile" not in of_few
 
 
 def test_settings_that_differ_are_pasted_too() -> None:
@@ -145,12 +149,12 @@ def test_settings_that_differ_are_pasted_too() -> None:
     knob = Differing("setting", "m.p", "N", "Y")
     kernel = Differing("kernel", "kernel", "6.12", "7.3")
     compared = compare_trials(chosen, KERNELS, measured(BETTER), 2, PLAN.accel)
-    for differs, said in (((knob,), ["m.p: N | Y"]), ((kernel, knob), ["m.p: N | Y"]),
+    for differs, shown in (((knob,), ["m.p: N | Y"]), ((kernel, knob), ["m.p: N | Y"]),
                           ((kernel,), [])):  # fmt: skip
-        found = replace(compared, variable=Variable(differs, (), 57, (), ()))
-        lines = format_trailer(chosen, found, PLAN, TESTER).splitlines()
+        explained = replace(compared, variable=Variable(differs, (), 57, (), ()))
+        lines = format_trailer(describe_setup(chosen, PLAN), explained, PLAN, TESTER).splitlines()
         starts = "arms differ in: "
-        assert [x.removeprefix(starts) for x in lines if x.startswith(starts)] == said
+        assert [x.removeprefix(starts) for x in lines if x.startswith(starts)] == shown
 
 
 def test_kernels_of_one_release_are_told_apart() -> None:
@@ -158,7 +162,8 @@ def test_kernels_of_one_release_are_told_apart() -> None:
         arm: {"release": "7.3", "source": arm} for arm in ARMS
     }
     chosen = scenario()
-    found = Variable((Differing("kernel", "kernel 7.3", "deb:a", "dir:b"),), (), 57, (), ())
+    explained = Variable((Differing("kernel", "kernel 7.3", "deb:a", "dir:b"),), (), 57, (), ())
     compared = compare_trials(chosen, kernels, measured(BETTER), 2, PLAN.accel)
-    lines = format_trailer(chosen, replace(compared, variable=found), PLAN, TESTER).splitlines()
-    assert "arms differ in: kernel 7.3: deb:a | dir:b" in lines
+    compared = replace(compared, variable=explained)
+    lines = format_trailer(describe_setup(chosen, PLAN), compared, PLAN, TESTER).splitlines()
+    assert [line for line in lines if line.endswith(": kernel 7.3: deb:a | dir:b")]

@@ -9,6 +9,7 @@ import json
 import os
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -370,6 +371,32 @@ def test_journal_that_is_a_folder_is_set_aside(held: Machine) -> None:
     assert held.acquire()["unfinished"] is False
     held.done("write", path=THP, value="always")
     assert recovered(held)["failed"] == []
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def link_to_a_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, pipe, link_to_a_device])
+@pytest.mark.parametrize("record", [JOURNAL, boot.ORIGINAL, "lease", "/boot/grub/custom.cfg"])
+def test_record_that_is_no_plain_file_stops_nothing(
+    machine: Machine, record: str, make: Callable[[Path], object]
+) -> None:
+    token = machine.acquire()["token"]
+    machine.done("original")
+    path = f"/var/lib/barometer/lease-{token}.json" if record == "lease" else record
+    (machine.root / path[1:]).unlink(missing_ok=True)
+    make(machine.root / path[1:])
+    assert machine.done("status")
+    answer = machine.acquire(owner=OTHER)
+    assert ("refused" in answer) == (record != "lease")
+    left = recovered(machine)["failed"]
+    assert [failed["kind"] for failed in left] == ["journal"] * (record == JOURNAL)
+    assert machine.acquire()["unfinished"] is False
 
 
 def test_journal_that_is_too_long_is_read_to_where_it_is(

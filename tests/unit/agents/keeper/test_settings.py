@@ -6,11 +6,15 @@ import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from keeper import machine as real
-from keeper import modules
+from keeper import modules, settings
+from orchestrator.machine.runner.state import runs_domain
 from tests.unit.agents.keeper.machines import HUGE, THP, Machine
 
 
@@ -184,6 +188,36 @@ def test_guest_is_ended_and_no_other(
     assert process.wait(5) == -9
     time.sleep(0.1)
     assert other.poll() is None
+
+
+GUEST = str(uuid.uuid4())
+QEMUS = {
+    "Debian's": ["/usr/bin/qemu-system-x86_64", "-name", "guest=x", "-uuid", GUEST, "-S"],
+    "that of a distribution with only one": ["/usr/libexec/qemu-kvm", "-uuid", GUEST],
+    "of another guest": ["/usr/bin/qemu-system-x86_64", "-uuid", str(uuid.uuid4())],
+    "of a guest with its disk": ["/usr/bin/qemu-system-x86_64", "-uuid", "x", f"/{GUEST}"],
+    "converts its disk": ["/usr/bin/qemu-img", "convert", f"/images/{GUEST}", "-uuid"],
+    "an editor of its log": ["/usr/bin/less", "/var/log/libvirt/qemu-x.log", "-uuid", GUEST],
+    "in a folder of QEMU's": ["/opt/qemu/bin/virsh", "-uuid", GUEST],
+    "has exited": [""],
+}
+
+
+@pytest.mark.parametrize("case", QEMUS)
+def test_keeper_and_runner_agree_on_what_is_the_qemu_of_a_guest(tmp_path: Path, case: str) -> None:
+    (tmp_path / "cmdline").write_text("\0".join(QEMUS[case]) + "\0")
+    is_it = case in ("Debian's", "that of a distribution with only one")
+    assert settings._is_qemu(tmp_path, GUEST) == is_it
+    assert runs_domain([*QEMUS[case], ""], GUEST) == is_it
+
+
+@given(words=st.lists(st.sampled_from(["qemu", "/x/qemu-kvm", "/qemu/sh", "-uuid", "u", ""])))
+def test_keeper_and_runner_agree_on_any_command_line(
+    tmp_path_factory: pytest.TempPathFactory, words: list[str]
+) -> None:
+    folder = tmp_path_factory.mktemp("process")
+    (folder / "cmdline").write_text("\0".join(words))
+    assert settings._is_qemu(folder, "u") == runs_domain(words or [""], "u")
 
 
 @pytest.mark.parametrize("name", ["", "qemu", "01234567", "01234567-89AB-cdef-0123-456789abcdef "])
