@@ -134,7 +134,8 @@ report_after() { # PID ENDED [LOG]
         section cmdline
         tr '\0' '\n' < "$PROC/$1/cmdline"
         section version
-        "$PROC/$1/exe" --version 2> /dev/null | head -n 1
+        # read, never run: it may be a container's program, and this is root
+        grep -aoE 'QEMU emulator version [0-9]+([.][0-9]+)+' "$PROC/$1/exe" 2> /dev/null | head -n 1
         show limits "$PROC/$1/limits"
         section devices
         list_own_devices "$1"
