@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from orchestrator.evidence.pci_survey import is_lasting_claim
+
 _HEAD = re.compile(r"(?m)^==== barometer (.+)$")
 _REGION = re.compile(r"(?m)^0x([0-9a-f]{1,16}) 0x([0-9a-f]{1,16}) ([a-z-]+)$")
 _IOMEM = re.compile(r"(?m)^( *)([0-9a-f]+)-([0-9a-f]+) : (.+)$")
@@ -53,7 +55,7 @@ class DeviceReport:
     """False if its configuration space reads all ones; None if nobody read it."""
     reserved: tuple[ReservedRegion, ...] = ()
     claims: tuple[BarClaim, ...] = ()
-    """Parts of its BARs that others hold than its driver."""
+    """Parts of its BARs that somebody holds and that its driver would not give back."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class HostReport:
             ),
             claims=tuple(
                 claim for claim in list_bar_claims(self.text("iomem")).get(address, ())
-                if claim.name != read("driver")
+                if is_lasting_claim(claim.name, read("driver"))
             ),
         )  # fmt: skip
 

@@ -6,6 +6,7 @@ named below. A value is None if its file does not exist.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -17,6 +18,9 @@ _HEX = "0x[0-9a-f]{1,16}"
 HexNumber = Annotated[str, StringConstraints(pattern=f"^{_HEX}$")]
 ResourceLine = Annotated[str, StringConstraints(pattern=f"^{_HEX} {_HEX} {_HEX}$")]
 """First address, last address and flags (include/linux/ioport.h) of a resource."""
+
+
+_FRAMEBUFFER = re.compile(r"BOOTFB|(efi|simple|vesa)-?(fb|drm|framebuffer)", re.IGNORECASE)
 
 
 class FunctionFacts(Evidence):
@@ -109,6 +113,13 @@ class SurveyFacts(Evidence):
     users: tuple[User, ...]
     unread: Count
     """Number of processes whose open files could not be read. They may use a function."""
+
+
+def is_lasting_claim(name: str, driver: str | None) -> bool:
+    """True if a range of /proc/iomem inside a BAR would stay when the function's driver lets go of
+    it: the firmware's framebuffer (BOOTFB: drivers/firmware/sysfb_simplefb.c), or any range while
+    no driver of the function's own is bound."""
+    return _FRAMEBUFFER.search(name) is not None or driver in (None, "vfio-pci", "pci-stub")
 
 
 def parse_survey_facts(text: str) -> SurveyFacts:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.base.errors import ArmFailedError, BenchError
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter, write_json
-from orchestrator.evidence.pci_survey import User
+from orchestrator.evidence.pci_survey import User, is_lasting_claim
 from orchestrator.formats.units import MIB, format_size
 from orchestrator.machine.host.changes import VFIO
 from orchestrator.machine.host.device import BoundDevice, find_bar
@@ -232,14 +232,15 @@ def _reserved(survey: Survey, function: Function) -> Iterator[Refusal]:
 def _claimed(function: Function) -> Iterator[Refusal]:
     """Yield a refusal if something else than the device's driver holds memory in its BARs:
     vfio-pci gives no mapping of such a BAR."""
-    own = {function.driver, function.facts.module}
-    if others := [name for name in function.facts.claims if name not in own]:
+    claims = function.facts.claims
+    if others := [name for name in claims if is_lasting_claim(name, function.driver)]:
         yield Refusal(
             "bar-claimed",
-            f"{', '.join(others)} claims a part of a BAR of {function} (/proc/iomem): the"
-            " firmware's framebuffer is there. initcall_blacklist=sysfb_init on the machine's own"
-            " command line (before v5.15: video=efifb:off), or another graphics adapter as the"
-            " primary one in the firmware's setup",
+            f"{', '.join(others)} claims a part of a BAR of {function} (/proc/iomem), of which"
+            " vfio-pci then hands out nothing. Against the firmware's framebuffer:"
+            " initcall_blacklist=sysfb_init on the machine's own command line (before v5.15:"
+            " video=efifb:off), or another graphics adapter as the primary one in the firmware's"
+            " setup",
         )
 
 
