@@ -225,6 +225,16 @@ def test_any_number_of_devices_is_one_item(count: int, maps: int, seconds: float
         assert items[0].problem.startswith(f"{count * maps} maps of ")
 
 
+def test_a_bar_that_has_room_may_be_switched_off() -> None:
+    boot = slowboots.kata_13270()
+    boot.xml = slowboots.write_xml()
+    first, *_ = boot.profile().advice
+    assert first.name == "bar-not-placed"
+    assert "or not switched on by the guest" in first.problem
+    assert "edk2-stable202211" in first.help
+    assert "maxphysaddr" not in first.help  # it has enough
+
+
 def test_a_window_that_the_bits_have_no_room_for_is_no_remedy() -> None:
     text = text_profile(slowboots.kata_13270().profile())
     assert "X-PciMmio64Mb" not in text

@@ -11,7 +11,7 @@ from orchestrator.analysis.diagnosis.advice import Advice, ProfiledBoot, Remedy,
 from orchestrator.analysis.diagnosis.guest import GuestSetup
 from orchestrator.evidence.host_report import DeviceReport, HostReport
 from orchestrator.evidence.profile_facts import ProfileBar
-from orchestrator.formats.units import MIB, format_size
+from orchestrator.formats.units import GIB, MIB, format_size
 from orchestrator.formats.windows import (
     Vendor,
     choose_placed,
@@ -27,6 +27,10 @@ _CANNOT_RESERVE = re.compile(
     r"([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]): BAR (\d)[^:]*: can't reserve"
 )
 """pci_request_region() of drivers/pci/pci.c."""
+_NEWER_OVMF = (
+    "OVMF of edk2-stable202211 or later, whose window grows with the address bits"
+    " (PlatformDynamicMmioWindow()); the guest has enough of them"
+)
 _FREE_FRAMEBUFFER = (
     "initcall_blacklist=sysfb_init on the host's kernel command line keeps the firmware's"
     " framebuffer from claiming it (v5.15 and later; before that video=efifb:off), and so does"
@@ -100,10 +104,13 @@ def _unplaced(
     large = [bar for bar in boot.facts.bars if bar.size >= _LEAST]
     sizes = ", ".join(dict.fromkeys(format_size(bar.size) for bar in missing))
     reached = sum(bar.name in mapped for bar in large)
+    why = "no place in the guest's address space"
+    if boot.guest.physical_bits is not None and not _is_narrow(boot):
+        why = "either no place in the guest's address space, or not switched on by the guest"
     head = (
         f"{len(missing)} of {len(large)} BARs ({list_names(b.name for b in missing)}, {sizes})"
         f" {'was' if len(missing) == 1 else 'were'} never mapped, and {reached}"
-        f" {'was' if reached == 1 else 'were'}: no place in the guest's address space"
+        f" {'was' if reached == 1 else 'were'}: {why}"
     )
     return Advice(
         "bar-not-placed", "BARs without a place", f"{head}. {describe_room(boot, reached)}",
@@ -112,10 +119,11 @@ def _unplaced(
 
 
 def _group_bars(boot: ProfiledBoot) -> list[tuple[int, ...]]:
-    """Return the large BARs of each device."""
+    """Return the BARs of each device that firmware puts into its 64-bit window: those that the
+    host has above 4 GiB, where a 32-bit BAR cannot be, and all that are large."""
     devices: defaultdict[str, list[int]] = defaultdict(list)
     for bar in boot.facts.bars:
-        if bar.size >= MIB:
+        if bar.start >= 4 * GIB or bar.size >= _LEAST:
             devices[bar.device].append(bar.size)
     return [tuple(sizes) for sizes in devices.values()]
 
@@ -166,7 +174,11 @@ def describe_room(boot: ProfiledBoot, reached: int | None = None) -> str:
 
 def _widen(boot: ProfiledBoot) -> Iterator[Remedy]:
     least, guest, host = _find_needed_bits(boot), boot.guest, boot.report.physical_bits
-    if least is not None and (host is None or least <= host):
+    bits = guest.physical_bits
+    if least is not None and bits is not None and bits >= least:
+        if guest.firmware == "ovmf":
+            yield Remedy("firmware", _NEWER_OVMF)
+    elif least is not None and (host is None or least <= host):
         yield Remedy("phys-bits", f"{least} address bits would do: {tell_bits(guest, least)}")
     elif least is not None:
         yield Remedy(
