@@ -46,6 +46,8 @@ COMMAND = 4
 IFF_UP, RTF_UP, RTF_REJECT = 0x1, 0x1, 0x200
 """Flags of include/uapi/linux/if.h and route.h."""
 MIB_SHIFT = 20
+OWN_CLAIM = re.compile(r"vfio|PCI Bus|[0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+"""Names in /proc/iomem of what may be inside a function's BARs."""
 ANCESTORS = 8
 """Most processes between the SSH server and this one (shells, sudo) that are searched."""
 
@@ -157,13 +159,19 @@ def function(address: str) -> dict[str, object]:
         # pci_read_config() and resourceN_resize_show() would wake it (drivers/pci/pci-sysfs.c)
         "resizable": resizable(base) if awake else None,
         "command": command(base) if awake else None,
+        "answers": answers(base) if awake else None,
         "iommu_group": group,
         "group_devices": listed(f"/sys/kernel/iommu_groups/{group}/devices") if group else [],
         "group_type": text(f"/sys/kernel/iommu_groups/{group}/type") if group else None,
+        "reserved_regions": (
+            lines(f"/sys/kernel/iommu_groups/{group}/reserved_regions") if group else []
+        ),
+        "claims": claims(address),
         "driver": target(f"{base}/driver"),
         "driver_override": None if override in ("(null)", "") else override,
         "module": module,
         "module_use": number(f"/sys/module/{module}/refcnt") if module else None,
+        "module_holders": listed(f"/sys/module/{module}/holders") if module else [],
         "physfn": target(f"{base}/physfn"),
         "virtual_functions": [name for name in map(target, matching(f"{base}/virtfn*")) if name],
         "parents": [name for name in functions_on(base) if name != address],
@@ -184,13 +192,46 @@ def resizable(base: str) -> dict[str, list[int]]:
     return found
 
 
-def command(base: str) -> int | None:
+def header(base: str) -> bytes:
+    """Return the beginning of the configuration space; empty if it cannot be read."""
     try:
         with open(f"{ROOT}{base}/config", "rb") as file:
-            word = file.read(64)[COMMAND : COMMAND + 2]
+            return file.read(64)
     except OSError:
-        return None
+        return b""
+
+
+def command(base: str) -> int | None:
+    word = header(base)[COMMAND : COMMAND + 2]
     return int.from_bytes(word, "little") if len(word) == 2 else None
+
+
+def answers(base: str) -> bool | None:
+    """Return False if the configuration space reads all ones: nothing answers there (PCI Local Bus
+    Specification, 6.1: no function has the vendor ffff)."""
+    read = header(base)
+    return set(read[:4]) != {0xFF} if len(read) >= 4 else None
+
+
+def claims(address: str) -> list[str]:
+    """Return the names of what holds memory inside the function's BARs (/proc/iomem), without the
+    function, its bridges and vfio-pci themselves. Root alone sees where they are."""
+    found: list[str] = []
+    depth = -1
+    for line in lines("/proc/iomem"):
+        place, _, name = line.partition(" : ")
+        start, _, end = place.strip().partition("-")
+        indent = len(line) - len(line.lstrip())
+        if depth >= 0 and indent > depth:
+            if name.strip() and not OWN_CLAIM.match(name):
+                found.append(name.strip())
+            continue
+        try:
+            is_visible = int(end, 16) > int(start, 16)
+        except ValueError:
+            is_visible = False
+        depth = indent if name == address and is_visible else -1
+    return list(dict.fromkeys(found))
 
 
 # -- networks -------------------------------------------------------------------------------

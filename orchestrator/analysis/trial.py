@@ -220,7 +220,7 @@ def _measure(trial: TrialDir) -> tuple[dict[Metric, tuple[float, ...]], Findings
             )
         _add(samples, "host_boot_seconds", manifest.host_boot_seconds)
     for guest in manifest.guests:
-        _bar_placed(trial, guest.index)
+        _check_bars_placed(trial, guest.index)
         if guest.in_pass == "plain":
             _plain(trial, guest.index, samples)
         else:
@@ -280,21 +280,35 @@ def _timing(trial: TrialDir, index: int, samples: dict[Metric, list[float]]) -> 
     return traced
 
 
-def _bar_placed(trial: TrialDir, index: int) -> None:
-    """Raise EvidenceError unless the guest's kernel found the BAR at an address. A boot in which
-    the BAR has none is fast, but broken."""
-    bar, device = trial.manifest.bar, read_needed_facts(trial).device
+def _check_bars_placed(trial: TrialDir, index: int) -> None:
+    """Raise EvidenceError unless the guest's kernel found the BAR of every device at an address. A
+    boot in which a BAR has none is fast, but broken."""
+    bar, facts = trial.manifest.bar, read_needed_facts(trial)
     listed = read_needed(trial, f"guest-{index}/pci.txt")
     # Look at the device's own lines only: the bridge above it has a window of the same size.
-    head = rf"(?m)^device \S+ {device.vendor} {device.device} *$"
-    for block in re.split(head, listed)[1:]:
-        for words in _RESOURCE.findall(block.split("device ")[0])[:6]:
-            start, end, flags = (int(word, 16) for word in words)
-            if end - start + 1 == bar and start and not flags & IORESOURCE_UNSET:
-                return
-    raise EvidenceError(
-        f"guest-{index} booted without its BAR placed", reason=Reason.BAR_NOT_PLACED
-    )
+    head = rf"(?m)^device (\S+) {facts.device.vendor} {facts.device.device} *$"
+    parts = re.split(head, listed)[1:]
+    placed = {
+        address: _has_placed_bar(block.split("device ")[0], bar)
+        for address, block in zip(parts[::2], parts[1::2], strict=True)
+    }
+    count = max(1, len(facts.devices), trial.manifest.device_count or 1)
+    if sum(placed.values()) < count:
+        lost = [address for address, is_placed in placed.items() if not is_placed]
+        raise EvidenceError(
+            f"guest-{index} booted with {sum(placed.values())} of {count} BARs placed"
+            + (f"; without: {', '.join(lost)}" if lost else "; the others are not in the guest"),
+            reason=Reason.BAR_NOT_PLACED,
+        )
+
+
+def _has_placed_bar(block: str, bar: int) -> bool:
+    """True if one of a device's BARs has this size and an address."""
+    for words in _RESOURCE.findall(block)[:6]:
+        start, end, flags = (int(word, 16) for word in words)
+        if end - start + 1 == bar and start and not flags & IORESOURCE_UNSET:
+            return True
+    return False
 
 
 def _guest_level(trial: TrialDir, guest: GuestRecord, boot: BootTrace) -> list[Level]:

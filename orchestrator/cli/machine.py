@@ -17,6 +17,9 @@ from orchestrator.scenario.choices import QUIET_SECONDS
 if TYPE_CHECKING:
     from orchestrator.scenario.machines import MetalHost
 
+MOST_COMPARED = 2
+"""Most profiles that `--from` takes."""
+
 
 def profile(
     domain: Annotated[
@@ -46,6 +49,35 @@ def profile(
     save: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Keep the trace and the facts there.")
     ] = None,
+    wait_for_qemu: Annotated[
+        bool,
+        typer.Option(
+            "--wait-for-qemu", help="Record the next QEMU that opens VFIO, whoever starts it."
+        ),
+    ] = False,
+    name: Annotated[
+        str,
+        typer.Option(metavar="PATTERN", help="With --wait-for-qemu: in its command line."),
+    ] = "",
+    script: Annotated[
+        bool,
+        typer.Option("--script", help="Print a shell program that collects a profile elsewhere."),
+    ] = False,
+    saved: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            metavar="FILE|DIR",
+            help="Show a profile that was saved or collected; two are compared.",
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also write a page for the browser.")
+    ] = None,
+    perfetto: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a trace for ui.perfetto.dev."),
+    ] = None,
     clear: Annotated[
         bool, typer.Option("--clear", help="Remove the probes that a killed profile left.")
     ] = False,
@@ -55,31 +87,87 @@ def profile(
     """Boot an existing libvirt domain once, under the probes. Shows where the time goes and what
     would help."""
     set_logging(verbose)
-    from orchestrator.analysis.diagnosis.diagnosis import analyse_profile
     from orchestrator.base.progress import Progress
-    from orchestrator.report.text.profile_text import profile_json, text_profile
-    from orchestrator.run.profile import ProfileRequest, clear_profile, record
+
+    _check_one_source(domain, wait=wait_for_qemu, script=script, saved=saved, clear=clear)
+    if script:
+        from orchestrator.machine.tracing.collecting import collecting_script
+
+        seconds = _parse_until(until)
+        if seconds == "agent":
+            raise ScenarioError(
+                "--script --until agent: nothing there knows the agent",
+                reason=Reason.COMMAND_LINE,
+            )
+        print(collecting_script(seconds), end="")
+        return
+    if saved:
+        from orchestrator.cli.profiles import show_profiles
+        from orchestrator.evidence.collected import load_evidence
+
+        with Progress().task("profile"):
+            recorded = [load_evidence(path.absolute()) for path in saved]
+        show_profiles(recorded, as_json=as_json, html=html, perfetto=perfetto)
+        return
+    from orchestrator.run.profile import (
+        ProfileRequest,
+        WaitRequest,
+        clear_profile,
+        record,
+        record_next,
+    )
 
     if clear:
         with Progress().task("profile --clear"):
             clear_profile(connect, ssh_config)
         return
-    if domain is None:
-        raise ScenarioError(
-            "profile: no DOMAIN is given",
-            hint="virsh list --all names them",
-            reason=Reason.COMMAND_LINE,
-        )
-    request = ProfileRequest(domain, connect, ssh_config, reboot, _parse_until(until))
+    from orchestrator.cli.profiles import show_profiles
+
     with Progress().task("profile") as progress:
-        evidence = record(request, progress)
+        if wait_for_qemu:
+            quiet = _parse_until(until)
+            if quiet == "agent":
+                raise ScenarioError(
+                    "--wait-for-qemu --until agent: only libvirt knows the agent",
+                    reason=Reason.COMMAND_LINE,
+                )
+            evidence = record_next(WaitRequest(name, connect, ssh_config, quiet), progress)
+        else:
+            request = ProfileRequest(
+                domain or "", connect, ssh_config, reboot, _parse_until(until)
+            )
+            evidence = record(request, progress)
         if save is not None:
             evidence.save(save)
-        diagnosis = analyse_profile(evidence.facts, evidence.files)
-    if as_json:
-        print_json(profile_json(diagnosis))
-    else:
-        print(text_profile(diagnosis), end="")
+    show_profiles([evidence], as_json=as_json, html=html, perfetto=perfetto)
+
+
+def _check_one_source(
+    domain: str | None, *, wait: bool, script: bool, saved: list[Path] | None, clear: bool
+) -> None:
+    """Raise ScenarioError unless the command line names one thing to do."""
+    named = {
+        "DOMAIN": domain is not None, "--wait-for-qemu": wait, "--script": script,
+        "--from": bool(saved), "--clear": clear,
+    }  # fmt: skip
+    given = [option for option, is_given in named.items() if is_given]
+    if given == ["DOMAIN", "--clear"]:
+        return
+    if not given:
+        raise ScenarioError(
+            "profile: no DOMAIN is given",
+            hint="virsh list --all names them; --wait-for-qemu takes the next QEMU",
+            reason=Reason.COMMAND_LINE,
+        )
+    if len(given) > 1:
+        raise ScenarioError(
+            f"profile: {' and '.join(given)} exclude one another", reason=Reason.COMMAND_LINE
+        )
+    if saved and len(saved) > MOST_COMPARED:
+        raise ScenarioError(
+            f"profile: {len(saved)} profiles are given; two can be compared",
+            reason=Reason.COMMAND_LINE,
+        )
 
 
 def _parse_until(text: str) -> float | Literal["agent"]:

@@ -6,6 +6,7 @@ named below. A value is None if its file does not exist.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -17,6 +18,9 @@ _HEX = "0x[0-9a-f]{1,16}"
 HexNumber = Annotated[str, StringConstraints(pattern=f"^{_HEX}$")]
 ResourceLine = Annotated[str, StringConstraints(pattern=f"^{_HEX} {_HEX} {_HEX}$")]
 """First address, last address and flags (include/linux/ioport.h) of a resource."""
+
+
+_FRAMEBUFFER = re.compile(r"BOOTFB|(efi|simple|vesa)-?(fb|drm|framebuffer)", re.IGNORECASE)
 
 
 class FunctionFacts(Evidence):
@@ -53,11 +57,18 @@ class FunctionFacts(Evidence):
     command: Annotated[int, Field(ge=0, lt=1 << 16)] | None
     """Command word of its configuration space (PCI Local Bus Specification, 6.2.2); None: not
     looked at, or not readable."""
+    answers: bool | None = None
+    """False: its configuration space reads all ones; None: not looked at, or not readable. Older
+    recordings lack it, as they lack reserved_regions, claims and module_holders."""
     iommu_group: str | None
     group_devices: tuple[str, ...]
     """Addresses in /sys/kernel/iommu_groups/GROUP/devices."""
     group_type: str | None
     """Type of the group's default domain (sysfs-kernel-iommu_groups)."""
+    reserved_regions: tuple[str, ...] = ()
+    """Lines `0xSTART 0xEND KIND` of the group's file of that name."""
+    claims: tuple[str, ...] = ()
+    """Names of what else holds memory inside its BARs (/proc/iomem): BOOTFB."""
     driver: str | None
     """None: no driver is bound."""
     driver_override: str | None
@@ -65,6 +76,8 @@ class FunctionFacts(Evidence):
     """Module of the driver."""
     module_use: int | None
     """Number of users of that module (refcnt)."""
+    module_holders: tuple[str, ...] = ()
+    """Modules that use that module; each is one of its users."""
     physfn: str | None
     """Physical function of this virtual function."""
     virtual_functions: tuple[str, ...]
@@ -100,6 +113,13 @@ class SurveyFacts(Evidence):
     users: tuple[User, ...]
     unread: Count
     """Number of processes whose open files could not be read. They may use a function."""
+
+
+def is_lasting_claim(name: str, driver: str | None) -> bool:
+    """True if a range of /proc/iomem inside a BAR would stay when the function's driver lets go of
+    it: the firmware's framebuffer (BOOTFB: drivers/firmware/sysfb_simplefb.c), or any range while
+    no driver of the function's own is bound."""
+    return _FRAMEBUFFER.search(name) is not None or driver in (None, "vfio-pci", "pci-stub")
 
 
 def parse_survey_facts(text: str) -> SurveyFacts:

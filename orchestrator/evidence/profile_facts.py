@@ -3,6 +3,8 @@
 facts.json      what the host, QEMU and the domain are; QEMU's mappings at the end
 trace.txt.gz    the trace, with clock.txt, stats.txt and profile.txt (the tracer's own account)
 domain.xml      the definition
+host.txt        what the host says before the boot
+after.txt       and after it
 """
 
 from __future__ import annotations
@@ -23,10 +25,13 @@ from orchestrator.evidence.layout import write_json
 from orchestrator.evidence.model import Count, Evidence, parse_evidence
 
 ShortText = Annotated[str, Field(max_length=1000)]
-ProfileEnd = Literal["quiet", "agent", "domain-ended", "limit"]
+ProfileEnd = Literal["quiet", "agent", "domain-ended", "limit", "start-failed"]
 """What ended a profile: a time without records in the trace, the guest agent, the end of the
-domain, the longest time that a boot may take."""
+domain, the longest time that a boot may take; or QEMU never ran the guest."""
 TRACER_FILES = ("trace.txt", "clock.txt", "stats.txt", "profile.txt")
+HOST_FILE, AFTER_FILE = "host.txt", "after.txt"
+"""What the host says before and after the boot (orchestrator.evidence.host_report). Older profiles
+lack them."""
 _STORED = {"trace.txt": "trace.txt.gz"}
 """Names of the tracer's files in the folder, where they differ."""
 _FACTS, _DEFINITION = "facts.json", "domain.xml"
@@ -84,8 +89,9 @@ class DomainFacts(Evidence):
     domain: ShortText
     uri: str
     """URI of the host's libvirt."""
-    boot: Literal["start", "reboot"]
-    """Whether the domain was started, or its guest rebooted."""
+    boot: Literal["start", "reboot", "wait"]
+    """Whether the domain was started, or its guest rebooted; or whether somebody else started
+    QEMU."""
     until: float | Literal["agent"]
     """End of the boot. A number: it is over after this many seconds without a record in the trace.
     agent: it is over when the guest agent connects."""
@@ -134,13 +140,15 @@ class ProfileEvidence:
 
     facts: ProfileFacts
     files: Mapping[str, str]
-    """Text of each of TRACER_FILES."""
+    """Text of each of TRACER_FILES, and of HOST_FILE and AFTER_FILE if there are such."""
     xml: str
+    """The domain's definition; empty for a QEMU that no libvirt started."""
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / _FACTS, self.facts.to_json())
-        (folder / _DEFINITION).write_text(self.xml)
+        if self.xml:
+            (folder / _DEFINITION).write_text(self.xml)
         for name, text in self.files.items():
             path = folder / _STORED.get(name, name)
             packed = path.suffix == ".gz"
@@ -152,7 +160,12 @@ def load_profile(folder: Path) -> ProfileEvidence:
     missing, cannot be read or has a flaw."""
     facts = parse_evidence(ProfileFacts, _read(folder / _FACTS), str(folder / _FACTS))
     files = {name: _read(folder / _STORED.get(name, name)) for name in TRACER_FILES}
-    return ProfileEvidence(facts, files, _read(folder / _DEFINITION))
+    files |= {
+        name: _read(folder / name) for name in (HOST_FILE, AFTER_FILE) if (folder / name).exists()
+    }
+    # no libvirt knows a QEMU that somebody else started
+    definition = _read(folder / _DEFINITION) if facts.boot != "wait" else ""
+    return ProfileEvidence(facts, files, definition)
 
 
 def _read(path: Path) -> str:

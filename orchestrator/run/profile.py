@@ -23,7 +23,10 @@ from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.base.waiting import Stall, until
+from orchestrator.evidence.collected import make_evidence
 from orchestrator.evidence.profile_facts import (
+    AFTER_FILE,
+    HOST_FILE,
     DomainFacts,
     HostSettings,
     ProfileBar,
@@ -34,12 +37,12 @@ from orchestrator.evidence.profile_facts import (
 from orchestrator.machine.host.device import LIST_DEVICES, parse_devices
 from orchestrator.machine.host.machine import AnyMachine, FoundMachine, ThisMachine
 from orchestrator.machine.metal.staging import STATE
-from orchestrator.machine.tracing import armer, profiler
+from orchestrator.machine.tracing import armer, collecting, profiler
 from orchestrator.machine.tracing.probes import FAULT
 from orchestrator.machine.transport import remote
 from orchestrator.machine.transport.answers import parsing
 from orchestrator.machine.transport.local import LocalShell
-from orchestrator.machine.transport.shell import Commands
+from orchestrator.machine.transport.shell import A_DAY, Commands
 from orchestrator.machine.vm import hypervisor
 from orchestrator.machine.vm.definition import Definition, parse_definition
 from orchestrator.scenario.choices import QUIET_SECONDS
@@ -76,6 +79,18 @@ class ProfileRequest:
     agent connects."""
 
 
+@dataclass(frozen=True)
+class WaitRequest:
+    """A profile of the next QEMU that opens VFIO, whoever starts it."""
+
+    name: str = ""
+    """Shell pattern of a part of its command line; empty: any."""
+    uri: str | None = None
+    """URI of the host's libvirt, of which only the address is used; None: this machine."""
+    ssh_config: Path | None = None
+    until: float = QUIET_SECONDS
+
+
 def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
     """Boot the domain once, traced. It is left running, whatever happens.
 
@@ -97,6 +112,7 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
         )
         if not before.parts:
             spec = profiler.leave_out_parts(spec)
+        host = collecting.read_host_report(shell, definition.devices)
         with contextlib.ExitStack() as ladder:
             with progress.stage("arming the probes"):
                 ladder.enter_context(
@@ -109,7 +125,12 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
             events = ladder.enter_context(domain.watched())
             try:
                 with progress.stage(f"{request.domain}: {before.boot}"):
-                    _boot(domain, tracer, events, request)
+                    try:
+                        _boot(domain, tracer, events, request)
+                    except BenchError as exc:
+                        if exc.reason != Reason.LIBVIRT_START:
+                            raise
+                        return _keep_failure(shell, tracer, before, host, xml, exc)
                     pid = _read_pid(shell, request.domain)
                     tracer.focus(pid)
                 with progress.stage(f"{request.domain}: boot"):
@@ -124,12 +145,31 @@ def record(request: ProfileRequest, progress: Progress) -> ProfileEvidence:
                 raise
             with progress.stage("reading the trace"):
                 process = tracer.process(pid)
-                files = tracer.files()
+                after = collecting.read_after_report(shell, pid, ended, request.domain)
+                files = {**tracer.files(), HOST_FILE: host, AFTER_FILE: after}
         facts = ProfileFacts(
             **dict(before), pid=pid, ended=ended, process=process,
             definition_changed=domain.definition() != xml,
         )  # fmt: skip
         return ProfileEvidence(facts, files, xml)
+
+
+def _keep_failure(
+    shell: Commands,
+    tracer: armer.ArmedProbes,
+    before: DomainFacts,
+    host: str,
+    xml: str,
+    error: BenchError,
+) -> ProfileEvidence:
+    """Return the evidence of a start that failed: the trace up to QEMU's end, libvirt's and QEMU's
+    messages, and the kernel's log."""
+    after = collecting.read_after_report(shell, None, "start-failed", before.domain)
+    after += f"\n==== barometer error\n{error}\n"
+    facts = ProfileFacts(
+        **dict(before), pid=0, ended="start-failed", process=None, definition_changed=False
+    )
+    return ProfileEvidence(facts, {**tracer.files(), HOST_FILE: host, AFTER_FILE: after}, xml)
 
 
 def _check_not_leased(shell: Commands) -> None:
@@ -169,25 +209,37 @@ def connected_host(
         if uri is None:
             connection = stack.enter_context(hypervisor.at(None))
             uri = connection.uri
-        parts = urlsplit(uri)
-        if parts.path != "/system" or parts.scheme not in ("qemu", "qemu+unix", *_SSH):
-            raise ScenarioError(
-                f"{uri}: barometer profiles domains of qemu:///system and"
-                " qemu+ssh://[USER@]HOST/system",
-                hint="name one of these with --connect",
-                reason=Reason.BAD_URI,
-            )
-        machine: AnyMachine = ThisMachine(LocalShell())
-        if parts.scheme in _SSH:
-            endpoint = remote.resolve_address(f"ssh://{parts.netloc}", ssh_config)
-            for key in parse_qs(parts.query).get("keyfile", []):
-                endpoint = replace(endpoint, identities=(Path(key), *endpoint.identities))
-            machine = FoundMachine(stack.enter_context(remote.logged_in(endpoint)))
-            if ssh_config is not None:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                program = remote.client_program(endpoint, folder)
-                uri = f"qemu+ssh://{endpoint.hostname}/system?command={program}&no_tty=1"
+        machine, endpoint = stack.enter_context(_connected_machine(uri, ssh_config))
+        if endpoint is not None and ssh_config is not None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            program = remote.client_program(endpoint, folder)
+            uri = f"qemu+ssh://{endpoint.hostname}/system?command={program}&no_tty=1"
         yield machine, connection or stack.enter_context(hypervisor.at(uri))
+
+
+@contextlib.contextmanager
+def _connected_machine(
+    uri: str, ssh_config: Path | None
+) -> Iterator[tuple[AnyMachine, remote.Endpoint | None]]:
+    """Yield the host of a libvirt URI, whose shell is root's, and its address if it is reached
+    over SSH. Raises ScenarioError unless the URI is that of the system's QEMU, here or over
+    SSH."""
+    parts = urlsplit(uri)
+    if parts.path != "/system" or parts.scheme not in ("qemu", "qemu+unix", *_SSH):
+        raise ScenarioError(
+            f"{uri}: barometer profiles domains of qemu:///system and"
+            " qemu+ssh://[USER@]HOST/system",
+            hint="name one of these with --connect",
+            reason=Reason.BAD_URI,
+        )
+    if parts.scheme not in _SSH:
+        yield ThisMachine(LocalShell()), None
+        return
+    endpoint = remote.resolve_address(f"ssh://{parts.netloc}", ssh_config)
+    for key in parse_qs(parts.query).get("keyfile", []):
+        endpoint = replace(endpoint, identities=(Path(key), *endpoint.identities))
+    with remote.logged_in(endpoint) as shell:
+        yield FoundMachine(shell), endpoint
 
 
 def _check_may_boot(domain: hypervisor.Domain, request: ProfileRequest) -> None:
@@ -281,6 +333,7 @@ def _boot(
     request: ProfileRequest,
 ) -> None:
     if not request.reboot:
+        tracer.mark("start")
         domain.start()
         tracer.mark("run")
         return
@@ -342,3 +395,83 @@ class _Watch:
         untouched = records == self._first
         enough = max(self._request.until, _UNTOUCHED_SECONDS) if untouched else self._request.until
         return "quiet" if quiet >= enough else None
+
+
+# somebody else's QEMU --------------------------------------------------------------------------
+
+
+def record_next(request: WaitRequest, progress: Progress) -> ProfileEvidence:
+    """Record the boot of the next QEMU that opens VFIO, whoever starts it. It is left running.
+
+    Raises BenchError if the machine or its kernel refuses something.
+    """
+    uri = request.uri or "qemu:///system"
+    with _connected_machine(uri, request.ssh_config) as (machine, _):
+        shell = machine.shell
+        _check_not_leased(shell)
+        with progress.stage("looking at the host"):
+            devices = collecting.list_bar_devices(shell)
+            bars = _list_bars(shell, devices)
+            can_have_parts = profiler.can_take_return_arguments(shell)
+            tracing = _read_tracing(shell, can_have_parts=can_have_parts)
+            host = collecting.read_host_report(shell, devices) + tracing
+            known = collecting.list_qemus(shell)
+        spec = profiler.make_profile_spec([b.size for b in bars], "*", kvm="kvm=1" in tracing)
+        spec = collecting.watch_any_qemu(spec)
+        if not can_have_parts:
+            spec = profiler.leave_out_parts(spec)
+        with contextlib.ExitStack() as ladder:
+            with progress.stage("arming the probes"):
+                ladder.enter_context(
+                    interrupts.duty(
+                        f"the probes on {shell.name} are being removed",
+                        _build_clear_command(uri, request.ssh_config),
+                    )
+                )
+                tracer = ladder.enter_context(armer.armed_probes(shell, spec))
+            progress.note("armed: start the virtual machine now")
+            with progress.stage("waiting for QEMU"):
+                pid: int = until(
+                    lambda: _find_next(shell, request.name, known), within=A_DAY,
+                    every=_LOOK_SECONDS, waiting_for="a QEMU that opens VFIO",
+                )  # fmt: skip
+            ended: ProfileEnd = "start-failed"
+            if pid != _FAILED:
+                tracer.focus(pid)
+                with progress.stage(f"QEMU {pid}: boot"):
+                    quiet = ProfileRequest("", until=request.until)
+                    watch = _Watch(tracer, pid, set(), quiet, progress)
+                    ended = until(
+                        watch.find_end, within=2 * _LONGEST, every=0.1,
+                        waiting_for="end of the boot",
+                    )  # fmt: skip
+            with progress.stage("reading the trace"):
+                after = collecting.read_after_report(shell, pid or None, ended, None)
+                files = {**tracer.files(), HOST_FILE: host, AFTER_FILE: after}
+        return make_evidence(files, shell.name)
+
+
+_FAILED = 0
+"""In place of a process id: QEMU ended before anybody saw it."""
+
+
+def _find_next(shell: Commands, name: str, known: Sequence[str]) -> int | None:
+    """Return the process id of the next QEMU, _FAILED if one ended after a refused map, or None if
+    there is none yet."""
+    pid = collecting.find_qemu(shell, name, known)
+    trace = f"{armer.TRACEFS}/instances/{profiler.INSTANCE}/trace"
+    if pid is None and collecting.has_failed_start(shell, trace):
+        return _FAILED
+    return pid
+
+
+def _read_tracing(shell: Commands, *, can_have_parts: bool) -> str:
+    """Return the sections about the tracer, as a collecting program writes them."""
+    kvm = shell.run(["test", "-d", f"{armer.TRACEFS}/events/kvm"], check=False).code == 0
+    symbols = shell.run(f"grep -cw {FAULT} /proc/kallsyms", check=False).stdout.strip()
+    words = [f"parts={int(can_have_parts)}", *(["kvm=1"] if kvm else [])]
+    words += ["huge_fault=1"] if symbols not in ("", "0") else []
+    tracing = "\n".join(words)
+    return (
+        f"\n==== barometer tracing\n{tracing}\n==== barometer collected\nbarometer={__version__}\n"
+    )

@@ -8,6 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from orchestrator.formats.units import GIB, MIB, format_size
+from orchestrator.formats.windows import (
+    OVMF_SHARES,
+    Vendor,
+    choose_placed,
+    find_least_bits,
+    find_window,
+)
 from orchestrator.scenario.fields import (
     BarSize,
     ByteSize,
@@ -36,7 +43,10 @@ class HostRules(ScenarioModel):
         return False
 
     def check_device(self, device: Device, guest: Guest | None) -> None:
-        """Raise ValueError if the device's BAR has no place on the host."""
+        """Raise ValueError if the devices' BARs have no place on the host, or none in the
+        guest."""
+        if guest is not None and guest.phys_bits is not None:
+            _check_guest_window(device, guest, guest.phys_bits, "guest.phys_bits")
 
     def check_map(self, bar: int) -> None:
         """Raise ValueError if the host's IOMMU cannot address a map of the whole BAR."""
@@ -128,6 +138,9 @@ class NestedHost(HostRules):
                 f" host.phys_bits = {bits} leaves {format_size(window)} for BARs, a quarter of"
                 " what they address: fewer or smaller devices, or more bits"
             )
+        if guest is not None:
+            key = "host.phys_bits" if guest_bits is None else "guest.phys_bits"
+            _check_guest_window(device, guest, guest_bits or bits, key)
 
     def check_map(self, bar: int) -> None:
         if self.viommu_aw_bits == 39 and bar > 256 * GIB:
@@ -296,3 +309,25 @@ class Guest(ScenarioModel):
     and the device's cdev, which maps a BAR only as a dma-buf (QEMU 11.1, Linux v6.19)."""
     phys_bits: Annotated[int, Field(ge=36, le=52)] | None = None
     """Physical address bits of the guest's CPU, at most the host's; default: the host's."""
+
+
+def _check_guest_window(device: Device, guest: Guest, bits: int, key: str) -> None:
+    """Raise ValueError if the guest's firmware cannot place the BARs of all devices in `bits`
+    address bits, which `key` sets. OVMF is given the benefit of the doubt: its newest window, and
+    a processor whose bits it believes."""
+    devices = [(device.bar,)] * device.count
+    vendors: tuple[Vendor | None, ...] = (None, "intel", "amd")
+    windows = [
+        find_window(guest.firmware, bits, guest.memory, devices, vendor=vendor, share=share)
+        for vendor in vendors
+        for share in OVMF_SHARES
+    ]
+    most = max(sum(choose_placed(window, devices)) for window in windows)
+    if most == device.count:
+        return
+    least = find_least_bits(guest.firmware, guest.memory, devices)
+    remedy = "no number of bits would do" if least is None else f"{least} bits would do"
+    raise ValueError(
+        f"{key} = {bits}: {guest.firmware} can place {most} of {device.count} BARs of"
+        f" {format_size(device.bar)} in the guest's address space; {remedy}"
+    )

@@ -13,6 +13,7 @@ from orchestrator.cli.entry import run_verb
 from orchestrator.evidence.profile_facts import ProfileEvidence
 from orchestrator.run import profile
 from orchestrator.run.profile import ProfileRequest
+from tests.unit import slowboots
 from tests.unit.analysis.test_profile import (
     ALIGNED,
     BAR,
@@ -61,7 +62,7 @@ def test_a_domain_is_profiled_until_it_is_quiet(
 ) -> None:
     assert barometer(monkeypatch, "gpu vm") == 0
     assert command.asked == [ProfileRequest("gpu vm", until=20.0)]
-    assert "What would help" in capsys.readouterr().out
+    assert "what would help" in capsys.readouterr().out
 
 
 def test_what_is_asked_for_is_done_and_saved(
@@ -103,3 +104,82 @@ def test_a_wrong_command_line_is_refused(
     assert barometer(monkeypatch, *arguments) == 2
     assert message in capsys.readouterr().err
     assert command.asked == []
+
+
+# saved profiles ---------------------------------------------------------------------------------
+
+RECORDED = Path(__file__).parents[2] / "fixtures/recorded/profile"
+
+
+def test_a_saved_profile_is_shown_without_a_host(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert barometer(monkeypatch, "--from", RECORDED / "reboot") == 0
+    assert capsys.readouterr().out == (RECORDED / "reboot/report.txt").read_text()
+    assert command.asked == []
+
+
+def test_two_profiles_are_compared_and_drawn(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    page, trace = tmp_path / "p.html", tmp_path / "p.pftrace"
+    given = ["--from", RECORDED / "thp-never", "--from", RECORDED / "linux-6.12"]
+    assert barometer(monkeypatch, *given, "--html", page, "--perfetto", trace) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("before: 45.66 s, after: 60.29 s; ")
+    assert "transparent huge pages: always madvise [never] -> [always] madvise never" in out
+    assert "maps of BARs" in page.read_text()
+    assert trace.read_bytes()
+    assert barometer(monkeypatch, *given, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    whole = sum(cost["before"] - cost["after"] for cost in document["costs"])
+    assert whole == pytest.approx(document["before_seconds"] - document["after_seconds"])
+
+
+def test_a_start_that_failed_is_the_benchs_failure_and_is_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    slowboots.kata_11721().evidence().save(tmp_path)
+    assert barometer(monkeypatch, "--from", tmp_path) == 3
+    out, err = capsys.readouterr()
+    assert "dma_entry_limit is 20" in out
+    assert "dma_entry_limit is 20" in err
+    assert err.endswith("reason: libvirt-start\n")
+
+
+def test_a_program_is_printed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert barometer(monkeypatch, "--script", "--until", "30") == 0
+    out = capsys.readouterr().out
+    assert out.startswith("#!/bin/sh\n")
+    assert "\nUNTIL=30\n" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vm", "--from", "x"], "DOMAIN and --from exclude one another"),
+        (["--script", "--wait-for-qemu"], "--wait-for-qemu and --script exclude"),
+        (["--from", "a", "--from", "b", "--from", "c"], "two can be compared"),
+        (["--script", "--until", "agent"], "nothing there knows the agent"),
+        (["--wait-for-qemu", "--until", "agent"], "only libvirt knows the agent"),
+    ],
+)
+def test_options_that_exclude_one_another_are_refused(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], message: str,
+) -> None:  # fmt: skip
+    assert barometer(monkeypatch, *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert command.asked == []
+
+
+def test_a_file_that_is_no_profile_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "p.tar.gz").write_text("nothing of the kind")
+    assert barometer(monkeypatch, "--from", tmp_path / "p.tar.gz") == 4
+    assert "is no archive of a profile" in capsys.readouterr().err
+    assert barometer(monkeypatch, "--from", tmp_path / "absent") == 4
+    assert capsys.readouterr().err.endswith("reason: missing-evidence\n")

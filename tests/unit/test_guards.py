@@ -73,7 +73,7 @@ def test_run_whose_guards_hold_is_improved(name: str, request: pytest.FixtureReq
         ("boots", "orchestrator.evidence.layout.sha256_file"),
         ("boots", "orchestrator.analysis.trial.collect_conditions"),
         ("boots", "orchestrator.analysis.trial._check_recorded"),
-        ("boots", "orchestrator.analysis.trial._bar_placed"),
+        ("boots", "orchestrator.analysis.trial._check_bars_placed"),
         ("boots", "orchestrator.analysis.trial.check_tracer_complete"),
         ("boots", "orchestrator.analysis.boot.boot.check_tracer_complete"),
         ("boots", "orchestrator.analysis.boot.boot.build_account"),

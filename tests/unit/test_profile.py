@@ -16,22 +16,25 @@ import pytest
 
 from orchestrator.base.errors import BarometerError, BenchError, ScenarioError
 from orchestrator.base.progress import Progress
+from orchestrator.base.reasons import Reason
 from orchestrator.base.waiting import until
+from orchestrator.evidence.host_report import parse_host_report
 from orchestrator.evidence.profile_facts import (
     TRACER_FILES,
     ProfileFacts,
     QemuProcess,
     load_profile,
 )
-from orchestrator.machine.tracing import armer, profiler
+from orchestrator.machine.tracing import armer, collecting, profiler
 from orchestrator.machine.tracing.armer import ProbeSpec
 from orchestrator.machine.transport import remote
 from orchestrator.machine.transport.local import LocalShell
 from orchestrator.machine.transport.shell import Completed
 from orchestrator.machine.vm import hypervisor
 from orchestrator.run import profile
-from orchestrator.run.profile import ProfileRequest, record
+from orchestrator.run.profile import ProfileRequest, WaitRequest, record, record_next
 from tests.unit.machine.test_definition import XML
+from tests.unit.slowboots import print_sections
 
 GIB = 1 << 30
 DEVICES = ("0000:3b:00.1", "0001:af:1f.7")
@@ -149,7 +152,7 @@ def recorded(host: Host, **asked: Any) -> ProfileFacts:
 
 def test_a_start_is_recorded_until_nothing_is_mapped_any_more(host: Host) -> None:
     facts = recorded(host)
-    assert (facts.ended, facts.boot, host.marks) == ("quiet", "start", ["run"])
+    assert (facts.ended, facts.boot, host.marks) == ("quiet", "start", ["start", "run"])
     assert host.running
     assert host.cleared
     assert (facts.qemu, facts.release, facts.pid) == ("8.2.2", "6.12.0", 7)
@@ -185,7 +188,7 @@ def test_the_agents_connection_is_marked_and_may_be_the_end(host: Host) -> None:
     assert recorded(host).ended == "quiet"
     host.running = False
     assert recorded(host, until="agent").ended == "agent"
-    assert host.marks == ["run", "agent"] * 2
+    assert host.marks == ["start", "run", "agent"] * 2
 
 
 def test_a_domain_that_ends_is_no_error(host: Host) -> None:
@@ -279,6 +282,99 @@ def test_an_interrupt_leaves_the_domain_running_and_says_so(
     assert host.cleared
     assert host.running
     assert "gpu vm is left as it is: running" in capsys.readouterr().err
+
+
+def test_a_start_that_fails_keeps_its_trace_and_what_was_said(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_self: Host) -> None:
+        raise BenchError(
+            "libvirt could not start gpu vm: monitor closed", reason=Reason.LIBVIRT_START
+        )
+
+    monkeypatch.setattr(Host, "start", start)
+    host.answers["reading what the host says"] = "==== barometer dmesg\n[ 1.0] vfio: no\n"
+    evidence = record(ProfileRequest("gpu vm", until=0.05), Progress())
+    assert (evidence.facts.ended, evidence.facts.process) == ("start-failed", None)
+    assert host.cleared
+    assert host.marks == ["start"]
+    report = parse_host_report(evidence.files["host.txt"], evidence.files["after.txt"])
+    assert report.text("after/error").startswith("libvirt could not start gpu vm")
+    assert "vfio: no" in report.text("after/dmesg")
+
+
+def test_another_failure_of_libvirts_is_no_failed_start(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(_self: Host) -> None:
+        raise BenchError("the connection is lost", reason=Reason.LIBVIRT_FAILED)
+
+    monkeypatch.setattr(Host, "start", start)
+    with pytest.raises(BenchError, match="the connection is lost"):
+        recorded(host)
+    assert host.cleared
+
+
+def test_the_next_qemu_is_recorded_whoever_starts_it(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def connected(uri: str, _config: object) -> Iterator[tuple[Any, None]]:
+        assert uri == "qemu:///system"
+        yield SimpleNamespace(shell=host), None
+
+    found = iter([None, None, 7])
+    monkeypatch.setattr(profile, "_connected_machine", connected)
+    monkeypatch.setattr(collecting, "list_bar_devices", lambda _shell: [DEVICES[0]])
+    monkeypatch.setattr(collecting, "list_qemus", lambda _shell: ["3"])
+    asked: list[tuple[str, list[str]]] = []
+
+    def find(_shell: object, name: str, known: list[str]) -> int | None:
+        asked.append((name, known))
+        return next(found)
+
+    monkeypatch.setattr(collecting, "find_qemu", find)
+    monkeypatch.setattr(collecting, "has_failed_start", lambda _shell, _trace: False)
+    monkeypatch.setattr(
+        collecting, "read_host_report",
+        lambda _shell, devices: print_sections(
+            {"release": "6.12.0", f"device/{DEVICES[0]}/resource": RESOURCE}
+        ),
+    )  # fmt: skip
+    monkeypatch.setattr(
+        collecting, "read_after_report",
+        lambda _shell, pid, ended, _domain: print_sections(
+            {"pid": str(pid), "ended": ended, "devices": DEVICES[0]}
+        ),
+    )  # fmt: skip
+    evidence = record_next(WaitRequest("gpu", until=0.05), Progress())
+    assert asked == [("gpu", ["3"])] * 3
+    assert host.focused == 7
+    assert host.cleared
+    assert (evidence.facts.pid, evidence.facts.ended) == (7, "quiet")
+    assert (evidence.facts.boot, evidence.facts.uri) == ("wait", "")
+    assert [bar.size for bar in evidence.facts.bars] == [16 << 20, 32 * GIB]
+    assert '"*/kvm"' in host.spec.filters["sched/sched_process_exec"]
+
+
+def test_a_next_qemu_that_fails_is_recorded_too(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def connected(_uri: str, _config: object) -> Iterator[tuple[Any, None]]:
+        yield SimpleNamespace(shell=host), None
+
+    monkeypatch.setattr(profile, "_connected_machine", connected)
+    monkeypatch.setattr(collecting, "list_bar_devices", lambda _shell: [DEVICES[0]])
+    monkeypatch.setattr(collecting, "find_qemu", lambda _shell, _name, _known: None)
+    monkeypatch.setattr(collecting, "has_failed_start", lambda _shell, _trace: True)
+    host.answers["reading what the host says"] = print_sections(
+        {"release": "6.12.0", f"device/{DEVICES[0]}/resource": RESOURCE, "ended": "start-failed"}
+    )
+    evidence = record_next(WaitRequest(), Progress())
+    assert (evidence.facts.ended, evidence.facts.process) == ("start-failed", None)
+    assert host.focused == 0
+    assert host.cleared
 
 
 def test_what_is_recorded_is_saved(host: Host, tmp_path: Path) -> None:

@@ -35,8 +35,8 @@ CLASSES = {
     "EvidenceError": Ends.EVIDENCE,
 }
 OTHER_WORDS = {
-    "map-refused": {"advice.py"},  # names of pieces of advice
-    "bar-not-placed": {"passthrough.py"},  # why a function is not given away
+    "map-refused": {"refusals.py"},  # names of pieces of advice
+    "bar-not-placed": {"passthrough.py", "places.py"},  # why a device is of no use
     "systemd-boot": {
         "vocabulary.py",
         "machines.py",
@@ -47,8 +47,8 @@ OTHER_WORDS = {
     "not-measured": {"cases.py"},  # a metric's case, whose reason is else a verdict
     "build-root": {"buildroot.py"},  # a kind of entry in the cache
     # names of the doctor's findings
-    "address-bits": {"checks_passthrough.py"},
-    "interrupt-remapping": {"checks_passthrough.py"},
+    "address-bits": {"checks_passthrough.py", "refusals.py"},
+    "interrupt-remapping": {"checks_passthrough.py", "refusals.py"},
     "large-bar": {"checks_passthrough.py"},
     "libvirt-library": {"checks_runner.py"},
 }

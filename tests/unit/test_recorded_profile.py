@@ -18,12 +18,20 @@ NAMES = sorted(path.name for path in FOLDER.iterdir())
 
 def recorded(name: str) -> Profile:
     evidence = load_profile(FOLDER / name)
-    return analyse_profile(evidence.facts, evidence.files)
+    return analyse_profile(evidence.facts, evidence.files, evidence.xml)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recorded_profile_reads_the_same(name: str) -> None:
     assert text_profile(recorded(name)) == (FOLDER / name / "report.txt").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_of_a_recorded_boot_is_accounted_for(name: str) -> None:
+    profile = recorded(name)
+    named = sum(advice.seconds for advice in profile.advice)
+    assert named >= 0.95 * profile.whole_seconds
+    assert named + profile.unexplained == pytest.approx(profile.whole_seconds)
 
 
 @pytest.mark.parametrize(

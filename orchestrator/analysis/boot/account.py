@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 from collections import Counter
 from dataclasses import dataclass
 
@@ -12,6 +15,8 @@ from orchestrator.analysis.tracefs.trace import Operation
 from orchestrator.base.errors import EvidenceError
 from orchestrator.base.process import tail
 from orchestrator.base.reasons import Reason
+
+_IOAS_MAP = re.compile(r"IOMMU_IOAS_MAP failed: ([^\n,]+)")
 
 
 @dataclass(frozen=True)
@@ -118,9 +123,17 @@ def _regions_agree(boot: BootTrace, *, viommu: bool) -> None:
 
 def _by_iommufd(qemu_log: str) -> Note:
     """Return the note on a BAR that iommufd does not map. QEMU requests the map by the BAR's
-    address, is refused (-EFAULT: no pages to pin), warns and goes on. Raises EvidenceError if it
-    was not refused: then there is a dma-buf, and nothing here traces how that is mapped."""
-    if "IOMMU_IOAS_MAP failed" in qemu_log or "PCI BAR?" in qemu_log:
+    address, is refused (-EFAULT: no pages to pin), warns and goes on (iommufd_backend_map_dma()).
+    Raises EvidenceError if it was refused for another reason, or not at all: then there is a
+    dma-buf, and nothing here traces how that is mapped."""
+    refusals = _IOAS_MAP.findall(qemu_log)
+    others = [why for why in refusals if not why.startswith(os.strerror(errno.EFAULT))]
+    if others:
+        raise EvidenceError(
+            f"iommufd refused a map: {others[0].strip()}", evidence=tail(qemu_log, 8),
+            reason=Reason.MAP_REFUSED,
+        )  # fmt: skip
+    if refusals or "PCI BAR?" in qemu_log:
         return Note("iommufd-without-dma-buf", "the BARs were never mapped for DMA: iommufd takes"
                     " one only as a dma-buf (QEMU 11.1, Linux v6.19)")  # fmt: skip
     raise EvidenceError(

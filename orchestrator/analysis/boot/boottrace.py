@@ -82,7 +82,9 @@ def read_boot(text: str, threads: Collection[int] | None = None) -> BootTrace:
     zapping: dict[int, float] = {}
     for event in parse_trace(text):
         name = event.name
-        if threads is not None and event.pid not in threads and name != _MARKER:
+        # the exec may be that of a caller, from which QEMU leaves by a fork (-daemonize)
+        is_anyones = name in (_MARKER, "sched_process_exec")
+        if threads is not None and event.pid not in threads and not is_anyones:
             continue
         boot.events += 1
         if name == _MARKER:

@@ -50,6 +50,8 @@ class DmaStep:
     """CPU of the host on which it began."""
     faults: int | None = None
     """Page faults within it, if they were probed (maps that the firmware causes)."""
+    iova: int | None = None
+    """Guest's address of the range, where it was recorded."""
 
     @property
     def attributed_share(self) -> float:

@@ -8,14 +8,20 @@ by the guest kernel's first write of EFER.SCE. Pure.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 from collections.abc import Mapping as MappingType
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from orchestrator.analysis.boot.boot import Placed, parts_of
 from orchestrator.analysis.boot.boottrace import BootTrace, read_boot
+from orchestrator.analysis.boot.spent import split_boot
 from orchestrator.analysis.boot.timeline import RAM, DmaStep, Phase, Timeline, Zap
-from orchestrator.analysis.diagnosis.advice import Advice, ProfiledBoot, give_advice
+from orchestrator.analysis.diagnosis.advice import Advice, ProfiledBoot, Remedy, order_advice
+from orchestrator.analysis.diagnosis.bar_costs import SLOW_PAGE
+from orchestrator.analysis.diagnosis.costs import list_costs
+from orchestrator.analysis.diagnosis.guest import read_guest
+from orchestrator.analysis.diagnosis.places import list_unreached
+from orchestrator.analysis.diagnosis.refusals import describe_failure, list_refusals
 from orchestrator.analysis.maps.level import (
     NO_HUGE_PFNMAP,
     Level,
@@ -28,7 +34,13 @@ from orchestrator.analysis.tracefs.completeness import check_complete
 from orchestrator.analysis.tracefs.trace import Operation
 from orchestrator.base.errors import EvidenceError
 from orchestrator.base.reasons import Reason
-from orchestrator.evidence.profile_facts import ProfileBar, ProfileFacts
+from orchestrator.evidence.host_report import HostReport, parse_host_report
+from orchestrator.evidence.profile_facts import (
+    AFTER_FILE,
+    HOST_FILE,
+    ProfileBar,
+    ProfileFacts,
+)
 from orchestrator.formats.abi import LEAVES, PAGE
 from orchestrator.formats.units import format_size
 
@@ -39,9 +51,11 @@ _RESET_SECONDS = 10.0
 """Longest time from the reset of the devices, which zaps their BARs, to QEMU's report of the
 machine's reset."""
 _WHOLE = [[f"{base}_{side}"] for base in ("ioctl", "unmap", "zap") for side in ("in", "out")]
-_SLOW_PAGE = 10e-9
-"""Limit of the seconds for each page of a map. With one lookup for each page a map takes longer on
-any machine; with one for each 2 MiB it is faster by a factor of ten or more."""
+_DISABLED = LevelReason(
+    "disable-hugepages",
+    "vfio_iommu_type1.disable_hugepages is set: each page is pinned and mapped by itself, on every"
+    " kernel",
+)
 # /proc/PID/maps (proc_pid_maps(5))
 _VMA = re.compile(r"(?m)^([0-9a-f]+)-([0-9a-f]+) \S+ ([0-9a-f]+) ")
 _REGION_SHIFT = 40
@@ -64,21 +78,48 @@ class Profile:
     """Levels of those BARs that QEMU had mapped at the end and that have 1 GiB or more; without
     such a BAR, of the largest. `place` is ProfileBar.name."""
     advice: tuple[Advice, ...]
-    """Problems first, then the most costly."""
+    """What is wrong first; then every cost of the boot, the largest first."""
+    before_exec: float = 0.0
+    """Seconds from the request to start the domain to QEMU's exec; they are not in the
+    timeline."""
+    report: HostReport = field(default_factory=HostReport)
+
+    @property
+    def whole_seconds(self) -> float:
+        """Seconds that the costs of the advice add up to, with `unexplained`."""
+        return self.before_exec + self.timeline.boot_seconds
+
+    @property
+    def unexplained(self) -> float:
+        """Seconds of the boot that have no name."""
+        return split_boot(self.timeline).unexplained
+
+    @property
+    def failed(self) -> bool:
+        """True if the domain did not start."""
+        return self.facts.ended == "start-failed"
 
 
-def analyse_profile(facts: ProfileFacts, files: MappingType[str, str]) -> Profile:
-    """Return the profile of a boot. `files`: the text of each of TRACER_FILES.
+def analyse_profile(facts: ProfileFacts, files: MappingType[str, str], xml: str = "") -> Profile:
+    """Return the profile of a boot, or of a start that failed. `files`: the text of each of
+    TRACER_FILES, and of HOST_FILE and AFTER_FILE if they were recorded. `xml`: the domain's
+    definition; empty for a QEMU that no libvirt started.
 
-    Raises EvidenceError for a trace that is not complete, lacks the beginning of the boot or has
-    no maps.
+    Raises EvidenceError for a trace that is not complete and, unless the start failed, for one
+    that lacks the beginning of the boot or has no maps.
     """
     check_complete(
         "the profile", stats=files["stats.txt"], profile=_select_whole(files["profile.txt"]),
         found_clock=files["clock.txt"], clock="mono",
     )  # fmt: skip
     process = facts.process
+    report = parse_host_report(files.get(HOST_FILE, ""), files.get(AFTER_FILE, ""))
     boot = read_boot(files["trace.txt"], {*process.threads} if process else None)
+    if facts.ended == "start-failed" and boot.execs:
+        # QEMU's main thread makes all maps before the guest runs; other guests are left out
+        refused = [operation.pid for operation in boot.operations if operation.result]
+        latest = max(boot.execs, key=lambda pid: boot.execs[pid])
+        boot = read_boot(files["trace.txt"], {refused[-1] if refused else latest})
     mapped = find_mappings(process.maps if process else "", facts.bars)
     placed = _place(boot, facts.bars, mapped)
     timeline, ended_by = _make_timeline(facts, boot, placed)
@@ -87,8 +128,35 @@ def analyse_profile(facts: ProfileFacts, files: MappingType[str, str]) -> Profil
         _find_level(bar, mapped[bar], placed, facts)
         for bar in facts.bars if bar in mapped and bar.size >= least
     )  # fmt: skip
-    advice = give_advice(ProfiledBoot(timeline, {level.place: level for level in levels}, facts))
-    return Profile(facts, timeline, ended_by, levels, advice)
+    requested = boot.marks.get("start")
+    zero = _find_zero(facts, boot)
+    profiled = ProfiledBoot(
+        timeline, {level.place: level for level in levels}, facts, read_guest(xml, report), report,
+        before_exec=max(0.0, round(zero - requested, 9)) if requested is not None else 0.0,
+    )  # fmt: skip
+    advice = _give_advice(profiled)
+    return Profile(facts, timeline, ended_by, levels, advice, profiled.before_exec, report)
+
+
+def _give_advice(boot: ProfiledBoot) -> tuple[Advice, ...]:
+    wrong = list(list_refusals(boot))
+    if boot.facts.ended != "start-failed":
+        return order_advice([*wrong, *list_unreached(boot), *_clock_source(boot),
+                             *list_costs(boot)])  # fmt: skip
+    return order_advice([*wrong, *describe_failure(boot, wrong)])
+
+
+def _clock_source(boot: ProfiledBoot) -> Iterator[Advice]:
+    source = boot.facts.settings.clocksource
+    if source and source.strip() not in ("tsc", "kvm-clock"):
+        log = [line for line in boot.report.text("dmesg").splitlines() if "clocksource" in line]
+        yield Advice(
+            "clock-source", "the host's clock",
+            f"the host's clock source is {source.strip()}: each reading of the clock costs"
+            " microseconds" + (f" ({log[-1].strip()})" if log else ""),
+            remedies=(Remedy("clock-source", "the kernel's log says why not tsc; tsc=reliable"
+                             " where it is known to be"),), is_wrong=True,
+        )  # fmt: skip
 
 
 def _select_whole(profile: str) -> str:
@@ -170,15 +238,15 @@ def _make_timeline(
         + [(at, at + seconds, thread) for at, seconds, thread in boot.zaps]
     )
     acts = [act for act in acts if act[0] >= zero]
-    if not acts:
+    if not acts and facts.ended != "start-failed":
         raise EvidenceError(
             f"nothing was mapped or unmapped by VFIO's type 1 container while {facts.domain}"
             " booted",
             hint="does it map by iommufd? Then there is nothing here to profile",
             reason=Reason.NO_MAPS,
         )
-    signs = {"map": max(end for _, end, _ in acts), "line": max((t for t, _ in boot.feeds),
-            default=0.0)}  # fmt: skip
+    signs = {"map": max((end for _, end, _ in acts), default=zero),
+             "line": max((t for t, _ in boot.feeds), default=0.0)}  # fmt: skip
     ended_by = max(signs, key=lambda name: signs[name])
     end = signs[ended_by]
     if "agent" in boot.marks:
@@ -194,7 +262,7 @@ def _make_timeline(
             kind="map" if p.operation.kind == "map" else "unmap", bar=p.bar, size=p.operation.size,
             phase=phase_at(p.operation.start), cause="", start=round(p.operation.start - zero, 9),
             seconds=p.operation.seconds, parts=parts_of(p), result=p.operation.result,
-            cpu=p.operation.cpu,
+            cpu=p.operation.cpu, iova=p.operation.iova,
         )
         for p in placed if p.operation.start >= zero
     ]  # fmt: skip
@@ -217,13 +285,25 @@ def _find_zero(facts: ProfileFacts, boot: BootTrace) -> float:
     if facts.boot == "reboot" and reset is not None:
         earliest = reset - _RESET_SECONDS
         return min((at for at, _, _ in boot.zaps if earliest <= at < reset), default=reset)
-    started = boot.execs.get(facts.pid)
+    started = boot.execs.get(facts.pid, _find_other_exec(facts, boot))
     if started is None:
+        if facts.ended == "start-failed":
+            return min((operation.start for operation in boot.operations), default=0.0)
         raise EvidenceError(
             f"the trace does not have the beginning of {facts.domain}'s boot",
             reason=Reason.NO_EXEC,
         )
     return started
+
+
+def _find_other_exec(facts: ProfileFacts, boot: BootTrace) -> float | None:
+    """Return the exec of a QEMU whose own process has none: one that failed, so that nobody read
+    its pid, or one that left its caller by a fork (-daemonize). It is the last one before its
+    first map."""
+    if facts.ended != "start-failed" and facts.boot != "wait":
+        return None
+    first = min((operation.start for operation in boot.operations), default=float("inf"))
+    return max((at for at in boot.execs.values() if at <= first), default=None)
 
 
 def _find_phases(
@@ -287,7 +367,10 @@ def _find_level(
         own = [r for r in level.reasons if r.name not in ("unexplained", "thp-sysfs")]
         level = replace(level, leaf="4KiB", reasons=(NO_HUGE_PFNMAP, *own))
     page_seconds = _find_page_seconds(bar, mapping, placed)
-    if level.leaf == "4KiB" or page_seconds is None or page_seconds < _SLOW_PAGE:
+    disabled = (facts.settings.vfio_disable_hugepages or "").strip() in ("Y", "1")
+    if disabled and page_seconds is not None and page_seconds >= SLOW_PAGE:
+        return replace(level, stride="4KiB", reasons=(*level.reasons, _DISABLED))
+    if level.leaf == "4KiB" or page_seconds is None or page_seconds < SLOW_PAGE:
         return level
     # a kernel that does not apply this policy to BARs also has the series, and would be fast
     policy = policy_reason(thp, advised=False)

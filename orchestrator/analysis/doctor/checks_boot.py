@@ -38,8 +38,9 @@ def check_python(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
 
 
 def check_lockdown(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
-    """Yield a finding on lockdown, under which no device can be handed over: pci_write_config()
-    checks LOCKDOWN_PCI_ACCESS, which the level integrity already refuses. Distributions' kernels
+    """Yield a finding on lockdown, under which a run cannot work: it writes to the device's
+    configuration space, and pci_write_config() checks LOCKDOWN_PCI_ACCESS, which the level
+    integrity already refuses. VFIO itself works under integrity. Distributions' kernels
     lock themselves down if Secure Boot is on, so a kernel under test would lock itself down, even
     if the machine's own kernel does not."""
     level = machine.lockdown
@@ -64,7 +65,10 @@ def check_lockdown(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]
     if level == "none":
         text = "Secure Boot is on: it boots only signed kernels, and these lock themselves down"
     else:
-        text = f"the kernel is locked down ({level}): no device can be handed to VFIO"
+        text = (
+            f"the kernel is locked down ({level}): barometer cannot write to a device's"
+            " configuration space, nor boot a kernel that is not signed (VFIO itself works)"
+        )
     yield Finding(
         "lockdown", "problem", text, evidence,
         "; ".join(ways) or "if Secure Boot is on, turn it off in the firmware's setup; otherwise"

@@ -13,6 +13,10 @@ _THP = "/sys/kernel/mm/transparent_hugepage/enabled"
 _CLOCK = "/sys/devices/system/clocksource/clocksource0/current_clocksource"
 _CPU = "/sys/devices/system/cpu"
 _TRACING = "/sys/kernel/tracing"
+PROFILED = (
+    "vfio_iommu_type1_ioctl", "vfio_unmap_unpin", "vfio_pci_zap_and_down_write_memory_lock",
+)  # fmt: skip
+"""Functions without which no boot can be profiled; the parts of a map may be missing."""
 _SERIES = '"vfio: Improve DMA mapping performance for huge pfnmaps" (v6.15)'
 
 
@@ -137,6 +141,28 @@ def check_tracing(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
                       "the running kernel has no probes",
                       (f"{events}: no such file",),
                       "a kernel with CONFIG_KPROBE_EVENTS")  # fmt: skip
+
+
+def check_profiling(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
+    """Yield a finding: can `barometer profile` record a guest's boot under the machine's own
+    kernel?"""
+    events = f"{_TRACING}/kprobe_events"
+    lost = [name for name in PROFILED if machine.facts.symbols.get(name, "") is None]
+    evidence = (f"{events}: {'writable' if machine.access(events) else 'not writable'}",)
+    if machine.lockdown == "confidentiality":
+        why, fix = "a kernel under confidentiality takes no probes", "turn Secure Boot off"
+    elif not machine.is_root:
+        why, fix = f"{machine.facts.user} is not root", "as root: barometer doctor"
+    elif not machine.access(events):
+        why, fix = "the kernel takes no probes", "see tracing"
+    elif lost and not machine.unread:
+        why, fix = f"the kernel has no {', '.join(lost)}", "see symbols; modprobe vfio-pci first"
+    else:
+        yield Finding("profiling", "ok", "a guest's boot can be profiled here", evidence)
+        return
+    yield Finding(
+        "profiling", "note", f"no guest's boot can be profiled here: {why}", evidence, fix
+    )
 
 
 def check_symbols(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:

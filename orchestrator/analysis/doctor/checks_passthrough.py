@@ -8,7 +8,16 @@ from orchestrator.analysis.doctor.abilities import ExaminedMachine, parse_number
 from orchestrator.analysis.doctor.finding import Finding, Needs
 from orchestrator.evidence.checkup_facts import NOT_EXAMINED, BarFacts, ChosenDevice
 from orchestrator.formats.units import GIB, MIB, format_size
+from orchestrator.formats.windows import (
+    OVMF_SHARES,
+    Vendor,
+    choose_placed,
+    find_least_bits,
+    find_window,
+)
 
+_MAY_GROW = 64 * MIB
+"""Least size of a BAR that may be a large one's before it is resized: GPUs have 256 MiB then."""
 _LARGE = GIB
 """Least size of a large BAR: a leaf of 1 GiB can map it."""
 _TYPE1 = "/sys/module/vfio_iommu_type1/parameters"
@@ -129,7 +138,8 @@ def check_groups(machine: ExaminedMachine, _needs: Needs) -> Iterator[Finding]:
         return
     number, members = max(machine.facts.groups.items(), key=lambda item: len(item[1]))
     evidence = (f"/sys/kernel/iommu_groups/{number}/devices: {' '.join(members[:8])}",)
-    count = f"{len(machine.facts.groups)} IOMMU groups, the largest of {len(members)}"
+    number_of = len(machine.facts.groups)
+    count = f"{number_of} IOMMU group{'s' * (number_of != 1)}, the largest of {len(members)}"
     yield Finding("iommu-groups", "ok", count, evidence)
 
 
@@ -183,6 +193,14 @@ def check_large_bars(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding
                 "turn on Resizable BAR in the firmware's setup; or, until the next boot, write to"
                 " that file while no driver is bound",
             )  # fmt: skip
+    asleep = [b for b in bars if b.growable is None and _MAY_GROW <= b.size < least]
+    for bar in asleep if not free else []:
+        yield Finding(
+            "resizable-bar", "note",
+            f"whether {_named(bar)} can be larger is not known: the device sleeps",
+            (f"/sys/bus/pci/devices/{bar.address}/power/runtime_status: suspended",),
+            f"echo on > /sys/bus/pci/devices/{bar.address}/power/control wakes it; then ask again",
+        )  # fmt: skip
     if not large:
         text = f"no device has a BAR of {format_size(least)} or more"
         listed = [f"{_path(bar)}: {_named(bar)}" for bar in bars[:3]]
@@ -204,21 +222,29 @@ def _path(bar: BarFacts) -> str:
 
 
 def check_address_bits(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:
-    """Yield a finding on the width of addresses. A BAR is aligned to its size, so the lowest place
-    above memory ends at twice its size; and firmware prefers the top of the address range of the
-    guest's CPU."""
+    """Yield a finding on the width of addresses: of the guest's CPU, in which its firmware must
+    place the BAR, and of the IOMMU."""
     bits = machine.physical_bits
     if bits is None:
         return
     evidence = (f"/proc/cpuinfo: address sizes: {machine.cpu('address sizes')}",)
     size = needs.bar or max((b.size for b in machine.bars), default=0)
-    guest = min(needs.guest_bits or bits, bits)
-    if size and guest < size.bit_length():
+    guest = needs.guest_bits or bits
+    if guest > bits:
         yield Finding(
             "address-bits", "problem",
-            f"{guest} physical address bits leave no 64-bit window for {format_size(size)}",
+            f"a guest of {guest} physical address bits has more than the machine, {bits}: what its"
+            " firmware puts above cannot be reached",
             evidence,
-            f"set guest.phys_bits to {size.bit_length()} or more, or use another processor",
+            f"set guest.phys_bits to {bits}, or leave it out: then it is the machine's number",
+        )  # fmt: skip
+        return
+    if size and (least := _find_needed_bits(machine, needs, size, guest)) is not None:
+        yield Finding(
+            "address-bits", "problem",
+            f"{guest} physical address bits leave no 64-bit window for {format_size(size)}"
+            f" ({needs.firmware})",
+            evidence, f"set guest.phys_bits to {least} or more, or use another processor",
         )  # fmt: skip
         return
     narrow = [u for u in machine.superpages if u.address_bits < guest]
@@ -234,6 +260,23 @@ def check_address_bits(machine: ExaminedMachine, needs: Needs) -> Iterator[Findi
         return
     room = f", enough for {format_size(size)}" if size >= MIB else ""
     yield Finding("address-bits", "ok", f"{bits} physical address bits{room}", evidence)
+
+
+def _find_needed_bits(machine: ExaminedMachine, needs: Needs, size: int, guest: int) -> int | None:
+    """Return the address bits that a guest needs for a BAR of this size; None if it has enough.
+    Without a guest the BAR needs a place above the machine's memory alone: it is aligned to its
+    size, so the lowest place ends at twice its size."""
+    if not needs.boots_guest:
+        return size.bit_length() if guest < size.bit_length() else None
+    vendor: Vendor = "intel" if machine.intel else "amd"
+    for share in OVMF_SHARES:
+        window = find_window(
+            needs.firmware, guest, needs.guest_memory, [[size]], vendor=vendor, share=share
+        )
+        if all(choose_placed(window, [[size]])):
+            return None
+    least = find_least_bits(needs.firmware, needs.guest_memory, [[size]], vendor=vendor)
+    return least or size.bit_length()
 
 
 def check_limits(machine: ExaminedMachine, needs: Needs) -> Iterator[Finding]:

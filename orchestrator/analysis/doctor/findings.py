@@ -29,8 +29,9 @@ CHECKS: dict[Use, tuple[Check, ...]] = {
         passthrough.check_groups, passthrough.check_device, passthrough.check_large_bars,
         passthrough.check_address_bits, passthrough.check_limits, passthrough.check_vfio,
         measurement.check_series, measurement.check_huge_pages, measurement.check_gigantic_pages,
-        measurement.check_tracing, measurement.check_symbols, measurement.check_trace_clock,
-        measurement.check_governor, runner.check_memory, runner.check_disk,
+        measurement.check_tracing, measurement.check_profiling, measurement.check_symbols,
+        measurement.check_trace_clock, measurement.check_governor, runner.check_memory,
+        runner.check_disk,
     ),
 }  # fmt: skip
 

@@ -156,9 +156,10 @@ def find_guest_level(
     if any(r.name == "misaligned" for r in reasons):
         version = tuple(int(part) for part in qemu.split(".") if part.isdecimal())
         known = "9.2 and later do" if version < (9, 2) else "9.2 and later should"
-        reasons.append(
-            LevelReason("qemu-unaligned", f"QEMU {qemu} did not align the mapping; {known}")
-        )
+        text = f"QEMU {qemu} did not align the mapping; {known}"
+        if not version:  # it did not tell its version, as cloud-hypervisor does not
+            text = "the program that runs the guest did not align the mapping; QEMU 9.2 does"
+        reasons.append(LevelReason("qemu-unaligned", text))
     by_pages = mapping.table_bytes("4KiB")
     others = _QEMU_TABLES + guest_memory // (LEAVES["2MiB"] // PAGE)
     if leaf != "4KiB" and (page_table_bytes or 0) >= by_pages > others:

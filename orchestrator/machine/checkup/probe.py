@@ -22,7 +22,7 @@ from orchestrator.machine.metal.staging import STATE
 from orchestrator.machine.runner.agents import sent_agent
 from orchestrator.machine.tracing.armer import armed_probes, find_functions
 from orchestrator.machine.tracing.mapagent import collect_answers
-from orchestrator.machine.tracing.probes import FAULT, counts_spec
+from orchestrator.machine.tracing.probes import FAULT, FAULT_BEFORE, counts_spec
 from orchestrator.machine.transport.answers import parsing
 
 _NAME = "barodoctor"
@@ -56,7 +56,7 @@ def _find_spare(machine: AnyMachine, survey: Survey) -> Function:
 
 
 def _count(machine: AnyMachine, function: Function) -> CountedMap:
-    present = find_functions(machine.shell, [FAULT])
+    present = find_functions(machine.shell, [FAULT, FAULT_BEFORE])
     spec = counts_spec(present, instance=_NAME, group=_NAME)
     with armed_probes(machine.shell, spec) as armed:
         # Without points the agent makes only its warm-up map, of 1 GiB at most. setarch -R

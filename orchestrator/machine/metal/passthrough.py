@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.base.errors import ArmFailedError, BenchError
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter, write_json
-from orchestrator.evidence.pci_survey import User
+from orchestrator.evidence.pci_survey import User, is_lasting_claim
 from orchestrator.formats.units import MIB, format_size
 from orchestrator.machine.host.changes import VFIO
 from orchestrator.machine.host.device import BoundDevice, find_bar
@@ -26,6 +26,8 @@ drivers/vfio/pci/vfio_pci.c). None: no driver."""
 _LIVES_ON = {"network": "own-network", "disk": "own-disk", "display": "console",
              "console": "console"}  # fmt: skip
 """Kind of a function's user -> reason to refuse the function."""
+_AMD = "0x1022"
+_INTEL_OPTION = " an Intel machine may need intel_iommu=on, too, and on its own command line:"
 _ELSEWHERE = "choose a device that the machine does not need"
 _PLACED_BY = "is `Above 4G decoding` on in the firmware? What does dmesg say of the address?"
 
@@ -149,12 +151,16 @@ def find_refusals(survey: Survey, address: str) -> tuple[Refusal, ...]:
     if function.is_bridge:
         text = f"{function} is a bridge (class {function.facts.class_code}): {_ELSEWHERE}"
         return (Refusal("bridge", text),)
+    if function.facts.answers is False:
+        return (_gone(function),)
     if function.group is None:
         return (_no_group(survey, function), *_of_the_machine(survey, [function]))
     return (
         *_of_the_machine(survey, survey.members(function)),
+        *_reserved(survey, function),
         *_siblings(survey, function),
         *_use(survey, find_own_functions(survey, function)),
+        *_claimed(function),
         *_unplaced(function),
     )
 
@@ -182,11 +188,60 @@ def _no_group(survey: Survey, function: Function) -> Refusal:
         text = f"none of the IOMMUs ({', '.join(survey.iommus)}) is in front of it: {_ELSEWHERE}"
     else:
         text = (
-            "no IOMMU is on (/sys/class/iommu is empty): enable VT-d or AMD-Vi in the firmware;"
-            " an Intel machine may need intel_iommu=on, too, and on its own command line: the"
-            " device is judged under the machine's own kernel, which host.cmdline is not for"
+            "no IOMMU is on (/sys/class/iommu is empty): enable"
+            f" {'AMD-Vi' if _is_amd(survey) else 'VT-d or AMD-Vi'} in the firmware;"
+            + _INTEL_OPTION * (not _is_amd(survey))
+            + " it is judged under the machine's own kernel, which host.cmdline is not for"
         )
     return Refusal("no-iommu-group", f"{function.sysfs}/iommu_group is missing, and {text}")
+
+
+def _is_amd(survey: Survey) -> bool:
+    """True if a host bridge of the machine is AMD's."""
+    return any(
+        function.facts.vendor == _AMD for function in survey.functions.values()
+        if function.is_bridge and function.only_leads_on
+    )  # fmt: skip
+
+
+def _gone(function: Function) -> Refusal:
+    return Refusal(
+        "device-gone",
+        f"{function} does not answer: its configuration space reads all ones"
+        f" ({function.sysfs}/config), as that of a device that fell off the bus. Power the machine"
+        " off and on; a reboot may not do",
+    )
+
+
+def _reserved(survey: Survey, function: Function) -> Iterator[Refusal]:
+    """Yield a refusal if the firmware needs a part of memory mapped for the device: VFIO refuses
+    to attach it (intel_iommu_attach_device(); since v6.6 __iommu_device_set_domain())."""
+    for member in find_own_functions(survey, function):
+        regions = [line for line in member.facts.reserved_regions if line.endswith(" direct")]
+        if regions:
+            yield Refusal(
+                "rmrr",
+                f"the firmware keeps {regions[0].rpartition(' ')[0]} mapped for {member} (RMRR,"
+                f" /sys/kernel/iommu_groups/{member.group}/reserved_regions), and VFIO refuses the"
+                " attach: an option of the firmware's setup that frees it, newer firmware, or"
+                " another slot",
+            )
+            return
+
+
+def _claimed(function: Function) -> Iterator[Refusal]:
+    """Yield a refusal if something else than the device's driver holds memory in its BARs:
+    vfio-pci gives no mapping of such a BAR."""
+    claims = function.facts.claims
+    if others := [name for name in claims if is_lasting_claim(name, function.driver)]:
+        yield Refusal(
+            "bar-claimed",
+            f"{', '.join(others)} claims a part of a BAR of {function} (/proc/iomem), of which"
+            " vfio-pci then hands out nothing. Against the firmware's framebuffer:"
+            " initcall_blacklist=sysfb_init on the machine's own command line (before v5.15:"
+            " video=efifb:off), or another graphics adapter as the primary one in the firmware's"
+            " setup",
+        )
 
 
 def _of_the_machine(survey: Survey, members: list[Function]) -> Iterator[Refusal]:
@@ -236,6 +291,7 @@ def _use(survey: Survey, own: list[Function]) -> Iterator[Refusal]:
                 f"{function} has virtual functions ({', '.join(virtual)}):"
                 f" echo 0 > {function.sysfs}/sriov_numvfs",
             )
+        yield from _held(survey, function)
     for user in survey.users_of(own):
         whose = _whose(survey, user)
         parts = [name for name in user.above if not name.startswith(user.name)]  # no partitions
@@ -252,6 +308,21 @@ def _use(survey: Survey, own: list[Function]) -> Iterator[Refusal]:
             yield Refusal(
                 "in-use", f"{whose} is part of {', '.join(parts)}: take that apart first"
             )
+
+
+def _held(survey: Survey, function: Function) -> Iterator[Refusal]:
+    """Yield a refusal if NVIDIA's driver is in use although nobody has a device of it open: its
+    persistence mode keeps the device, and unbinding it hangs."""
+    facts = function.facts
+    uses = (facts.module_use or 0) - len(facts.module_holders)
+    mine = [f for f in survey.functions.values() if f.facts.module == facts.module]
+    if facts.module == "nvidia" and uses > 0 and not survey.users_of(mine):
+        yield Refusal(
+            "in-use",
+            f"the driver of {function} is in use, and no process has it open"
+            f" (/sys/module/{facts.module}/refcnt: {facts.module_use}): NVIDIA's persistence mode."
+            " nvidia-smi -pm 0, and stop nvidia-persistenced",
+        )
 
 
 def _unplaced(function: Function) -> Iterator[Refusal]:

@@ -68,9 +68,14 @@ def arming_script(spec: ProbeSpec, tracefs: str, proc: str) -> str:
     own message. Then it reads lines. To `count PID` it answers the number of records, or `gone` if
     there is no such process. It writes any other line to the trace, after the word barometer, and
     answers `marked`. At the end of its input it undoes everything."""
+    functions = arming_functions(spec.instance, spec.group, tracefs, proc)
+    return f"{functions}begin\n{arming_commands(spec, tracefs)}guard\n"
+
+
+def arming_commands(spec: ProbeSpec, tracefs: str) -> str:
+    """Return the commands of `arming_script` from `begin` to the switch tracing_on."""
     instance = f"{tracefs}/instances/{spec.instance}"
     lines = [
-        _program(spec.instance, spec.group, tracefs, proc), "begin\n",
         *([f"modprobe -q -a {' '.join(spec.modules)}\n"] if spec.modules else []),
         f"look_up '{'|'.join(spec.symbols)}'\n",
         *(f"has {name}\n" for name in spec.symbols),
@@ -82,7 +87,6 @@ def arming_script(spec: ProbeSpec, tracefs: str, proc: str) -> str:
         *(_put(f"{instance}/events/{e}/filter", text) for e, text in spec.filters.items()),
         *(_put(f"{instance}/events/{e}/trigger", text) for e, text in spec.triggers.items()),
         *(f"switch_on {event}\n" for event in spec.enable),
-        "guard\n",
     ]  # fmt: skip
     return "".join(lines)
 
@@ -90,10 +94,12 @@ def arming_script(spec: ProbeSpec, tracefs: str, proc: str) -> str:
 def clearing_script(instance: str, group: str, tracefs: str, proc: str) -> str:
     """Return a script that undoes all that a killed shell can have left; it exits with code 1 if
     that fails. If a shell is alive, it prints its process id, and does nothing."""
-    return f'{_program(instance, group, tracefs, proc)}refuse_alive\nundo\n[ ! -d "$I" ]\n'
+    functions = arming_functions(instance, group, tracefs, proc)
+    return f'{functions}refuse_alive\nundo\n[ ! -d "$I" ]\n'
 
 
-def _program(instance: str, group: str, tracefs: str, proc: str) -> str:
+def arming_functions(instance: str, group: str, tracefs: str, proc: str) -> str:
+    """Return the functions of guests/agents/keeper/tracing.sh, with their variables."""
     folder = shlex.quote(f"{tracefs}/instances/{instance}")
     functions = (GUESTS / "agents/keeper/tracing.sh").read_text()
     places = f"T={shlex.quote(tracefs)}\nP={shlex.quote(proc)}\nI={folder}\nG={group}\n"

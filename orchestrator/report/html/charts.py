@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from markupsafe import Markup
 
@@ -50,10 +51,12 @@ _LEAST = 0.0005
 """Least width of a bar as a share of the axis: a browser does not draw a bar without a width."""
 _CHARACTER = 6.6 / 1100
 """Width of a character as a share of a wide chart."""
+Name = TypeVar("Name", bound=str)
 
 
-def boots_chart(boots: Mapping[ArmName, Timeline]) -> Markup:
-    """Draw a boot of each arm on one axis: its phases, and under them its maps and unmaps."""
+def boots_chart(boots: Mapping[Name, Timeline]) -> Markup:
+    """Draw a boot of each arm, or of each name, on one axis: its phases, and under them its maps
+    and unmaps."""
     axis = Axis(0.0, max(boot.end_seconds for boot in boots.values()) or 1.0)
     unit = next(iter(boots.values())).unit
     parts: list[Markup] = []
@@ -75,14 +78,14 @@ def _anchor(axis: Axis, value: float) -> str:
     return "start" if share < 0.05 else "end" if share > 0.95 else "middle"
 
 
-def _describe_boot(arm: ArmName, boot: Timeline) -> str:
+def _describe_boot(arm: str, boot: Timeline) -> str:
     return (
         f"{arm}: {len(boot.phases)} phases, {format_quantity(boot.boot_seconds, boot.unit)} to the"
         f" boot mark, {format_quantity(boot.end_seconds, boot.unit)} to the end"
     )
 
 
-def _boot(arm: ArmName, boot: Timeline, axis: Axis, top: float) -> Iterator[Markup]:
+def _boot(arm: str, boot: Timeline, axis: Axis, top: float) -> Iterator[Markup]:
     name = element("tspan", arm, class_="strong")
     yield element("text", name, f"  {boot.release}", x=axis.x(0.0), y=top + 12)
     y = top + _HEAD

@@ -18,6 +18,7 @@ from orchestrator.analysis.verdict.comparison import Comparison
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.html.matrix_page import MatrixPage
 from orchestrator.report.html.page import DIGESTS, MOST_CONFIG, build_page
+from orchestrator.report.html.profile_page import ProfilePage
 from orchestrator.report.words.printable import escape_unprintable
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS
@@ -42,6 +43,11 @@ def html_report(scenario: Scenario, comparison: Comparison, plan: Plan) -> str:
 def html_matrix(page: MatrixPage) -> str:
     """Return the whole page of a [matrix]."""
     return _environment().get_template("matrix.html.jinja").render(page=page, **_assets())
+
+
+def html_profile(page: ProfilePage) -> str:
+    """Return the whole page of a profile, or of two."""
+    return _environment().get_template("profile.html.jinja").render(page=page, **_assets())
 
 
 @cache

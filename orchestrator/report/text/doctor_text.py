@@ -45,6 +45,10 @@ def text_diagnosis(diagnosis: Diagnosis) -> str:
         title = f"scenario {diagnosis.scenario}" if diagnosis.scenario else _USES[use]
         answer = f"no ({names})" if bad else "yes" + _how(diagnosis.findings, use)
         lines += wrap_text(f"{title}: {answer}", "  ", "    ")
+    profiling = next((f for f in diagnosis.findings if f.name == "profiling"), None)
+    if profiling is not None:
+        can = "yes" if profiling.status == "ok" else f"no ({profiling.what.rpartition(': ')[2]})"
+        lines += wrap_text(f"a guest's boot can be profiled: {can}", "  ", "    ")
     lines.append("")
     for finding in diagnosis.findings:
         lines += _finding(finding, diagnosis.needs.uses)

@@ -20,7 +20,8 @@ from orchestrator.analysis.boot.cost import (
     Row,
     build_cost_table,
 )
-from orchestrator.analysis.boot.timeline import DmaStep, Phase, Timeline, Zap
+from orchestrator.analysis.boot.spent import UNEXPLAINED, summarize_spent
+from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep, Phase, Timeline, Zap
 from orchestrator.formats.units import format_size
 from orchestrator.report.words.columns import WIDTH, fit_lines, wrap_text
 from orchestrator.report.words.quantities import format_digits, format_quantity, plural
@@ -30,6 +31,9 @@ _BAR_WIDTH = 20
 _LEAST = 1e-3
 """Shortest map or unmap, in the timeline's unit, that has a line of its own."""
 _MOST_PHASES = 4
+_FEWEST_FOLDED = 3
+_LEAST_PART = 0.0005
+"""Smallest part of a map or unmap that is listed."""
 
 
 def _percent(share: float) -> str:
@@ -52,14 +56,16 @@ def text_timeline(timeline: Timeline) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def boot_lines(timeline: Timeline) -> list[str]:
+def boot_lines(timeline: Timeline, *, fold: bool = False) -> list[str]:
     """Return lines for the phases, each with its maps, unmaps and zaps, below a line with the
-    names of the columns."""
+    names of the columns. `fold`: maps, or unmaps, of one size that occur more than twice in a
+    phase share a line."""
     lines = [f"{'start':>10}  {'length':>11}  {'share':>7}"]
     for phase, steps, zaps in _placed(timeline):
         lines += _phase(timeline, phase)
         large = [step for step in steps if step.seconds >= _LEAST or step.result]
-        lines += [line for step in large for line in _step(timeline, step)]
+        for alike in _fold(large) if fold else [[step] for step in large]:
+            lines += _step(timeline, alike[0]) if len(alike) == 1 else _alike(timeline, alike)
         small = [step for step in steps if step not in large]
         lines += _together(timeline, small, more=bool(large))
         lines += _zaps(timeline, zaps)
@@ -83,7 +89,7 @@ def _head(timeline: Timeline) -> list[str]:
 
 
 def _foot(timeline: Timeline) -> list[str]:
-    texts = []
+    texts = [_account(timeline)]
     if timeline.mark_source:
         bound = timeline.mark_bound
         late = {None: "an unknown time", 0.0: "a reading of the trace clock at most"}.get(
@@ -104,6 +110,18 @@ def _foot(timeline: Timeline) -> list[str]:
         texts.append(f"systemd-analyze, by the guest's own clock: {times}")
     texts += [f"note {note.name}: {note.text}" for note in timeline.notes]
     return [line for text in texts for line in _wrapped(text)]
+
+
+def _account(timeline: Timeline) -> str:
+    """Return where the whole boot went, the largest cost first."""
+    costs = summarize_spent(timeline)
+    rest = costs.pop(UNEXPLAINED)
+    texts = [
+        f"{name} {format_quantity(cost, timeline.unit)} ({_percent(_share(timeline, cost))})"
+        for name, cost in costs.items()
+        if _share(timeline, cost) >= _LEAST_PART
+    ]
+    return f"account: {'; '.join(texts)}; {UNEXPLAINED} {_percent(_share(timeline, rest))}"
 
 
 def _placed(timeline: Timeline) -> Iterator[tuple[Phase | None, list[DmaStep], list[Zap]]]:
@@ -176,9 +194,47 @@ def _step(timeline: Timeline, step: DmaStep) -> list[str]:
     if step.parts and step.seconds:
         rest = 1 - step.attributed_share
         shares = {name: seconds / step.seconds for name, seconds in step.parts.items()}
-        shown = {n: share for n, share in {**shares, "other": rest}.items() if share >= 0.0005}
+        shown = {
+            n: share for n, share in {**shares, "other": rest}.items() if share >= _LEAST_PART
+        }
         text += ": " + ", ".join(f"{name} {_percent(share)}" for name, share in shown.items())
     return _line(timeline, [step], text, start=True)
+
+
+def _fold(steps: Sequence[DmaStep]) -> list[list[DmaStep]]:
+    """Return the steps in groups: those of a kind and a size if there are more than two, else each
+    by itself. The groups are in the order of their first steps."""
+
+    def key(step: DmaStep) -> tuple[object, ...]:
+        whose = step.bar if step.bar in (RAM, IOVA) else "BAR"
+        return step.kind, whose, step.size, step.cause, step.result
+
+    counts = Counter(map(key, steps))
+    groups: dict[object, list[DmaStep]] = {}
+    for index, step in enumerate(steps):
+        groups.setdefault(key(step) if counts[key(step)] >= _FEWEST_FOLDED else index, []).append(
+            step
+        )
+    return list(groups.values())
+
+
+def _alike(timeline: Timeline, steps: Sequence[DmaStep]) -> list[str]:
+    """Return the line of steps that differ in their time and their BAR alone."""
+    first, bars = steps[0], list(dict.fromkeys(step.bar for step in steps))
+    of = bars[0] if len(bars) == 1 else f"{len(bars)} BARs"
+    one = format_quantity(median(step.seconds for step in steps), timeline.unit)
+    text = f"{plural(len(steps), first.kind)} of {of} ({format_size(first.size)}), {one} each"
+    if first.cause:
+        text += f", {first.cause}"
+    if first.result:
+        text += f", FAILED: {errorcode.get(-first.result, first.result)}"
+    whole = sum(step.seconds for step in steps)
+    parts: Counter[str] = Counter()
+    for step in steps:
+        parts.update({**step.parts, "other": step.other})
+    shown = {n: s / whole for n, s in parts.items() if whole and s / whole >= _LEAST_PART}
+    text += ": " * bool(shown) + ", ".join(f"{n} {_percent(share)}" for n, share in shown.items())
+    return _line(timeline, steps, text, start=True)
 
 
 def _together(timeline: Timeline, steps: Sequence[DmaStep], *, more: bool) -> list[str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -246,3 +247,40 @@ def test_odd_tables_are_read_all_the_same(
         json.dumps(survey_of(root))
     finally:
         shutil.rmtree(root)
+
+
+IOMEM = """\
+00000000-00000fff : Reserved
+380000000000-383fffffffff : PCI Bus 0000:38
+  380000000000-381fffffffff : 0000:39:00.0
+    380000000000-3800007e8fff : BOOTFB
+  384000000000-385fffffffff : 0000:3a:00.0
+    384000000000-385fffffffff : vfio-pci
+"""
+
+
+def test_who_claims_a_bar_is_read_from_the_memory_map(tmp_path: Path) -> None:
+    machine = gpu_server(tmp_path)
+    machine.file("/proc/iomem", IOMEM)
+    found = functions(survey_of(machine.root))
+    assert found["0000:39:00.0"]["claims"] == ["BOOTFB"]
+    assert found["0000:3a:00.0"]["claims"] == []
+    # whoever is not root sees no addresses
+    machine.file("/proc/iomem", re.sub(r"[0-9a-f]{12}", "0" * 12, IOMEM))
+    assert functions(survey_of(machine.root))["0000:39:00.0"]["claims"] == []
+
+
+def test_a_device_that_reads_all_ones_does_not_answer(tmp_path: Path) -> None:
+    machine = gpu_server(tmp_path)
+    config = next((tmp_path / "sys/devices").rglob("0000:3a:00.0/config"))
+    config.write_bytes(b"\xff" * 64)
+    found = functions(survey_of(machine.root))
+    assert (found["0000:3a:00.0"]["answers"], found["0000:39:00.0"]["answers"]) == (False, True)
+
+
+def test_ranges_that_the_iommu_keeps_are_listed(tmp_path: Path) -> None:
+    machine = gpu_server(tmp_path)
+    card = functions(survey_of(machine.root))["0000:3a:00.0"]
+    region = "0x00000000000a0000 0x00000000000bffff direct"
+    machine.file(f"/sys/kernel/iommu_groups/{card['iommu_group']}/reserved_regions", region)
+    assert functions(survey_of(machine.root))["0000:3a:00.0"]["reserved_regions"] == [region]

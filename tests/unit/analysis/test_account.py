@@ -173,6 +173,15 @@ def test_iommufd_that_takes_no_bar_is_a_note() -> None:
     assert not accounted.maps
 
 
+@pytest.mark.parametrize("words", ["Cannot allocate memory", "No space left on device"])
+@pytest.mark.parametrize("before", ["", IOMMUFD])
+def test_another_error_of_iommufds_is_no_missing_dma_buf(words: str, before: str) -> None:
+    log = f"{before}qemu-system-x86_64: IOMMU_IOAS_MAP failed: {words}\n"
+    with pytest.raises(EvidenceError, match=words) as caught:
+        build_account(recorded_boot(), BAR, mmap=True, viommu=False, qemu_log=log, iommufd=True)
+    assert caught.value.reason == "map-refused"
+
+
 def test_iommufd_that_was_not_refused_is_not_traced() -> None:
     with pytest.raises(EvidenceError) as caught:
         build_account(recorded_boot(), BAR, mmap=True, viommu=False, qemu_log="", iommufd=True)

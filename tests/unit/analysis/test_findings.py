@@ -265,11 +265,17 @@ CASES = [
     case("large-bar", "problem", "", "doctor", unexamined("bars")),
     case("resizable-bar", "warning", "128GiB", "Resizable BAR",
          bar(size=256 * MIB, growable=128 * GIB)),
+    case("resizable-bar", "note", "is not known", "power/control",
+         bar(size=256 * MIB, growable=None)),
     case("device", "problem", "0000:99:00.0", "device.address",
          value("device", to={"why": "the machine has no device 0000:99:00.0",
                              "evidence": ["0000:3b:00.0 (10de:2330)"], "hint": ""})),
     case("address-bits", "problem", "36", "38",
          needs=Needs(METAL, bar=128 * GIB, guest_bits=36)),
+    case("address-bits", "problem", "128GiB (ovmf)", "41",
+         needs=Needs(METAL, bar=128 * GIB, guest_bits=38, firmware="ovmf")),
+    case("address-bits", "problem", "52", "guest.phys_bits",
+         needs=Needs(METAL, bar=128 * GIB, guest_bits=52)),
     case("address-bits", "warning", "39", "guest.phys_bits = 39",
          file(CAP, f"{FULL_CAP & ~(0x3F << 16) | 38 << 16:x}")),
     case("dma-entries", "warning", "512", "/etc/modprobe.d",
@@ -311,6 +317,12 @@ CASES = [
     case("tracing", "note", "probes", "CONFIG_KPROBE_EVENTS",
          value("access", EVENTS, to=False), needs=Needs(METAL, traced=False)),
     case("tracing", "note", "root", "root", user, value("access", EVENTS, to=False)),
+    case("profiling", "note", "probes", "tracing", value("access", EVENTS, to=False)),
+    case("profiling", "note", "root", "root", user),
+    case("profiling", "note", "confidentiality", "Secure Boot",
+         file(LOCKDOWN, "none integrity [confidentiality]")),
+    case("profiling", "note", "vfio_unmap_unpin", "modprobe vfio-pci",
+         value("symbols", "vfio_unmap_unpin", to=None)),
     case("symbols", "warning", "vaddr_get_pfns", "plain",
          value("symbols", "vaddr_get_pfns", to=None)),
     case("symbols", "note", "vaddr_get_pfns", "modprobe -a vfio-pci",
@@ -530,7 +542,7 @@ def test_fixes_of_a_metal_host_outlast_the_boots_of_a_run() -> None:
         and "/etc/" not in finding.fix
     }
     # these fix something that a boot does by itself, or are for the next look only
-    assert undone == {"kvm", "series", "symbols"}
+    assert undone == {"kvm", "resizable-bar", "series", "symbols"}
 
 
 def test_huge_pages_that_the_trials_set_aside_are_in_no_runs_way() -> None:
@@ -593,7 +605,15 @@ def test_evidence_that_is_missing_is_refused_or_not_called_fine(name: str) -> No
 
 
 def test_a_bar_of_a_device_that_sleeps_is_not_said_to_grow() -> None:
-    assert "resizable-bar" not in of_server(bar(size=256 * MIB, growable=None))
+    finding = of_server(bar(size=256 * MIB, growable=None))["resizable-bar"]
+    assert "is not known" in finding.what
+    assert "resizable-bar" not in of_server(bar(size=16 * MIB, growable=None))
+
+
+def test_integrity_keeps_barometer_from_writing_and_not_vfio_from_working() -> None:
+    what = of_server(INTEGRITY)["lockdown"].what
+    assert "VFIO itself works" in what
+    assert of_server(INTEGRITY)["profiling"].status == "ok"
 
 
 def test_a_machine_whose_devices_nobody_looked_at_is_no_metal_host() -> None:

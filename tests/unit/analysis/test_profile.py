@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.analysis.boot.timeline import RAM
+from orchestrator.analysis.diagnosis.advice import NO_REMEDY, Advice
 from orchestrator.analysis.diagnosis.diagnosis import Profile, analyse_profile, find_mappings
 from orchestrator.analysis.maps.theory import Mapping
 from orchestrator.base.errors import EvidenceError
@@ -102,12 +103,12 @@ def profile_facts(**changes: Any) -> ProfileFacts:
     return parse_evidence(ProfileFacts, json.dumps({**FACTS, **changes}), "facts.json")
 
 
-def profiled(trace: Trace, maps: str | None = None, **facts: Any) -> Profile:
+def profiled(trace: Trace, maps: str | None = None, xml: str = "", **facts: Any) -> Profile:
     if maps is None:
         maps = vma(ALIGNED, BAR) + vma(MISALIGNED - SMALL.size, SMALL)
     process = {"pid": QEMU, "threads": [QEMU, VCPU], "page_table_bytes": 2 * MIB, "maps": maps}
     files = FILES | {"trace.txt": trace.text()}
-    return analyse_profile(profile_facts(**{"process": process, **facts}), files)
+    return analyse_profile(profile_facts(**{"process": process, **facts}), files, xml)
 
 
 def phases(profile: Profile) -> list[tuple[str, float]]:
@@ -191,19 +192,60 @@ def names(profile: Profile) -> list[str]:
     return [advice.name for advice in profile.advice]
 
 
+def find(profile: Profile, name: str) -> Advice:
+    return next(advice for advice in profile.advice if advice.name == name)
+
+
+def remedies(profile: Profile) -> set[str]:
+    return {remedy.name for advice in profile.advice for remedy in advice.remedies}
+
+
 def test_large_leaves_that_are_looked_up_page_by_page() -> None:
     profile = profiled(booted())
     (level,) = profile.levels
     assert (level.place, level.leaf, level.stride) == (BAR.name, "1GiB", "4KiB")
     assert reasons(profile)[-1] == "no-series"
     assert "358" in numbers_in(level.reasons[0].text)
-    assert names(profile) == ["no-series", "many-maps", "unmaps"]
-    series, many, unmaps = profile.advice
+    series, unmaps = find(profile, "no-series"), find(profile, "unmaps")
+    assert names(profile)[0] == "no-series"
     assert series.seconds == pytest.approx(12.0)
-    assert "v6.15" in series.help
+    leaf, many = series.remedies
+    assert "v6.15" in leaf.text
+    assert leaf.seconds == pytest.approx(12.0)
     assert many.seconds == pytest.approx(10.5 * 2 / 3)
-    assert "3" in numbers_in(many.problem)
+    assert "3" in numbers_in(many.text)
     assert unmaps.seconds == pytest.approx(1.5)
+
+
+def test_a_parameter_that_forbids_large_steps_is_no_missing_series() -> None:
+    disabled = FACTS["settings"] | {"vfio_disable_hugepages": "Y"}
+    found = profiled(booted(), settings=disabled)
+    assert names(found)[0] == "disable-hugepages"
+    assert "no-series" not in reasons(found)
+    assert "disable_hugepages out of" in found.advice[0].help
+    fast = profiled(booted(seconds=0.0005), settings=disabled)
+    assert reasons(fast) == []
+
+
+def test_causes_that_one_bar_has_need_each_others_remedy() -> None:
+    off = 0x7F0000001000
+    trace = booted()
+    trace.lines = [line.replace(f"{ALIGNED:#x}", f"{off:#x}") for line in trace.lines]
+    found = profiled(trace, vma(off, BAR), qemu="8.2.2", huge_fault=False)
+    first = found.advice[0].remedies[0]
+    assert first.name == "no-huge-pfnmap+qemu-unaligned"
+    assert first.text.startswith("both are needed: ")
+    assert first.seconds == pytest.approx(12.0)
+
+
+def test_maps_of_a_qemu_that_has_ended_are_slow_by_their_pages() -> None:
+    facts = profile_facts(process=None, ended="domain-ended")
+    found = analyse_profile(facts, FILES | {"trace.txt": booted().text()})
+    assert found.levels == ()
+    assert found.advice[0].name == "no-series"
+    assert "358 ns for each page" in found.advice[0].problem
+    quick = analyse_profile(facts, FILES | {"trace.txt": booted(seconds=0.0005).text()})
+    assert "no-series" not in names(quick)
 
 
 def test_a_policy_that_forbids_huge_pages_is_why_maps_are_slow() -> None:
@@ -237,21 +279,31 @@ def test_a_kernel_before_huge_pfnmaps_is_named() -> None:
     assert profile.advice[0].name == "no-huge-pfnmap"
 
 
-def test_a_boot_without_anything_slow_needs_no_advice() -> None:
+def test_every_second_of_a_boot_has_a_name() -> None:
     quick = booted(maps=2, seconds=0.0005)
     quick.lines = [line for line in quick.lines if "0x3b72" not in line and "0x55" not in line]
-    assert profiled(quick).advice == ()
+    for trace in (quick, booted(), booted(maps=40, seconds=4.4)):
+        found = profiled(trace)
+        costs = [advice.seconds for advice in found.advice if not advice.is_wrong]
+        assert costs == sorted(costs, reverse=True)
+        assert sum(costs) + found.unexplained == pytest.approx(found.whole_seconds)
+        assert found.unexplained <= 0.05 * found.whole_seconds
 
 
 @pytest.mark.parametrize(
-    ("result", "helps"), [(-28, "dma_entry_limit"), (-12, "hard_limit"), (-22, "width"), (-5, "")]
+    ("result", "name", "helps"),
+    [
+        (-28, "dma-entry-limit", "dma_entry_limit"),
+        (-12, "memlock", "hard_limit"),
+        (-22, "address-bits", "maxphysaddr"),
+        (-5, "map-refused", NO_REMEDY),
+    ],
 )
-def test_refused_maps_come_first(result: int, helps: str) -> None:
+def test_refused_maps_come_first(result: int, name: str, helps: str) -> None:
     refused = booted().mapped(30.0, 0.01, ALIGNED, BAR.size, result=result)
-    first = profiled(refused).advice[0]
-    assert first.name == "map-refused"
+    first = profiled(refused, xml="<domain><cpu mode='host-passthrough'/></domain>").advice[0]
+    assert first.name == name
     assert helps in first.help
-    assert bool(first.help) == bool(helps)
 
 
 def test_bars_that_are_never_mapped_are_said() -> None:
@@ -276,7 +328,8 @@ def test_guest_memory_is_in_small_pages_only_where_the_policy_is_never(
 ) -> None:
     settings = FACTS["settings"] | {"transparent_hugepage": policy}
     profile = profiled(booted(), huge_pages=hugetlb, settings=settings)
-    assert ("guest-memory" in names(profile)) == is_told
+    assert ("guest-memory" in remedies(profile)) == is_told
+    assert "ram-pinning" in names(profile)
 
 
 def test_a_good_clock_needs_no_advice() -> None:

@@ -336,6 +336,28 @@ def test_trial_is_invalid_when_the_bars_place_is_marked_unset(trial: Path) -> No
     invalid(trial, "bar-not-placed")
 
 
+@pytest.mark.parametrize("count", [2, 8])
+def test_trial_is_invalid_when_one_of_several_bars_has_no_place(trial: Path, count: int) -> None:
+    """A guest of 36 bits with two BARs of 32 GiB has room for one."""
+
+    def others(text: str) -> str:
+        block = re.search(r"(?m)^device 0000:01:00.0 (0x1af4 0x1110) $", text)
+        assert block
+        lost = "0x0000000000000000 0x0000000000000000 0x0000000000000000\n" * 6
+        return text + "".join(
+            f"device 0000:{bus:02x}:00.0 {block[1]} \n{lost}" for bus in range(2, count + 1)
+        )
+
+    manifest = json.loads((trial / "manifest.json").read_text())
+    manifest["device_count"] = count
+    (trial / "manifest.json").write_text(json.dumps(manifest))
+    rewrite(trial / "guest-0/pci.txt", others)
+    message = invalid(trial, "bar-not-placed").message
+    assert f"1 of {count} BARs" in message
+    assert "0000:02:00.0" in message
+    assert "0000:01:00.0" not in message
+
+
 def dropped(text: str) -> str:
     more = re.sub(r"Hits: (\d+)", lambda m: f"Hits: {int(m[1]) + 3}", text)
     return more.replace("Dropped: 0", "Dropped: 3")

@@ -51,8 +51,10 @@ def refused(survey: Survey, address: str) -> dict[str, str]:
 
 
 def idle(said: dict[str, Any]) -> None:
-    """Close all devices."""
+    """Close all devices; the drivers are then in nobody's use."""
     said["users"][:] = [user for user in said["users"] if user["kind"] != "open"]
+    for facts in said["functions"]:
+        facts["module_use"] = 0 if facts["module_use"] else facts["module_use"]
 
 
 # -- choosing -------------------------------------------------------------------------------
@@ -214,6 +216,65 @@ def test_device_is_refused(machine: str, address: str, reason: str, said: str) -
 )
 def test_refusals_are_no_more_than_these(machine: str, address: str, reasons: set[str]) -> None:
     assert set(refused(recorded(machine), address)) == reasons
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "words"),
+    [
+        ({"answers": False, "command": 0xFFFF, "power_state": "unknown"}, "device-gone",
+         "reads all ones"),
+        ({"reserved_regions": ["0x00000000000a0000 0x00000000000bffff direct",
+                               "0x00000000fee00000 0x00000000feefffff msi"]}, "rmrr",
+         "0x00000000000a0000 0x00000000000bffff mapped for 0000:3a:00.0"),
+        ({"claims": ["BOOTFB"], "boot_vga": 0}, "bar-claimed", "BOOTFB claims"),
+        ({"claims": ["simpledrm", "vfio-pci"], "driver": "vfio-pci"}, "bar-claimed", "simpledrm"),
+        ({"driver": "nvidia", "module": "nvidia", "module_use": 2,
+          "module_holders": ["nvidia_uvm"]}, "in-use", "persistence mode"),
+    ],
+)  # fmt: skip
+def test_what_the_host_says_of_a_device_refuses_it(
+    change: dict[str, Any], reason: str, words: str
+) -> None:
+    def changed(said: dict[str, Any]) -> None:
+        idle(said)
+        said[FREE].update(change)
+
+    found = refused(altered("gpu-server", changed), FREE)
+    assert list(found) == [reason]
+    assert words in found[reason]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"reserved_regions": ["0x00000000000a0000 0x00000000000bffff direct-relaxable"]},
+        {"reserved_regions": ["0x00000000fee00000 0x00000000feefffff msi"]},
+        {"claims": ["nvidia"], "driver": "nvidia", "module": "nvidia", "module_use": 1,
+         "module_holders": ["nvidia_modeset"]},
+        # a driver may name its ranges as it likes
+        {"claims": ["ICH HD audio"], "driver": "snd_hda_intel", "module": "snd_hda_intel"},
+        {"answers": True}, {"answers": None, "power_state": "unknown"},
+    ],
+)  # fmt: skip
+def test_what_is_usual_does_not_refuse_a_device(change: dict[str, Any]) -> None:
+    def changed(said: dict[str, Any]) -> None:
+        idle(said)
+        said[FREE].update(change)
+
+    assert refused(altered("gpu-server", changed), FREE) == {}
+
+
+def test_intels_option_is_no_hint_for_a_machine_of_amds() -> None:
+    def amd(said: dict[str, Any]) -> None:
+        for facts in said["functions"]:
+            if facts["class"].startswith("0x06"):
+                facts["vendor"] = "0x1022"
+
+    texts = [
+        refused(survey, "0000:01:00.0")["no-iommu-group"]
+        for survey in (recorded("without-iommu"), altered("without-iommu", amd))
+    ]
+    assert ["intel_iommu" in text for text in texts] == [True, False]
 
 
 def test_boot_vga_alone_is_the_console() -> None:

@@ -18,6 +18,7 @@ from orchestrator.machine.metal.staging import STATE
 from orchestrator.machine.runner.agents import run_agent, sent_agent
 from orchestrator.machine.runner.images import GUESTS
 from orchestrator.machine.tracing.armer import ProbeSpec
+from orchestrator.machine.tracing.probes import FAULT, FAULT_BEFORE
 from orchestrator.machine.transport.local import LocalMachine
 from orchestrator.machine.transport.shell import Completed
 from tests.unit.machines import RECORDED
@@ -33,6 +34,8 @@ class Machine(LocalMachine):
 
     def __init__(self, *, mapped: str = MAPPED, state: bool = False) -> None:
         self.mapped, self.state = mapped, state
+        self.functions = {FAULT, FAULT_BEFORE}
+        """Fault handlers that the kernel has."""
         self.asked: list[str] = []
         self.refusal: BenchError | None = None
         self.specification: ProbeSpec | None = None
@@ -69,7 +72,9 @@ def counted(
     machine: Machine, survey: Survey, monkeypatch: pytest.MonkeyPatch
 ) -> CountedMap | NoCountedMap:
     monkeypatch.setattr(probe, "armed_probes", machine.armed)
-    monkeypatch.setattr(probe, "find_functions", lambda _shell, names: [*names])
+    monkeypatch.setattr(
+        probe, "find_functions", lambda _shell, names: [n for n in names if n in machine.functions]
+    )
     return count_map(FoundMachine(machine), survey)
 
 
@@ -94,6 +99,18 @@ def test_a_map_is_counted_and_nothing_is_left(
         address=FREE, bytes=1 << 30, lookups=HIST, faults=""
     )
     assert machine.asked == ["arm", FREE, "files", "clear"]
+
+
+def test_a_kernel_before_huge_pfnmaps_is_counted_by_its_own_handler(
+    survey: Survey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before v6.12 there is another fault handler; a probe of the later one would be refused."""
+    machine = Machine()
+    machine.functions = {FAULT_BEFORE}
+    assert isinstance(counted(machine, survey, monkeypatch), CountedMap)
+    assert machine.specification is not None
+    assert FAULT_BEFORE in machine.specification.symbols
+    assert FAULT not in machine.specification.symbols
 
 
 def test_probes_have_names_of_their_own(survey: Survey, monkeypatch: pytest.MonkeyPatch) -> None:

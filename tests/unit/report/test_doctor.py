@@ -24,7 +24,8 @@ def test_text_names_what_is_in_the_way_first() -> None:
     assert text.startswith(
         "this machine, Linux 6.18.44\n"
         "  runs nested hosts: yes, emulated\n"
-        "  can be a metal host: no (libvirt, boot, iommu, large-bar)\n\n"
+        "  can be a metal host: no (libvirt, boot, iommu, large-bar)\n"
+        "  a guest's boot can be profiled: no (the kernel takes no probes)\n\n"
         "problem  libvirt (metal): there is no libvirt daemon to start guests with\n"
         "           | virtqemud, libvirtd: not found\n"
         "           -> apt-get install libvirt-daemon-system, or the distribution's\n"
@@ -37,7 +38,7 @@ def test_text_of_a_machine_with_nothing_in_the_way() -> None:
     text = text_diagnosis(Diagnosis("gpu1.lab", "Linux", "", Needs(METAL),
                                     judge_machine(server(), Needs(METAL))))  # fmt: skip
     head, rest = text.split("\n\n", 1)
-    assert has_in_order(head, "gpu1.lab", "metal", "yes")
+    assert has_in_order(head, "gpu1.lab", "metal", "yes", "profiled", "yes")
     assert rest.startswith("ok ")
     assert "|" not in text
     assert "->" not in text
