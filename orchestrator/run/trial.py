@@ -4,6 +4,7 @@ passes."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -164,16 +165,16 @@ def _run_all_stages(
         write_json(trial.host / "facts.json", read_host_facts(host, devices))
         if scenario.workload == "guest-boot":
             trial.record(guest_accel="kvm" if host.kvm else "tcg")
+    settle = functools.partial(
+        settle_host, host, scenario.host, scenario.arms, trial=trial, progress=progress
+    )
     if boot_passes and scenario.guest is not None:
         run_guest_boots(
             host, devices, scenario.guest, scenario.device, boot_passes, keys=RunKeys.make(),
-            settle=lambda: settle_host(
-                host, scenario.host, scenario.arms, trial=trial, progress=progress
-            ),
-            trial=trial, progress=progress,
+            settle=settle, trial=trial, progress=progress,
         )  # fmt: skip
     else:
-        settle_host(host, scenario.host, scenario.arms, trial=trial, progress=progress)
+        settle()
     if map_passes:
         run_maps(
             host, devices[0], scenario.map, scenario.points(), map_passes, trial=trial,
