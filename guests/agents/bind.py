@@ -17,7 +17,7 @@ from typing import Any
 if __name__ == "__main__":  # `python3 -I` leaves the program's own folder out of the path
     sys.path.insert(0, str(Path(__file__).parent))
 
-from keeper import pci
+from keeper.changes import pci
 from keeper.machine import RefusedError
 
 

@@ -20,7 +20,8 @@ from typing import Any
 if __name__ == "__main__":  # `python3 -I` leaves the program's own folder out of the path
     sys.path.insert(0, str(Path(__file__).parent))
 
-from keeper import files, machine, pci, settings
+from keeper import machine
+from keeper.changes import files, pci, settings
 from keeper.machine import RefusedError
 
 RUN = "/run/barometer"

@@ -8,9 +8,11 @@ import re
 import shlex
 from typing import Any
 
-from keeper import entries, leases, leaving, machine, means, records, set_aside
+from keeper import leases, machine, means
+from keeper.changes import entries, leaving
+from keeper.journaling import records, set_aside
+from keeper.journaling.records import Shape, UnreadableError
 from keeper.machine import RefusedError
-from keeper.records import Shape, UnreadableError
 from keeper.steps import BOOT_KINDS, Steps
 
 ORIGINAL = f"{machine.STATE}/original.json"

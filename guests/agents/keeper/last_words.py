@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 
 from keeper import boot, machine
-from keeper.journal import Journal
+from keeper.journaling.journal import Journal
 from keeper.machine import RefusedError
 
 _PLACES = ("/sys/fs/pstore", "/var/lib/systemd/pstore")

@@ -15,10 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from keeper import machine, records
-from keeper.journal import Entry, Journal
+from keeper import machine
+from keeper.journaling import records
+from keeper.journaling.journal import Entry, Journal
+from keeper.journaling.records import Shape, UnreadableError
 from keeper.machine import RefusedError
-from keeper.records import Shape, UnreadableError
 
 _LONGEST = 1 << 20
 _NO_TOKEN = 1 << 63

@@ -7,9 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from keeper import entries, files, leaving, links, modules, pci, settings, systemd_boot, watchdog
-from keeper.journal import Entry, Journal
-from keeper.kinds import by_hand
+from keeper.changes import (
+    entries,
+    files,
+    leaving,
+    links,
+    modules,
+    pci,
+    settings,
+    systemd_boot,
+    watchdog,
+)
+from keeper.journaling.journal import Entry, Journal
+from keeper.journaling.kinds import by_hand
 from keeper.machine import RefusedError, boot_id
 
 What = dict[str, Any]

@@ -15,8 +15,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from keeper import boot, deadman, leases, leftovers, machine, means, set_aside, watchdog
-from keeper.journal import Journal, left_aside
+from keeper import boot, deadman, leases, leftovers, machine, means
+from keeper.changes import watchdog
+from keeper.journaling import set_aside
+from keeper.journaling.journal import Journal, left_aside
 from keeper.last_words import last_words
 from keeper.machine import RefusedError
 from keeper.steps import KINDS, Steps, failure

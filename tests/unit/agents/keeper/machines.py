@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from keeper import records, verbs
+from keeper import verbs
+from keeper.journaling import records
 from keeper.steps import Steps
 
 OWNER = {"runner": "ci7", "user": "lab", "pid": 4711, "what": "nightly.toml"}

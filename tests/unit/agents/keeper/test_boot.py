@@ -17,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from keeper import boot, leaving, means
+from keeper import boot, means
 from keeper import machine as real
+from keeper.changes import leaving
 from tests.unit.agents.keeper.machines import (
     EFI,
     RELEASE,

@@ -17,9 +17,10 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from keeper import boot, deadman, kinds, leftovers, means, records, set_aside
-from keeper import journal as journals
+from keeper import boot, deadman, leftovers, means
 from keeper import machine as real
+from keeper.journaling import journal as journals
+from keeper.journaling import kinds, records, set_aside
 from keeper.steps import KINDS
 from tests.unit.agents.keeper.machines import (
     EFI,

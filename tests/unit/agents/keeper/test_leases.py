@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from keeper import leases, records
+from keeper import leases
 from keeper import machine as real
+from keeper.journaling import records
 from tests.unit.agents.keeper.machines import OWNER, THP, Machine, sealed_by_a_newer
 
 OTHER = {**OWNER, "runner": "ci8", "user": "dev", "pid": 99}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from keeper import machine as real
-from keeper import pci
+from keeper.changes import pci
 from tests.unit.agents.keeper.machines import GPU, NIC, Machine
 
 FOLDER = "/sys/bus/pci/devices"

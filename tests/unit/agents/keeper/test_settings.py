@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from keeper import machine as real
-from keeper import modules, settings
+from keeper.changes import modules, settings
 from orchestrator.machine.runner.state import runs_domain
 from tests.unit.agents.keeper.machines import HUGE, THP, Machine
 

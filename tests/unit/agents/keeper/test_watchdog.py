@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from keeper import leaving, watchdog
+from keeper.changes import leaving, watchdog
 from keeper.machine import RefusedError
 from tests.unit.agents.keeper.machines import Machine
 

@@ -9,7 +9,8 @@ import os
 import struct
 from typing import Any
 
-from keeper import leaving, machine
+from keeper import machine
+from keeper.changes import leaving
 from keeper.machine import RefusedError
 
 SETTIMEOUT = 0xC0045706

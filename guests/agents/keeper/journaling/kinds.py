@@ -7,8 +7,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from keeper.journaling.records import Shape
 from keeper.machine import STATE
-from keeper.records import Shape
 
 BELOW = (STATE, "/lib/modules", "/usr/lib/modules", "/boot", "/efi", "/etc/systemd/system")
 STARTS = ("/run/barometer", "/var/log/libvirt/qemu/barometer-")

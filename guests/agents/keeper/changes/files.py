@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from keeper import machine
-from keeper.journal import Journal
-from keeper.kinds import BELOW, STARTS
+from keeper.journaling.journal import Journal
+from keeper.journaling.kinds import BELOW, STARTS
 from keeper.machine import RefusedError
 
 _GUEST_LOG = "/var/log/libvirt/qemu/barometer-guest-"

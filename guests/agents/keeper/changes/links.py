@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from keeper import files, machine
+from keeper import machine
+from keeper.changes import files
 from keeper.machine import RefusedError
 
 

@@ -9,9 +9,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from keeper import machine, records
+from keeper import machine
+from keeper.journaling import records
+from keeper.journaling.records import UnreadableError
 from keeper.machine import RefusedError
-from keeper.records import UnreadableError
 
 PID = f"{machine.STATE}/leaving.pid"
 CLEAN_SECONDS = 180

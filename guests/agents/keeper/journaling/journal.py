@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keeper import machine, records, set_aside
-from keeper.kinds import RECORDS
-from keeper.records import Shape, UnreadableError
+from keeper import machine
+from keeper.journaling import records, set_aside
+from keeper.journaling.kinds import RECORDS
+from keeper.journaling.records import Shape, UnreadableError
 
 PATH = f"{machine.STATE}/journal.jsonl"
 _LONGEST = 64 << 20

@@ -7,7 +7,8 @@ import os
 import re
 from typing import Any
 
-from keeper import files, machine, means
+from keeper import machine, means
+from keeper.changes import files
 from keeper.machine import RefusedError
 
 _SPARE_BYTES = 1 << 20

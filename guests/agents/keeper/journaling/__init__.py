@@ -1,0 +1,1 @@
+"""The records of what was changed, and those that cannot be read."""
