@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 __all__ = ["Run", "Scenario", "TrialSample", "__version__", "compare", "load"]
 
 if TYPE_CHECKING:
-    from orchestrator.run.judge import Run, TrialSample
+    from orchestrator.run.judging.judge import Run, TrialSample
     from orchestrator.run.library import compare, load
     from orchestrator.scenario.model import Scenario
 

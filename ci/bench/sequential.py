@@ -2,7 +2,7 @@
 
     .venv/bin/python ci/bench/sequential.py [MAX_PAIRS [RUNS]]
 
-The constants are derived by numerical integration (orchestrator/analysis/verdict/sequential.py,
+The constants are derived by numerical integration (orchestrator/analysis/statistics/sequential.py,
 which names its sources). The simulation draws the signed ranks of runs without a difference, which
 need no distribution of times: every sign is + or -, every order of the sizes as likely as any
 other. It prints how many of these runs cross a bound at any look: they should be no more than the
@@ -16,8 +16,8 @@ import sys
 
 import numpy as np
 
-from orchestrator.analysis.verdict.ranks import signed_rank_below
-from orchestrator.analysis.verdict.sequential import (
+from orchestrator.analysis.statistics.ranks import signed_rank_below
+from orchestrator.analysis.statistics.sequential import (
     ALPHA_UNTIL,
     ERROR,
     bound_constant,

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What a host says around a profiled boot, as sections that orchestrator/evidence/host_report.py
+# What a host says around a profiled boot, as sections that orchestrator/evidence/surveys/host_report.py
 # reads. Functions for a POSIX shell that runs as root; they change nothing, and wake no device.
 #
 #   report_host DEVICE...         before the boot: the host, and devices (0000:3b:00.0)

@@ -77,8 +77,7 @@ class Reason(StrEnum):
         "mend the key that is named")
     PATH = "path", _INPUT, "a file or folder cannot be used", (
         "check that it exists and may be read or written")
-    NO_STEP_SUMMARY = "no-step-summary", _INPUT, "--github has no file to write to", (
-        "leave --github out outside of GitHub Actions")
+    NO_STEP_SUMMARY = "no-step-summary", _INPUT, "--github has no file to write to", "leave it out"
     NO_SUCH_CELL = "no-such-cell", _INPUT, "the scenario's matrix has no such cell", _LISTED
     NO_SUCH_METRIC = "no-such-metric", _INPUT, "the workload does not measure this metric", _LISTED
     NOTHING_DIFFERS = "nothing-differs", _INPUT, "both arms are the same", (
@@ -102,8 +101,7 @@ class Reason(StrEnum):
     RUN_CHANGED = "run-changed", _INPUT, "the folder's run was begun with other arguments", (
         "repeat those, or give another --out")
     OUT_UNWRITABLE = "out-unwritable", _INPUT, "--out cannot be written", "give another --out"
-    NO_LOCKS = "no-locks", _BENCH, "the file system of --out has no locks", (
-        "give an --out on another file system")
+    NO_LOCKS = "no-locks", _BENCH, "the file system of --out has no locks", "give another --out"
     NOT_A_RUN = "not-a-run", _INPUT, "the run of a matrix is given in place of a cell's", (
         "name one of its cells/NAME")
     NOT_A_TRIAL = "not-a-trial", _INPUT, "the folder of a run is given in place of a trial's", (

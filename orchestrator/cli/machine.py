@@ -103,7 +103,7 @@ def profile(
         return
     if saved:
         from orchestrator.cli.profiles import show_profiles
-        from orchestrator.evidence.collected import load_evidence
+        from orchestrator.evidence.surveys.collected import load_evidence
 
         with Progress().task("profile"):
             recorded = [load_evidence(path.absolute()) for path in saved]

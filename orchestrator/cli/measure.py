@@ -55,8 +55,8 @@ def plan(
     from orchestrator.base.cache import Cache
     from orchestrator.base.progress import Progress
     from orchestrator.report.preview import json_preview, text_preview
+    from orchestrator.run.judging.noise import recall_noise
     from orchestrator.run.kernels import RunKernels
-    from orchestrator.run.noise import recall_noise
 
     for cell in cells:
         check_power(cell.scenario)

@@ -16,7 +16,7 @@ from orchestrator.base.errors import ScenarioError
 from orchestrator.base.reasons import Reason
 
 if TYPE_CHECKING:
-    from orchestrator.run.judge import Judged
+    from orchestrator.run.judging.judge import Judged
 
 
 def set_logging(verbose: bool) -> None:

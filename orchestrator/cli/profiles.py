@@ -11,7 +11,7 @@ from orchestrator.analysis.diagnosis.diagnosis import Profile, analyse_profile
 from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.reasons import Reason
 from orchestrator.cli.output import print_json
-from orchestrator.evidence.profile_facts import ProfileEvidence
+from orchestrator.evidence.surveys.profile_facts import ProfileEvidence
 from orchestrator.report.text.profile_change_text import json_change, text_change
 from orchestrator.report.text.profile_text import (
     profile_json,

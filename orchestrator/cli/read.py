@@ -40,7 +40,7 @@ def report(
         )
     summary = find_step_summary(github)
     from orchestrator.base.progress import Progress
-    from orchestrator.run.judgefolder import judge_folder
+    from orchestrator.run.judging.judgefolder import judge_folder
 
     with Progress().task("report"):
         judged = judge_folder(run.absolute(), tester)
@@ -65,8 +65,8 @@ def compare_saved_runs(
     of the first run."""
     summary = find_step_summary(github)
     from orchestrator.base.progress import Progress
-    from orchestrator.run.judge import judge_across
-    from orchestrator.run.noise import recall_usual_change
+    from orchestrator.run.judging.judge import judge_across
+    from orchestrator.run.judging.noise import recall_usual_change
 
     with Progress().task("compare"):
         folders = [run.absolute() for run in runs]
@@ -89,7 +89,7 @@ def timeline(
     from orchestrator.analysis.boot.timeline import timeline_json
     from orchestrator.base.progress import Progress
     from orchestrator.report.text.timeline_text import text_timeline
-    from orchestrator.run.judge import read_traced_boots
+    from orchestrator.run.judging.judge import read_traced_boots
 
     with Progress().task("timeline"):
         boots = read_traced_boots(trial.absolute())

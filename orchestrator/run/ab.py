@@ -18,10 +18,10 @@ from orchestrator.base.reasons import Reason
 from orchestrator.machine.runner.accel import choose_accel
 from orchestrator.run.cells import is_every_cell_made, run_cells
 from orchestrator.run.diskspace import no_space_explained
-from orchestrator.run.judge import Judged, stop_rule
-from orchestrator.run.judgefolder import judge_folder, replace_exit_code
+from orchestrator.run.judging.judge import Judged, stop_rule
+from orchestrator.run.judging.judgefolder import judge_folder, replace_exit_code
+from orchestrator.run.judging.noise import remember_noise
 from orchestrator.run.kernels import RunKernels
-from orchestrator.run.noise import remember_noise
 from orchestrator.run.trials import Runner, Schedule, ready_runner, run_plan
 from orchestrator.scenario.builder import ArmSettings, Setting, build_ab_file, build_arms
 from orchestrator.scenario.choices import GUEST_KERNEL, AccelChoice, Workload

@@ -49,7 +49,7 @@ from orchestrator.report.text.bisect_text import bisect_report
 from orchestrator.report.words.quantities import format_quantity
 from orchestrator.run.commits import Commits, Search
 from orchestrator.run.diskspace import no_space_explained
-from orchestrator.run.judge import judge, read_samples
+from orchestrator.run.judging.judge import judge, read_samples
 from orchestrator.run.trials import Runner, run_plan
 from orchestrator.scenario.builder import add_config, build_commit_file
 from orchestrator.scenario.kernel_forms import (

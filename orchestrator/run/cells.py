@@ -9,8 +9,8 @@ from orchestrator.base.errors import BenchError, key_named
 from orchestrator.base.folderlock import only_writer
 from orchestrator.base.reasons import Reason
 from orchestrator.run.diskspace import no_space_explained
-from orchestrator.run.judge import stop_rule
-from orchestrator.run.matrix import MatrixDir
+from orchestrator.run.judging.judge import stop_rule
+from orchestrator.run.judging.matrix import MatrixDir
 from orchestrator.run.trials import Runner, Schedule, run_plan
 from orchestrator.scenario.factors import Cell, ScenarioFile
 from orchestrator.scenario.kernel_forms import Kernel

@@ -17,7 +17,7 @@ from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BenchError, EvidenceError
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason, find_reason
-from orchestrator.evidence.checkup_facts import CheckupFacts
+from orchestrator.evidence.surveys.checkup_facts import CheckupFacts
 from orchestrator.machine.checkup.checkup import examine
 from orchestrator.machine.host.machine import AnyMachine, FoundMachine, ThisMachine
 from orchestrator.machine.metal.staging import STATE

@@ -12,7 +12,7 @@ from orchestrator.base.errors import ScenarioError
 from orchestrator.base.extras import missing_extra_explained
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
-from orchestrator.run.judge import Run, judge, open_run
+from orchestrator.run.judging.judge import Run, judge, open_run
 from orchestrator.scenario.choices import AccelChoice, Workload
 
 

@@ -1,7 +1,7 @@
 """`barometer profile`: one boot of an existing domain, under the timing pass.
 
 The domain's definition is not changed, and its host needs a POSIX shell only.
-orchestrator.evidence.profile_facts lists what is collected.
+orchestrator.evidence.surveys.profile_facts lists what is collected.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.base.waiting import Stall, until
-from orchestrator.evidence.collected import make_evidence
-from orchestrator.evidence.profile_facts import (
+from orchestrator.evidence.surveys.collected import make_evidence
+from orchestrator.evidence.surveys.profile_facts import (
     AFTER_FILE,
     HOST_FILE,
     DomainFacts,

@@ -76,7 +76,7 @@ def test_qemu_is_too_old(fault: Fault) -> None:
 def test_git_hangs(fault: Fault) -> None:
     place = fault.place
     path = place.programs(scripts={"git": "exec sleep 600"})
-    shorter = {"orchestrator.run.judgefolder._GIT_SECONDS": 0.5}
+    shorter = {"orchestrator.run.judging.judgefolder._GIT_SECONDS": 0.5}
     fault.ends("report", place.recorded(), PATH=path, shorter=shorter)
 
 

@@ -18,7 +18,7 @@ from orchestrator.analysis.trial import Findings
 from orchestrator.analysis.verdict.comparison import Comparison
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.html.html import html_report
-from orchestrator.run.matrix import MatrixDir, judge_cells
+from orchestrator.run.judging.matrix import MatrixDir, judge_cells
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, Role
 from tests.unit.report.pages import PLAN, RECORDED, RUNS, bad, compared, recorded, trials

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.analysis.doctor.finding import USES, Finding, Needs
 from orchestrator.analysis.doctor.findings import judge_machine
-from orchestrator.evidence.checkup_facts import CheckupFacts, parse_checkup
+from orchestrator.evidence.surveys.checkup_facts import CheckupFacts, parse_checkup
 
 CHECKUPS = Path(__file__).parents[2] / "fixtures/recorded/checkups"
 Raw = dict[str, Any]

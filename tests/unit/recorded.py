@@ -14,7 +14,7 @@ from typing import Any
 from orchestrator.analysis.verdict.comparison import Comparison
 from orchestrator.base.hashing import sha256_file
 from orchestrator.evidence.layout import MANIFEST, RunDir, TrialDir
-from orchestrator.run.judge import judge
+from orchestrator.run.judging.judge import judge
 from orchestrator.scenario.model import Scenario
 
 RUN = Path(__file__).parent / "data/run"

@@ -14,7 +14,7 @@ from typing import Any
 
 from orchestrator.analysis.diagnosis.diagnosis import Profile, analyse_profile
 from orchestrator.evidence.model import parse_evidence
-from orchestrator.evidence.profile_facts import (
+from orchestrator.evidence.surveys.profile_facts import (
     AFTER_FILE,
     HOST_FILE,
     ProfileBar,

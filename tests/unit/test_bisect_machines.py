@@ -23,7 +23,7 @@ from orchestrator.run import bisect
 from orchestrator.run import kernels as run_kernels
 from orchestrator.run.bisect import CommitKernels, KernelBench, Question, run_bisection
 from orchestrator.run.commits import find_commits
-from orchestrator.run.judge import judge, read_samples
+from orchestrator.run.judging.judge import judge, read_samples
 from orchestrator.run.kernels import RunKernels
 from orchestrator.run.trials import Runner
 from orchestrator.scenario.builder import Setting, build_bisect_file

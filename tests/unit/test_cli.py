@@ -33,10 +33,11 @@ from orchestrator.machine.runner import state
 from orchestrator.report.exports.perfetto import perfetto_trace
 from orchestrator.report.text.brief import LINES
 from orchestrator.report.text.timeline_text import text_timeline
-from orchestrator.run import ab, doctor, judgefolder
+from orchestrator.run import ab, doctor
 from orchestrator.run import cells as cell_loop
-from orchestrator.run import judge as judging
-from orchestrator.run.judge import Run
+from orchestrator.run.judging import judge as judging
+from orchestrator.run.judging import judgefolder
+from orchestrator.run.judging.judge import Run
 from orchestrator.run.kernels import RunKernels
 from orchestrator.run.trials import Enough, Runner
 from orchestrator.scenario.factors import Cell, ScenarioFile
@@ -504,7 +505,7 @@ def test_report_of_a_run_without_its_scenario_is_exit_code_4(
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[Timeline]:
     """The timelines that the trials contain; a test may change the list."""
     found = [booted()]
-    monkeypatch.setattr("orchestrator.run.judge.read_timelines", lambda trial: found)
+    monkeypatch.setattr("orchestrator.run.judging.judge.read_timelines", lambda trial: found)
     return found
 
 
@@ -756,7 +757,7 @@ def test_timeline_of_a_matrix_names_its_trials(
 
 def test_perfetto_is_loaded_only_when_a_trace_is_written() -> None:
     program = (
-        "import sys, orchestrator.run.ab, orchestrator.run.judge\n"
+        "import sys, orchestrator.run.ab, orchestrator.run.judging.judge\n"
         "print(*(m for m in sys.modules if m.startswith(('google.', 'perfetto'))))"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == ""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cli.entry import run_verb
-from orchestrator.evidence.profile_facts import ProfileEvidence
+from orchestrator.evidence.surveys.profile_facts import ProfileEvidence
 from orchestrator.run import profile
 from orchestrator.run.profile import ProfileRequest
 from tests.unit import slowboots

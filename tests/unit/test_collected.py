@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.base.errors import EvidenceError
-from orchestrator.evidence import collected
-from orchestrator.evidence.collected import load_evidence, make_evidence
+from orchestrator.evidence.surveys import collected
+from orchestrator.evidence.surveys.collected import load_evidence, make_evidence
 from orchestrator.formats.units import GIB
 from tests.unit.analysis.test_profile import BAR, FILES, booted
 from tests.unit.slowboots import print_sections

@@ -13,7 +13,7 @@ from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BenchError, EvidenceError, ScenarioError
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
-from orchestrator.evidence.checkup_facts import CheckupFacts
+from orchestrator.evidence.surveys.checkup_facts import CheckupFacts
 from orchestrator.machine.host.machine import ThisMachine
 from orchestrator.machine.transport import remote
 from orchestrator.machine.transport.local import LocalMachine

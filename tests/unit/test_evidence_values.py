@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from orchestrator.analysis.trial import read_result
 from orchestrator.base.errors import EvidenceError
 from orchestrator.evidence.layout import RunDir, TrialDir
-from orchestrator.run.judge import judge
+from orchestrator.run.judging.judge import judge
 from tests.unit.examples import share
 from tests.unit.fabricated import sealed_map_trial
 from tests.unit.manifests import PLAN

@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.analysis.verdict.expectations import choose_exit_code
 from orchestrator.evidence.layout import MANIFEST, RunDir
-from orchestrator.run.judge import judge
+from orchestrator.run.judging.judge import judge
 from tests.unit.fabricated import map_trial
 from tests.unit.manifests import NO_SETTINGS, PLAN
 from tests.unit.recorded import MEASURED, TRACE, copied_run, sealed
@@ -86,8 +86,8 @@ def test_run_whose_guards_hold_is_improved(name: str, request: pytest.FixtureReq
         ("boots", "orchestrator.analysis.verdict.comparison.guest_accels"),
         ("boots", "orchestrator.analysis.verdict.comparison.failing_arm"),
         ("boots", "orchestrator.analysis.verdict.comparison.arm_the_bench_fails"),
-        ("boots", "orchestrator.run.judge.compare_conditions"),
-        ("boots", "orchestrator.run.judge.find_variable"),
+        ("boots", "orchestrator.run.judging.judge.compare_conditions"),
+        ("boots", "orchestrator.run.judging.judge.find_variable"),
         ("maps", "orchestrator.analysis.trial.check_sums"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.evidence.host_report import (
+from orchestrator.evidence.surveys.host_report import (
     UNLIMITED,
     BarClaim,
     HostReport,

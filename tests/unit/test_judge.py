@@ -20,8 +20,8 @@ from orchestrator.analysis.verdict.expectations import choose_exit_code
 from orchestrator.base.errors import EvidenceError
 from orchestrator.evidence.layout import RunDir, TrialDir
 from orchestrator.report.exports.perfetto import perfetto_trace
-from orchestrator.run import judge as judging
-from orchestrator.run.judge import stop_rule
+from orchestrator.run.judging import judge as judging
+from orchestrator.run.judging.judge import stop_rule
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
 from tests.unit.fabricated import map_trial

@@ -13,7 +13,7 @@ import pytest
 import orchestrator
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.run import ab
-from orchestrator.run.judge import Judged
+from orchestrator.run.judging.judge import Judged
 from tests.unit.kernels.fakes import folder_kernel
 from tests.unit.recorded import copied_run
 

@@ -17,7 +17,7 @@ from orchestrator.analysis.doctor.finding import METAL, NESTED, USES, Needs
 from orchestrator.analysis.doctor.findings import judge_machine
 from orchestrator.base.errors import BarometerError, EvidenceError
 from orchestrator.evidence.model import parse_evidence
-from orchestrator.evidence.profile_facts import ProfileFacts, load_profile
+from orchestrator.evidence.surveys.profile_facts import ProfileFacts, load_profile
 from orchestrator.formats.units import GIB
 from orchestrator.machine.host.pci import Survey
 from orchestrator.machine.metal.passthrough import find_refusals, list_notes

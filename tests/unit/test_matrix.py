@@ -20,8 +20,8 @@ from orchestrator.base.reasons import Reason
 from orchestrator.run import cells as cell_loop
 from orchestrator.run import kernels as run_kernels
 from orchestrator.run.cells import run_cells
+from orchestrator.run.judging.matrix import MatrixDir, judge_cells
 from orchestrator.run.kernels import RunKernels
-from orchestrator.run.matrix import MatrixDir, judge_cells
 from orchestrator.run.trials import Enough, Runner
 from orchestrator.scenario.factors import ScenarioFile, parse_scenarios
 from orchestrator.scenario.model import Scenario

@@ -21,8 +21,8 @@ from orchestrator.evidence.noise import (
     load_noise,
     save_noise,
 )
-from orchestrator.run.judge import Run
-from orchestrator.run.noise import recall_noise, remember_noise
+from orchestrator.run.judging.judge import Run
+from orchestrator.run.judging.noise import recall_noise, remember_noise
 from orchestrator.scenario.vocabulary import ARMS
 from tests.unit.report.made import measured, run
 

@@ -18,8 +18,8 @@ from orchestrator.base.errors import BarometerError, BenchError, ScenarioError
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.base.waiting import until
-from orchestrator.evidence.host_report import parse_host_report
-from orchestrator.evidence.profile_facts import (
+from orchestrator.evidence.surveys.host_report import parse_host_report
+from orchestrator.evidence.surveys.profile_facts import (
     TRACER_FILES,
     ProfileFacts,
     QemuProcess,

@@ -20,7 +20,7 @@ from orchestrator.evidence.layout import RunDir
 from orchestrator.formats.abi import LEAVES
 from orchestrator.formats.units import format_size
 from orchestrator.report.text.timeline_text import calls_and_cost
-from orchestrator.run.matrix import MatrixDir, judge_cells
+from orchestrator.run.judging.matrix import MatrixDir, judge_cells
 from orchestrator.scenario.model import Scenario
 from tests.unit.recorded import judge_and_save as judge
 

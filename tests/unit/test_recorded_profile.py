@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator.analysis.diagnosis.diagnosis import Profile, analyse_profile
-from orchestrator.evidence.profile_facts import load_profile
+from orchestrator.evidence.surveys.profile_facts import load_profile
 from orchestrator.report.text.profile_text import profile_json, text_profile
 
 FOLDER = Path(__file__).parents[2] / "fixtures/recorded/profile"

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from orchestrator.analysis.diagnosis.diagnosis import Profile
 from orchestrator.analysis.doctor.finding import METAL, Needs
 from orchestrator.analysis.doctor.findings import judge_machine
-from orchestrator.evidence.collected import load_evidence
+from orchestrator.evidence.surveys.collected import load_evidence
 from orchestrator.formats.units import GIB, MIB
 from orchestrator.report.html.html import html_profile
 from orchestrator.report.html.profile_page import build_profile_page

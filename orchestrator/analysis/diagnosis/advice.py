@@ -12,8 +12,8 @@ from orchestrator.analysis.boot.spent import Spent, split_boot
 from orchestrator.analysis.boot.timeline import RAM, DmaStep, Timeline
 from orchestrator.analysis.diagnosis.guest import GuestSetup
 from orchestrator.analysis.maps.level import Level
-from orchestrator.evidence.host_report import HostReport
-from orchestrator.evidence.profile_facts import ProfileFacts
+from orchestrator.evidence.surveys.host_report import HostReport
+from orchestrator.evidence.surveys.profile_facts import ProfileFacts
 
 NO_REMEDY = "no remedy known to barometer"
 LEAST_COST_SHARE = 0.01

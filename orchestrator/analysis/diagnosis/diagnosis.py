@@ -34,8 +34,8 @@ from orchestrator.analysis.tracefs.completeness import check_complete
 from orchestrator.analysis.tracefs.trace import Operation
 from orchestrator.base.errors import EvidenceError
 from orchestrator.base.reasons import Reason
-from orchestrator.evidence.host_report import HostReport, parse_host_report
-from orchestrator.evidence.profile_facts import (
+from orchestrator.evidence.surveys.host_report import HostReport, parse_host_report
+from orchestrator.evidence.surveys.profile_facts import (
     AFTER_FILE,
     HOST_FILE,
     ProfileBar,

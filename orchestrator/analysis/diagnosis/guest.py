@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from orchestrator.evidence.host_report import HostReport
+from orchestrator.evidence.surveys.host_report import HostReport
 from orchestrator.formats.units import KIB, MIB
 from orchestrator.formats.windows import DEFAULT_BITS, Firmware
 

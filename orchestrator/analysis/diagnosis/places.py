@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator, Sequence
 
 from orchestrator.analysis.diagnosis.advice import Advice, ProfiledBoot, Remedy, list_names
 from orchestrator.analysis.diagnosis.guest import GuestSetup
-from orchestrator.evidence.host_report import DeviceReport, HostReport
-from orchestrator.evidence.profile_facts import ProfileBar
+from orchestrator.evidence.surveys.host_report import DeviceReport, HostReport
+from orchestrator.evidence.surveys.profile_facts import ProfileBar
 from orchestrator.formats.units import GIB, MIB, format_size
 from orchestrator.formats.windows import (
     Vendor,

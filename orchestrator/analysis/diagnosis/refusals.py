@@ -20,7 +20,7 @@ from orchestrator.analysis.diagnosis.places import (
     find_claimed_bars,
     tell_bits,
 )
-from orchestrator.evidence.host_report import UNLIMITED, ReservedRegion
+from orchestrator.evidence.surveys.host_report import UNLIMITED, ReservedRegion
 from orchestrator.formats.units import GIB, format_size
 
 _HT_START = 0xFD00000000

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.analysis.tracefs.hist import parse_hist
 from orchestrator.base.errors import EvidenceError
-from orchestrator.evidence.checkup_facts import (
+from orchestrator.evidence.surveys.checkup_facts import (
     NOT_EXAMINED,
     BarFacts,
     BootMeans,

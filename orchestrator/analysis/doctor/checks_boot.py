@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from orchestrator.analysis.doctor.abilities import LOCKDOWN, ExaminedMachine, parse_version
 from orchestrator.analysis.doctor.finding import Finding, Needs
-from orchestrator.evidence.checkup_facts import NOT_EXAMINED, BootMeans, NoMeans
+from orchestrator.evidence.surveys.checkup_facts import NOT_EXAMINED, BootMeans, NoMeans
 from orchestrator.scenario.vocabulary import BootWay
 
 _STATE = "/var/lib/barometer"

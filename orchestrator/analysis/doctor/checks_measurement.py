@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from orchestrator.analysis.doctor.abilities import ExaminedMachine, parse_number
 from orchestrator.analysis.doctor.finding import BOTH, METAL, Finding, Needs, Status, Use
-from orchestrator.evidence.checkup_facts import CountedMap, NoCountedMap
+from orchestrator.evidence.surveys.checkup_facts import CountedMap, NoCountedMap
 from orchestrator.formats.abi import LEAVES, PAGE
 
 _THP = "/sys/kernel/mm/transparent_hugepage/enabled"

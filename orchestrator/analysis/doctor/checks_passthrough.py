@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from orchestrator.analysis.doctor.abilities import ExaminedMachine, parse_number
 from orchestrator.analysis.doctor.finding import Finding, Needs
-from orchestrator.evidence.checkup_facts import NOT_EXAMINED, BarFacts, ChosenDevice
+from orchestrator.evidence.surveys.checkup_facts import NOT_EXAMINED, BarFacts, ChosenDevice
 from orchestrator.formats.units import GIB, MIB, format_size
 from orchestrator.formats.windows import (
     OVMF_SHARES,

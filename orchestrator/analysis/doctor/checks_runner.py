@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from orchestrator.analysis.doctor.abilities import ExaminedMachine, parse_version
 from orchestrator.analysis.doctor.finding import BOTH, METAL, NESTED, Finding, Needs
-from orchestrator.evidence.checkup_facts import NOT_EXAMINED
+from orchestrator.evidence.surveys.checkup_facts import NOT_EXAMINED
 from orchestrator.formats.abi import OVMF_CODE, OVMF_VARIABLES
 from orchestrator.formats.units import GIB, format_size
 

@@ -11,7 +11,7 @@ from orchestrator.analysis.doctor import checks_restore as restore
 from orchestrator.analysis.doctor import checks_runner as runner
 from orchestrator.analysis.doctor.abilities import ExaminedMachine
 from orchestrator.analysis.doctor.finding import STATUSES, Finding, Needs, Use
-from orchestrator.evidence.checkup_facts import CheckupFacts
+from orchestrator.evidence.surveys.checkup_facts import CheckupFacts
 
 Check = Callable[[ExaminedMachine, Needs], Iterator[Finding]]
 CHECKS: dict[Use, tuple[Check, ...]] = {

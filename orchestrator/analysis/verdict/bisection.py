@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Literal
 
+from orchestrator.analysis.statistics.summary import summarize
 from orchestrator.analysis.verdict.effect import FEW_FLOOR, Resolution
-from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.evidence.bisection import StepRecord
 
 StepOutcome = Literal["good", "bad", "skip"]

@@ -15,6 +15,8 @@ from orchestrator.analysis.maps.level import Level
 from orchestrator.analysis.maps.maps import MapPass, Place
 from orchestrator.analysis.maps.scaling import Law, fit_scaling_law
 from orchestrator.analysis.maps.theory import count_pages
+from orchestrator.analysis.statistics.sequential import Levels, levels_at
+from orchestrator.analysis.statistics.shapes import Shape, find_edge, find_shapes
 from orchestrator.analysis.trial import Findings, TrialResult
 from orchestrator.analysis.verdict.effect import (
     Effect,
@@ -25,8 +27,6 @@ from orchestrator.analysis.verdict.effect import (
 )
 from orchestrator.analysis.verdict.metrics import EstimatedMetric, estimate_metrics
 from orchestrator.analysis.verdict.outcome import Outcome, find_outcome
-from orchestrator.analysis.verdict.sequential import Levels, levels_at
-from orchestrator.analysis.verdict.shapes import Shape, find_edge, find_shapes
 from orchestrator.evidence.faults import (
     Attempt,
     arm_the_bench_fails,

@@ -9,6 +9,7 @@ from orchestrator.analysis.conditions.conditions import conditions_json
 from orchestrator.analysis.conditions.variable import variable_json
 from orchestrator.analysis.maps.breakdown import ProfileDifference
 from orchestrator.analysis.maps.probe_overhead import compute_probe_costs
+from orchestrator.analysis.statistics.summary import summarize
 from orchestrator.analysis.trial import Findings
 from orchestrator.analysis.verdict.comparison import (
     Comparison,
@@ -22,7 +23,6 @@ from orchestrator.analysis.verdict.comparison import (
 )
 from orchestrator.analysis.verdict.effect import Effect
 from orchestrator.analysis.verdict.outcome import outcome_json
-from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import bench_counts, counts
 from orchestrator.scenario.vocabulary import ARMS, ArmName

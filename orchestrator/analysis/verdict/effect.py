@@ -10,12 +10,13 @@ being the same on both sides:
   Lehmann 1963);
 - interval: two order statistics of the same averages. Their coverage is known exactly from the
   null distribution of Wilcoxon's signed rank, and is at least 95 %. A run that is looked at
-  several times has the repeated interval, which is wider (sequential.py);
+  several times has the repeated interval, which is wider (statistics/sequential.py);
 - p: Wilcoxon's signed-rank test, which is the permutation test that swaps the arms within pairs.
 
 Arms without pairs (a control, two runs of different days) are judged by the two-sample forms: the
 differences of all logs, Mann and Whitney's U. Trials that are slow now and then are judged besides
-(tail.py). `ci/bench/verdicts.py` measures the false alarms, power and coverage of these verdicts.
+(statistics/tail.py). `ci/bench/verdicts.py` measures the false alarms, power and coverage of these
+verdicts.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.analysis.verdict.ranks import (
+from orchestrator.analysis.statistics.ranks import (
     rank_sum_index,
     signed_rank_index,
     signed_rank_p,
 )
-from orchestrator.analysis.verdict.sequential import ALPHA, LEAST_FOR_P, Levels
-from orchestrator.analysis.verdict.tail import Tail, find_tail
+from orchestrator.analysis.statistics.sequential import ALPHA, LEAST_FOR_P, Levels
+from orchestrator.analysis.statistics.tail import Tail, find_tail
 
 Verdict = Literal["improved", "regressed", "equivalent", "inconclusive", "invalid"]
 Basis = Literal["count", "exact", "trials", "few"]

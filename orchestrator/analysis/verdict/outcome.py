@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
 
+from orchestrator.analysis.statistics.sequential import LEAST_FOR_P
 from orchestrator.analysis.verdict.effect import Effect, Rule, Verdict
-from orchestrator.analysis.verdict.sequential import LEAST_FOR_P
 from orchestrator.scenario.metrics import METRIC_WORDS
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Metric, is_emulated
 

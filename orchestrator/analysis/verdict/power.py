@@ -1,9 +1,9 @@
 """What a plan can find, before anything runs. Pure.
 
 A signed rank calls a difference if at most so many averages (d_i + d_j) / 2 of the pairs' log
-ratios are on the other side (ranks.py). So a run finds every change above the negative of that
-order statistic of its noise; a plan finds, in 95 of 100 runs, the 95 % quantile of that. The noise
-is simulated as normal: with outliers a plan finds less.
+ratios are on the other side (statistics/ranks.py). So a run finds every change above the negative
+of that order statistic of its noise; a plan finds, in 95 of 100 runs, the 95 % quantile of that.
+The noise is simulated as normal: with outliers a plan finds less.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from statistics import NormalDist
 
 import numpy as np
 
+from orchestrator.analysis.statistics.ranks import signed_rank_index
+from orchestrator.analysis.statistics.sequential import LEAST_FOR_P, Levels, levels_at
 from orchestrator.analysis.verdict.comparison import Comparison
 from orchestrator.analysis.verdict.effect import LEAST_FOR_EQUIVALENCE, LEAST_FOR_INTERVAL
 from orchestrator.analysis.verdict.metrics import average_boots, pair_boots, values_by_pair
-from orchestrator.analysis.verdict.ranks import signed_rank_index
-from orchestrator.analysis.verdict.sequential import LEAST_FOR_P, Levels, levels_at
 from orchestrator.base.errors import ScenarioError
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.noise import NightNoise

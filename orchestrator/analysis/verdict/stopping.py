@@ -3,17 +3,17 @@
 The rule is applied after each block, to the trials so far. They are enough if every metric that
 decides has an interval as narrow as required and a clear verdict. Looking often and stopping at
 will finds differences where there are none; therefore noisy metrics are looked at after some
-blocks only, and more strictly than once (sequential.py).
+blocks only, and more strictly than once (statistics/sequential.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from orchestrator.analysis.statistics.sequential import choose_looks
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import compare_trials, count_more_failures
 from orchestrator.analysis.verdict.effect import is_precise
-from orchestrator.analysis.verdict.sequential import choose_looks
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
 from orchestrator.scenario.vocabulary import ARMS, ArmName

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from orchestrator.base.errors import BenchError
 from orchestrator.base.reasons import Reason
-from orchestrator.evidence.checkup_facts import CheckupFacts, parse_checkup
+from orchestrator.evidence.surveys.checkup_facts import CheckupFacts, parse_checkup
 from orchestrator.formats.units import GIB
 from orchestrator.machine.checkup.probe import count_map
 from orchestrator.machine.host.machine import AnyMachine

@@ -12,7 +12,7 @@ import json
 
 from orchestrator.base.errors import BarometerError, BenchError
 from orchestrator.base.reasons import Reason
-from orchestrator.evidence.checkup_facts import CountedMap, NoCountedMap
+from orchestrator.evidence.surveys.checkup_facts import CountedMap, NoCountedMap
 from orchestrator.formats.units import MIB
 from orchestrator.machine.host.changes import VFIO
 from orchestrator.machine.host.machine import AnyMachine

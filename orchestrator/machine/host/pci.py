@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from orchestrator.base.errors import BenchError, EvidenceError
 from orchestrator.base.reasons import Reason
-from orchestrator.evidence.pci_survey import FunctionFacts, User, parse_survey_facts
+from orchestrator.evidence.surveys.pci_survey import FunctionFacts, User, parse_survey_facts
 from orchestrator.formats.abi import (
     IORESOURCE_MEM,
     IORESOURCE_MEM_64,

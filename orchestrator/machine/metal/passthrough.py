@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from orchestrator.base.errors import ArmFailedError, BenchError
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter, write_json
-from orchestrator.evidence.pci_survey import User, is_lasting_claim
+from orchestrator.evidence.surveys.pci_survey import User, is_lasting_claim
 from orchestrator.formats.units import MIB, format_size
 from orchestrator.machine.host.changes import VFIO
 from orchestrator.machine.host.device import BoundDevice, find_bar

@@ -198,7 +198,7 @@ def _log(state: BenchState, token: str) -> Path:
     return state.folder / f"libvirt/log/qemu/{_name(state, token)}.log"
 
 
-def describe_host(
+def describe_domain(
     spec: BootSpec, token: str, state: BenchState, saved: SavedHost | None = None
 ) -> HostDomain:
     """Return the domain of the machine with that token: to boot it, or to restore it from a saved
@@ -232,7 +232,7 @@ def running_machine(
     folder = machine_folder(state, token)
     folder.mkdir(mode=0o700)
     secret = folder / "keys"
-    domain_spec = describe_host(spec, token, state, saved)
+    domain_spec = describe_domain(spec, token, state, saved)
     xml = host_xml(domain_spec)
     (folder / "domain.xml").write_text(xml)
     state.add(domains=domain_spec.uuid)

@@ -30,7 +30,7 @@ from orchestrator.machine.host.machine import Machine, ThisMachine
 from orchestrator.machine.host.modules import prove_modules
 from orchestrator.machine.nested.nested import (
     BootSpec,
-    describe_host,
+    describe_domain,
     machine_folder,
     prepare_host,
     prove_kernel,
@@ -225,7 +225,7 @@ class HostPool:
         restored; it is then removed."""
         if self._saved is None or not spec.pluggable:
             return None
-        saved = self._saved.find(describe_host(spec, token, self._state), spec.kernel)
+        saved = self._saved.find(describe_domain(spec, token, self._state), spec.kernel)
         if saved is None:
             return None
         trial.record(token=saved.token, host_cmdline=spec.cmdline(saved.token))

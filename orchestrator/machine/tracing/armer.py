@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from orchestrator.base.bounded import FACTS_BYTES, TRACE_BYTES
 from orchestrator.base.errors import BarometerError, BenchError
 from orchestrator.base.reasons import Reason
-from orchestrator.evidence.profile_facts import QemuProcess
+from orchestrator.evidence.surveys.profile_facts import QemuProcess
 from orchestrator.machine.runner.agents import AgentProgram, StayingAgent
 from orchestrator.machine.runner.images import GUESTS
 from orchestrator.machine.transport.shell import Commands, Dialogue

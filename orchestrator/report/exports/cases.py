@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestrator import __version__
+from orchestrator.analysis.statistics.summary import summarize
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import (
     Comparison,
@@ -22,7 +23,6 @@ from orchestrator.analysis.verdict.comparison import (
 )
 from orchestrator.analysis.verdict.expectations import choose_exit_code, judge_expectations
 from orchestrator.analysis.verdict.outcome import Outcome
-from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.base.hashing import digest_of
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.words.outcome_words import describe_regressions

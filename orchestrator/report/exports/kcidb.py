@@ -12,9 +12,9 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from orchestrator.analysis.statistics.summary import summarize
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import Comparison, guest_accels
-from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.base.errors import BenchError
 from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size

@@ -15,8 +15,8 @@ import csv
 import io
 from collections.abc import Sequence
 
+from orchestrator.analysis.statistics.summary import summarize
 from orchestrator.analysis.verdict.comparison import Comparison
-from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.exports.cases import build_suite, clean_line, cost_unit, kernel_of
 from orchestrator.scenario.vocabulary import ARMS, METRICS, Metric

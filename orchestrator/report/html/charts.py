@@ -16,8 +16,8 @@ from markupsafe import Markup
 
 from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep, Phase, Timeline
 from orchestrator.analysis.maps.scaling import Law
+from orchestrator.analysis.statistics.summary import summarize
 from orchestrator.analysis.verdict.comparison import MetricComparison
-from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.formats.units import format_size
 from orchestrator.report.html.svg import (
     Axis,

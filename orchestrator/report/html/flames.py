@@ -3,13 +3,14 @@ difference. The first function is on top; what it calls is below it, as wide as 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from markupsafe import Markup
 
-from orchestrator.analysis.maps.breakdown import Breakdown
+from orchestrator.analysis.maps.breakdown import Breakdown, ProfileDifference
 from orchestrator.report.html.svg import chart, labelled_rect, percent, rect
+from orchestrator.report.words.profile_words import describe_profile
 from orchestrator.report.words.quantities import format_quantity
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 
@@ -40,13 +41,17 @@ class _Frame:
 
 
 @dataclass(frozen=True)
-class FunctionChange:
+class FunctionRow:
     """A function in which the arms differ, without what it calls."""
 
     name: str
     baseline: str
     candidate: str
     change: str
+    per_page: str
+    """Instructions for each page of 4 KiB."""
+    place: str
+    """Whether the function is in a file that the series touches; empty if that is not known."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +62,20 @@ class Flames:
     """`one map, warm`"""
     graphs: dict[str, Markup]
     """What a graph is of, with its number -> the graph. The difference is last."""
-    changes: list[FunctionChange]
+    summary: str
+    """The difference in a sentence; empty if there is none."""
+    changes: list[FunctionRow]
     """The functions with the largest changes."""
 
 
-def build_flames(breakdowns: Mapping[ArmName, tuple[Breakdown, ...]]) -> list[Flames]:
-    """Return the graphs of each operation and state that any arm has a breakdown of."""
+def build_flames(
+    breakdowns: Mapping[ArmName, tuple[Breakdown, ...]], differences: Iterable[ProfileDifference]
+) -> list[Flames]:
+    """Return the graphs of each operation and state that any arm has a breakdown of.
+    `differences`: of those that both have."""
     keys = dict.fromkeys((b.operation, b.state) for of_arm in breakdowns.values() for b in of_arm)
-    return [_flames(*key, _of_key(breakdowns, *key)) for key in keys]
+    differing = {(d.operation, d.state): d for d in differences}
+    return [_flames(*key, _of_key(breakdowns, *key), differing.get(key)) for key in keys]
 
 
 def _of_key(
@@ -76,7 +87,10 @@ def _of_key(
     }  # fmt: skip
 
 
-def _flames(operation: str, state: str, by_arm: Mapping[ArmName, Breakdown]) -> Flames:
+def _flames(
+    operation: str, state: str, by_arm: Mapping[ArmName, Breakdown],
+    difference: ProfileDifference | None,
+) -> Flames:  # fmt: skip
     root = _Frame("")
     for arm, breakdown in by_arm.items():
         for stack, count in breakdown.stacks.items():
@@ -90,13 +104,15 @@ def _flames(operation: str, state: str, by_arm: Mapping[ArmName, Breakdown]) -> 
         title = f"{arm}, {_instructions(whole)}"
         graphs[title] = _graph(root, {arm: whole}, f"Flame graph of the {operation}: {title}")
     totals = {arm: breakdown.total for arm, breakdown in by_arm.items()}
-    changes: list[FunctionChange] = []
-    if len(totals) == len(ARMS):
+    if difference is not None:
         change = totals["candidate"] - totals["baseline"]
         title = f"difference, {'+' * (change > 0)}{_instructions(change)}"
         graphs[title] = _graph(root, totals, f"Flame graph of the {operation}: {title}")
-        changes = list(_changes(by_arm))
-    return Flames(f"one {operation} of the whole BAR, {state}", graphs, changes)
+    return Flames(
+        f"one {operation} of the whole BAR, {state}", graphs,
+        "" if difference is None else describe_profile(difference),
+        [] if difference is None else list(_changes(difference)),
+    )  # fmt: skip
 
 
 def _graph(root: _Frame, totals: Mapping[ArmName, float], label: str) -> Markup:
@@ -155,17 +171,15 @@ def _change_class(frame: _Frame) -> str:
     return f"frame {'more' if change > 0 else 'less'}{size}" if size else "frame same"
 
 
-def _changes(by_arm: Mapping[ArmName, Breakdown]) -> Iterator[FunctionChange]:
-    own = {arm: dict(breakdown.by_function()) for arm, breakdown in by_arm.items()}
-    names = dict.fromkeys(name for of_arm in own.values() for name in of_arm)
-    changes = {n: own["candidate"].get(n, 0.0) - own["baseline"].get(n, 0.0) for n in names}
-    for name in sorted(changes, key=lambda n: (-abs(changes[n]), n))[:_MOST_FUNCTIONS]:
-        if abs(change := changes[name]) < 0.5:
+def _changes(difference: ProfileDifference) -> Iterator[FunctionRow]:
+    for change in difference.functions[:_MOST_FUNCTIONS]:
+        if abs(change.difference) < 0.5:
             return  # half an instruction: of an extrapolation
-        before, after = (own[arm].get(name, 0.0) for arm in ARMS)
-        yield FunctionChange(
-            name, _instructions(before), _instructions(after),
-            f"{'+' * (change > 0)}{_instructions(change)}",
+        yield FunctionRow(
+            change.function, _instructions(change.baseline), _instructions(change.candidate),
+            f"{'+' * (change.difference > 0)}{_instructions(change.difference)}",
+            f"{change.per_page:+.3g}",
+            {True: "in the series' files", False: "elsewhere", None: ""}[change.in_series],
         )  # fmt: skip
 
 

@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from orchestrator.analysis.maps.level import LevelReason
 from orchestrator.analysis.maps.theory import find_stride, predict_lookups
+from orchestrator.analysis.statistics.summary import summarize
 from orchestrator.analysis.verdict.comparison import Comparison, find_laws, merge_findings
-from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.formats.units import format_size
 from orchestrator.report.html.charts import law_chart
 from orchestrator.report.text.maps_text import law_text, level_text

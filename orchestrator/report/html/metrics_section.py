@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from orchestrator.analysis.statistics.sequential import LEAST_FOR_P
+from orchestrator.analysis.statistics.summary import summarize
 from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison
 from orchestrator.analysis.verdict.effect import LEAST_FOR_INTERVAL
-from orchestrator.analysis.verdict.sequential import LEAST_FOR_P
-from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.report.html.charts import LEAST_PAIRS, arms_chart, forest_chart, sample_chart
 from orchestrator.report.words.quantities import change_text, format_quantity, p_text
 from orchestrator.report.words.samples import Dots, collect_dots, role_values

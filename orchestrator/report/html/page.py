@@ -13,7 +13,12 @@ from markupsafe import Markup
 from orchestrator.analysis.conditions.conditions import Difference
 from orchestrator.analysis.conditions.kconfig import ConfigChange, select_costly
 from orchestrator.analysis.trial import TrialResult
-from orchestrator.analysis.verdict.comparison import Comparison, guest_accels, merge_findings
+from orchestrator.analysis.verdict.comparison import (
+    Comparison,
+    guest_accels,
+    merge_findings,
+    subtract_profiles,
+)
 from orchestrator.evidence.kernel import KernelRecord
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.html.boots_section import TracedBoots, build_boots
@@ -145,7 +150,10 @@ def build_page(scenario: Scenario, comparison: Comparison, plan: Plan) -> Page:
         panels=list_panels(comparison, lines),
         boots=build_boots(comparison),
         series=list(list_series(scenario.points(), comparison, exact=exact)),
-        flames=build_flames({arm: merge_findings(comparison, arm).breakdowns for arm in ARMS}),
+        flames=build_flames(
+            {arm: merge_findings(comparison, arm).breakdowns for arm in ARMS},
+            subtract_profiles(comparison),
+        ),
         theory=list(list_theory(scenario.points(), comparison)),
         levels=list(list_levels(comparison)),
         inside=inside_maps(comparison, exact=exact, names_missing=False),

@@ -10,8 +10,15 @@ from orchestrator.analysis.maps.probe_overhead import ProbeCost, compute_probe_c
 from orchestrator.analysis.maps.scaling import Law
 from orchestrator.analysis.tracefs.trace import Operation
 from orchestrator.analysis.trial import Findings
-from orchestrator.analysis.verdict.comparison import Comparison, find_laws, merge_findings
+from orchestrator.analysis.verdict.comparison import (
+    Comparison,
+    find_laws,
+    merge_findings,
+    subtract_profiles,
+)
 from orchestrator.formats.units import format_size
+from orchestrator.report.words.columns import wrap_text
+from orchestrator.report.words.profile_words import describe_profile
 from orchestrator.report.words.quantities import format_quantity, plural
 from orchestrator.scenario.vocabulary import ARMS
 
@@ -46,6 +53,7 @@ def inside_maps(comparison: Comparison, *, exact: bool, names_missing: bool = Tr
         or _NO_LOOKING * names_missing,
         _parts(shown["baseline"], shown["candidate"], exact=exact),
         *(_breakdown(arm, b, shown[arm]) for arm in ARMS for b in shown[arm].breakdowns),
+        _differences(comparison),
     ]
     return "\n".join(part for part in parts if part)
 
@@ -213,6 +221,14 @@ def _operation(operation: Operation, *, exact: bool) -> str:
     return f"{_cost_text(operation.seconds, exact=exact)}: " + ", ".join(
         f"{name} {value / operation.seconds:.1%}" for name, value in known.items()
     )
+
+
+def _differences(comparison: Comparison) -> str:
+    lines = [
+        line for difference in subtract_profiles(comparison)
+        for line in wrap_text(f"  {describe_profile(difference)}", then="    ")
+    ]  # fmt: skip
+    return "\n".join(["Where the arms' instructions differ:", *lines]) + "\n" if lines else ""
 
 
 def _breakdown(arm: str, breakdown: Breakdown, findings: Findings) -> str:

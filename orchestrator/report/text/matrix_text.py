@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import median
 
+from orchestrator.analysis.statistics.summary import summarize
 from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison, boots_of
 from orchestrator.analysis.verdict.effect import Verdict
 from orchestrator.analysis.verdict.outcome import join_titles
-from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.report.words.columns import fit_lines, format_table, wrap_text
 from orchestrator.report.words.outcome_words import describe_regressions
 from orchestrator.report.words.quantities import count_cells, format_quantity

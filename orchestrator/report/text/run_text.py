@@ -7,6 +7,7 @@ from math import ceil, log2
 from statistics import median
 
 from orchestrator.analysis.maps.theory import best_leaf, count_pages, find_stride, predict_lookups
+from orchestrator.analysis.statistics.sequential import LEAST_FOR_P
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import (
     Comparison,
@@ -15,7 +16,6 @@ from orchestrator.analysis.verdict.comparison import (
     guest_accels,
 )
 from orchestrator.analysis.verdict.effect import FEW_FLOOR
-from orchestrator.analysis.verdict.sequential import LEAST_FOR_P
 from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size
 from orchestrator.report.text.conditions_text import describe_conditions

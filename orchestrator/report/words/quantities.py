@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from orchestrator.analysis.statistics.summary import LEAST_FOR_QUARTILES, summarize
 from orchestrator.analysis.verdict.comparison import MetricComparison
 from orchestrator.analysis.verdict.effect import Effect
-from orchestrator.analysis.verdict.summary import LEAST_FOR_QUARTILES, summarize
 from orchestrator.scenario.vocabulary import ARMS
 
 _PREFIXES = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.analysis.conditions.conditions import Difference
+from orchestrator.analysis.statistics.summary import summarize
 from orchestrator.analysis.verdict.comparison import (
     Comparison,
     MetricComparison,
@@ -14,7 +15,6 @@ from orchestrator.analysis.verdict.comparison import (
     guest_accels,
     has_more_failures,
 )
-from orchestrator.analysis.verdict.summary import summarize
 from orchestrator.evidence.faults import bench_counts, counts
 from orchestrator.evidence.plan import Plan
 from orchestrator.formats.units import format_size

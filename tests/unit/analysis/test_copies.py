@@ -16,7 +16,7 @@ from orchestrator.analysis.trial import TrialResult
 from orchestrator.evidence.layout import RunDir
 from orchestrator.evidence.manifest import RestoredRecord
 from orchestrator.report.words.restored_words import describe_restored
-from orchestrator.run.judge import judge
+from orchestrator.run.judging.judge import judge
 from orchestrator.scenario.vocabulary import ARMS, Role
 from tests.unit.fabricated import map_trial
 from tests.unit.manifests import PLAN, manifest_of

@@ -12,6 +12,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import stats
 
+from orchestrator.analysis.statistics.ranks import (
+    rank_sum_index,
+    signed_rank_below,
+    signed_rank_index,
+    signed_rank_p,
+)
+from orchestrator.analysis.statistics.sequential import ALPHA, ERROR, LEAST_FOR_P
 from orchestrator.analysis.verdict.effect import (
     FEW_FLOOR,
     LEAST_FOR_INTERVAL,
@@ -23,13 +30,6 @@ from orchestrator.analysis.verdict.effect import (
     is_precise,
     judge_effect,
 )
-from orchestrator.analysis.verdict.ranks import (
-    rank_sum_index,
-    signed_rank_below,
-    signed_rank_index,
-    signed_rank_p,
-)
-from orchestrator.analysis.verdict.sequential import ALPHA, ERROR, LEAST_FOR_P
 
 SECONDS = st.lists(st.floats(0.001, 1000), min_size=1, max_size=30)
 COUNTS = st.lists(st.integers(0, 2**24).map(float), min_size=1, max_size=4)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.analysis.diagnosis.guest import GuestSetup, read_guest
-from orchestrator.evidence.host_report import HostReport, parse_host_report
+from orchestrator.evidence.surveys.host_report import HostReport, parse_host_report
 from orchestrator.formats.units import GIB
 from tests.unit.slowboots import print_cpu, print_sections, write_xml
 

@@ -16,7 +16,7 @@ from orchestrator.analysis.diagnosis.diagnosis import Profile, analyse_profile, 
 from orchestrator.analysis.maps.theory import Mapping
 from orchestrator.base.errors import EvidenceError
 from orchestrator.evidence.model import parse_evidence
-from orchestrator.evidence.profile_facts import ProfileBar, ProfileFacts
+from orchestrator.evidence.surveys.profile_facts import ProfileBar, ProfileFacts
 from orchestrator.formats.units import GIB, MIB
 from tests.unit.stable import numbers_in
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.verdict.ranks import signed_rank_below
-from orchestrator.analysis.verdict.sequential import (
+from orchestrator.analysis.statistics.ranks import signed_rank_below
+from orchestrator.analysis.statistics.sequential import (
     ALPHA,
     ALPHA_UNTIL,
     ERROR,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.analysis.verdict.shapes import LEAST, find_edge, find_shapes
+from orchestrator.analysis.statistics.shapes import LEAST, find_edge, find_shapes
 from tests.unit.stable import numbers_in
 
 

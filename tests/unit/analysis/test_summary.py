@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.analysis.verdict.summary import Summary, summarize
+from orchestrator.analysis.statistics.summary import Summary, summarize
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from orchestrator.analysis.maps.level import Level, LevelReason
+from orchestrator.analysis.statistics.tail import LEAST_FOR_TAIL, excluded_share, find_tail
 from orchestrator.analysis.trial import Findings, TrialResult
 from orchestrator.analysis.verdict.comparison import Comparison, compare_trials
 from orchestrator.analysis.verdict.comparison_file import comparison_json
 from orchestrator.analysis.verdict.expectations import choose_exit_code
-from orchestrator.analysis.verdict.tail import LEAST_FOR_TAIL, excluded_share, find_tail
 from orchestrator.scenario.fields import Bound
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 from tests.unit.scenarios import scenario

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from orchestrator.base.errors import BenchError, EvidenceError
-from orchestrator.evidence.checkup_facts import NOT_EXAMINED, RefusedDevice
+from orchestrator.evidence.surveys.checkup_facts import NOT_EXAMINED, RefusedDevice
 from orchestrator.formats.abi import OVMF_CODE, OVMF_VARIABLES
 from orchestrator.machine.checkup import checkup
 from orchestrator.machine.checkup.checkup import examine, list_traced_functions

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.analysis.diagnosis.diagnosis import analyse_profile
-from orchestrator.evidence.collected import load_evidence
-from orchestrator.evidence.host_report import parse_host_report
+from orchestrator.evidence.surveys.collected import load_evidence
+from orchestrator.evidence.surveys.host_report import parse_host_report
 from orchestrator.formats.units import GIB
 from orchestrator.machine.tracing.collecting import (
     collecting_script,

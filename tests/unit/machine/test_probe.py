@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.base.errors import BenchError
 from orchestrator.base.reasons import Reason
-from orchestrator.evidence.checkup_facts import CountedMap, NoCountedMap
+from orchestrator.evidence.surveys.checkup_facts import CountedMap, NoCountedMap
 from orchestrator.machine.checkup import probe
 from orchestrator.machine.checkup.probe import count_map
 from orchestrator.machine.host.machine import FoundMachine

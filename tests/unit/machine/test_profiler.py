@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.base.errors import BenchError
-from orchestrator.evidence.profile_facts import QemuProcess
+from orchestrator.evidence.surveys.profile_facts import QemuProcess
 from orchestrator.formats.units import GIB, MIB
 from orchestrator.machine.runner.images import GUESTS
 from orchestrator.machine.tracing import armer

@@ -24,7 +24,7 @@ from orchestrator.evidence.layout import TrialWriter
 from orchestrator.kernels.image.bundle import KernelBundle
 from orchestrator.machine.nested import restoring, sharing
 from orchestrator.machine.nested.marks import ready_mark
-from orchestrator.machine.nested.nested import BootSpec, StartedVm, describe_host
+from orchestrator.machine.nested.nested import BootSpec, StartedVm, describe_domain
 from orchestrator.machine.nested.restoring import can_plug, saving
 from orchestrator.machine.nested.saved import SavedHost, SavedHosts
 from orchestrator.machine.nested.sharing import HostPool, NestedMachine, _is_restorable
@@ -106,7 +106,7 @@ class SaveLab:
         libvirt = cast(Connection, SimpleNamespace(version=dict))
         self.hosts = SavedHosts(Cache(folder / "cache"), libvirt)
         state = cast(BenchState, SimpleNamespace(token="0f0f", folder=folder))
-        self.description = describe_host(self.spec, TOKEN, state)
+        self.description = describe_domain(self.spec, TOKEN, state)
         (folder / TOKEN).mkdir()
         self.description.console.write_text("Linux version 7.3\n")
         mark = ready_mark(TOKEN).search(f"barometer: may be saved {TOKEN} {BOOT_ID}")

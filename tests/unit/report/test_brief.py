@@ -17,7 +17,7 @@ from orchestrator.evidence.faults import Attempt
 from orchestrator.evidence.layout import RunDir
 from orchestrator.report.text.brief import LINES, bisect_brief, matrix_brief, run_brief
 from orchestrator.report.words.columns import WIDTH
-from orchestrator.run.judge import read_saved_run
+from orchestrator.run.judging.judge import read_saved_run
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, METRICS, Metric
 from tests.unit.recorded import RUN

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from markupsafe import Markup
 
 from orchestrator.analysis.boot.cost import BootDifference
-from orchestrator.analysis.maps.breakdown import Breakdown, Stacks
+from orchestrator.analysis.maps.breakdown import Breakdown, Stacks, subtract_breakdowns
 from orchestrator.report.html.boots_section import list_changes
-from orchestrator.report.html.flames import build_flames
+from orchestrator.report.html.flames import Flames, build_flames
 from orchestrator.report.html.svg import Axis, axis_of, element
 from tests.unit.report.pages import Page
 
@@ -71,11 +71,18 @@ def breakdown(stacks: Stacks) -> tuple[Breakdown, ...]:
     return (Breakdown("map", "warm", stacks, logged=True),)
 
 
+def flames_of(baseline: tuple[Breakdown, ...], candidate: tuple[Breakdown, ...]) -> list[Flames]:
+    return build_flames(
+        {"baseline": baseline, "candidate": candidate},
+        subtract_breakdowns(baseline, candidate, 1 << 30, None),
+    )
+
+
 @given(STACKS, STACKS)
 def test_frame_is_as_wide_as_its_share_and_below_what_calls_it(
     before: Stacks, after: Stacks
 ) -> None:
-    [flames] = build_flames({"baseline": breakdown(before), "candidate": breakdown(after)})
+    [flames] = flames_of(breakdown(before), breakdown(after))
     assert len(flames.graphs) == 3
     for graph in flames.graphs.values():
         rows: dict[float, list[tuple[float, float]]] = {}
@@ -97,7 +104,7 @@ def test_frame_is_as_wide_as_its_share_and_below_what_calls_it(
 def test_changes_of_functions_are_those_of_their_own_instructions(
     before: Stacks, after: Stacks
 ) -> None:
-    [flames] = build_flames({"baseline": breakdown(before), "candidate": breakdown(after)})
+    [flames] = flames_of(breakdown(before), breakdown(after))
     own: dict[str, float] = {}
     for sign, stacks in ((-1, before), (1, after)):
         for stack, count in stacks.items():
@@ -111,10 +118,10 @@ def test_changes_of_functions_are_those_of_their_own_instructions(
 
 
 def test_arm_alone_has_its_graph_and_no_difference() -> None:
-    [flames] = build_flames({"baseline": breakdown({("f",): 1.0}), "candidate": ()})
+    [flames] = flames_of(breakdown({("f",): 1.0}), ())
     assert [*flames.graphs] == ["baseline, 1 insn"]
     assert flames.changes == []
-    assert build_flames({"baseline": (), "candidate": ()}) == []
+    assert flames_of((), ()) == []
 
 
 @given(st.floats(1, 1e4), st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=5),

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from junitparser import Failure, JUnitXml
 
+from orchestrator.analysis.statistics.sequential import ALPHA, LEAST_FOR_P
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.across import compare_runs, plan_across
 from orchestrator.analysis.verdict.comparison import Comparison, compare_trials
@@ -26,7 +27,6 @@ from orchestrator.analysis.verdict.outcome import (
     outcome_json,
     pairs_to_decide,
 )
-from orchestrator.analysis.verdict.sequential import ALPHA, LEAST_FOR_P
 from orchestrator.evidence.layout import RunDir
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.exports.cases import build_suite
@@ -40,7 +40,7 @@ from orchestrator.report.text.mail_text import format_mail
 from orchestrator.report.text.matrix_text import matrix_report
 from orchestrator.report.text.run_text import CUT, text_report
 from orchestrator.report.words.outcome_words import spell_points
-from orchestrator.run.judge import Run, judge, read_saved_run
+from orchestrator.run.judging.judge import Run, judge, read_saved_run
 from orchestrator.scenario.metrics import WORDS
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import HEADLINE_POINT, Metric

@@ -15,9 +15,9 @@ from orchestrator.base.bounded import TRACE_BYTES
 from orchestrator.base.errors import EvidenceError
 from orchestrator.base.plainfile import open_plain, read_plain_text
 from orchestrator.base.reasons import Reason
-from orchestrator.evidence.host_report import HostReport, parse_host_report
 from orchestrator.evidence.model import parse_evidence
-from orchestrator.evidence.profile_facts import (
+from orchestrator.evidence.surveys.host_report import HostReport, parse_host_report
+from orchestrator.evidence.surveys.profile_facts import (
     AFTER_FILE,
     HOST_FILE,
     TRACER_FILES,

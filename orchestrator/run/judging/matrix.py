@@ -26,7 +26,7 @@ from orchestrator.report.exports.junit import junit_xml
 from orchestrator.report.exports.ktap import format_ktap
 from orchestrator.report.text.brief import matrix_brief
 from orchestrator.report.text.matrix_text import matrix_report
-from orchestrator.run.judge import Judged, Run, judge, save_reports, warning_if_refused
+from orchestrator.run.judging.judge import Judged, Run, judge, save_reports, warning_if_refused
 from orchestrator.scenario.factors import Cell, ScenarioFile, parse_scenarios
 
 _NOT_RUN = EvidenceError.exit_code

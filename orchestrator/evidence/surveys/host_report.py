@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from orchestrator.evidence.pci_survey import is_lasting_claim
+from orchestrator.evidence.surveys.pci_survey import is_lasting_claim
 
 _HEAD = re.compile(r"(?m)^==== barometer (.+)$")
 _REGION = re.compile(r"(?m)^0x([0-9a-f]{1,16}) 0x([0-9a-f]{1,16}) ([a-z-]+)$")

@@ -11,8 +11,8 @@ from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import RunDir
 from orchestrator.report.text.mail_text import is_tester
 from orchestrator.run.diskspace import no_space_explained
-from orchestrator.run.judge import Judged, Run, judge
-from orchestrator.run.matrix import MatrixDir, judge_cells
+from orchestrator.run.judging.judge import Judged, Run, judge
+from orchestrator.run.judging.matrix import MatrixDir, judge_cells
 
 _GIT_SECONDS = 10.0
 """Deadline of git for the tester's name. A report can do without the name."""

@@ -30,8 +30,7 @@ ProfileEnd = Literal["quiet", "agent", "domain-ended", "limit", "start-failed"]
 domain, the longest time that a boot may take; or QEMU never ran the guest."""
 TRACER_FILES = ("trace.txt", "clock.txt", "stats.txt", "profile.txt")
 HOST_FILE, AFTER_FILE = "host.txt", "after.txt"
-"""What the host says before and after the boot (orchestrator.evidence.host_report). Older profiles
-lack them."""
+"""What the host says before and after the boot (host_report.py). Older profiles lack them."""
 _STORED = {"trace.txt": "trace.txt.gz"}
 """Names of the tracer's files in the folder, where they differ."""
 _FACTS, _DEFINITION = "facts.json", "domain.xml"

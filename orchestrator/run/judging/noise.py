@@ -10,7 +10,7 @@ from orchestrator.base.errors import BarometerError
 from orchestrator.base.folderlock import only_writer
 from orchestrator.evidence.noise import MetricNoise, load_noise, save_noise
 from orchestrator.machine.runner.state import default_state_folder
-from orchestrator.run.judge import Run
+from orchestrator.run.judging.judge import Run
 from orchestrator.scenario.machines import HostSpec
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import Metric

@@ -1,0 +1,1 @@
+"""What numbers say: ranks, looks, tails, shapes. Nothing here knows a kernel."""

@@ -1,0 +1,1 @@
+"""What is collected of a machine for the doctor and for a profile."""

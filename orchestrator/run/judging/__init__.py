@@ -1,0 +1,1 @@
+"""Judge what was recorded: runs, matrices, folders of either."""
