@@ -26,6 +26,8 @@ from orchestrator.kernels.series.patch import Patch, check_patch
 from orchestrator.scenario.kernel_forms import is_message_id, is_range
 
 _PATCH_NAMES = (".patch", ".diff", ".mbox", ".mbx", ".eml")
+_COVER_LETTER = re.compile(r"(v\d+-)?0+-")
+"""Name that format-patch gives the file of a cover letter. Its subject may have no number."""
 _LONGEST_NAME = 200
 _UNKNOWN_MAIL = ("is not known", "No messages found", "error: 404", "404 Client Error")
 
@@ -126,7 +128,8 @@ def _from_folder(folder: Path) -> Iterator[tuple[str, Letter]]:
         )
     parts = [(path, parse_letters(_content(path), str(path))) for path in paths]
     for path, letters in parts:
-        _refuse_none([p for p in letters if p.diff or p.number == 0], str(path))
+        if not _COVER_LETTER.match(path.name):
+            _refuse_none([p for p in letters if p.diff or p.number == 0], str(path))
     whole = [(path, letter) for path, letters in parts for letter in select_patches(letters)]
     _refuse_none(whole, str(folder))
     if _is_one_series([letter for _, letter in whole]):

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from orchestrator.analysis.maps.breakdown import Breakdown, ProfileDifference
 from orchestrator.report.html.svg import chart, labelled_rect, percent, rect
-from orchestrator.report.words.profile_words import describe_profile
+from orchestrator.report.words.profile_words import describe_per_page, describe_profile
 from orchestrator.report.words.quantities import format_quantity
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 
@@ -178,7 +178,7 @@ def _changes(difference: ProfileDifference) -> Iterator[FunctionRow]:
         yield FunctionRow(
             change.function, _instructions(change.baseline), _instructions(change.candidate),
             f"{'+' * (change.difference > 0)}{_instructions(change.difference)}",
-            f"{change.per_page:+.3g}",
+            describe_per_page(change),
             {True: "in the series' files", False: "elsewhere", None: ""}[change.in_series],
         )  # fmt: skip
 

@@ -79,15 +79,19 @@ def change_text(effect: Effect) -> str:
         return "from 0"
     if estimate.basis == "count" and estimate.same:
         return "same"
-    ends = estimate.interval or ()
-    if estimate.ratio >= _LARGE:
+    return describe_ratio(estimate.ratio, estimate.interval or ())
+
+
+def describe_ratio(ratio: float, ends: Sequence[float] = ()) -> str:
+    """Return a ratio as a change, with the ends of its interval: as change_text."""
+    if ratio >= _LARGE:
         sign, inner = "x", [_factor(end) for end in ends]
-        text = _factor(estimate.ratio)
-    elif 0 < estimate.ratio <= _SMALL:
+        text = _factor(ratio)
+    elif 0 < ratio <= _SMALL:
         sign, inner = "", [f"1/{_factor(1 / end) if end else 'inf'}" for end in ends]
-        text = f"1/{_factor(1 / estimate.ratio)}"
+        text = f"1/{_factor(1 / ratio)}"
     else:
-        percents = [100 * (ratio - 1) for ratio in (estimate.ratio, *ends)]
+        percents = [100 * (value - 1) for value in (ratio, *ends)]
         fine = max(percents) - min(percents) < 0.2 and abs(percents[0]) < 10
         decimals = 2 if fine and (ends or abs(percents[0]) < 0.1) else 1
         sign, (text, *inner) = "%", [_percent(p, decimals) for p in percents]
