@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     __version__: str
 else:
     _MODULES = {
-        "Run": "run.judge", "TrialSample": "run.judge", "Scenario": "scenario.model",
-        "compare": "run.library", "load": "run.library",
+        "Run": "run.judging.judge", "TrialSample": "run.judging.judge",
+        "Scenario": "scenario.model", "compare": "run.library", "load": "run.library",
     }  # fmt: skip
 
     def __getattr__(name: str) -> Any:

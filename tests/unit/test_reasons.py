@@ -130,7 +130,7 @@ def members(value: ast.AST | None) -> Iterator[Reason]:
 
 def refused_reasons() -> Iterator[tuple[str, str]]:
     """Yield each reason with which the keeper refuses a request; it becomes the error's reason."""
-    for path in (images.GUESTS / "agents/keeper").glob("*.py"):
+    for path in (images.GUESTS / "agents/keeper").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Dict):
                 keys = [getattr(key, "value", None) for key in node.keys]
