@@ -20,6 +20,7 @@ from tests.lab.conftest import SCENARIOS, leftovers
 BAROMETER = str(Path(sys.executable).with_name("barometer"))
 SMALL = SCENARIOS / "map-small.toml"
 BAR = 2**32
+SAME = ("equivalent", "equivalent")
 PATCHED = 'arms.baseline.kernel={deb="linux-image-cloud-amd64", suite="trixie-backports"}'
 
 
@@ -81,9 +82,12 @@ def test_one_kernel_is_equal_to_itself_whatever_the_load(tmp_path: Path, means: 
     assert code == 0
     # for counts, one block of two pairs is enough
     assert [loaded["arms"][arm]["trials"]["measured"] for arm in loaded["arms"]] == [2, 2]
-    assert {m["control"]["verdict"] for m in loaded["metrics"].values()} == {"equivalent"}
-    assert {m["verdict"] for m in loaded["metrics"].values()} == {"equivalent"}
+    # 400 instructions of chance are more than the margin of a map of a few thousand
+    metrics = loaded["metrics"]
+    for metric in metrics.values():
+        assert {metric["verdict"], metric["control"]["verdict"]} <= {"equivalent", "inconclusive"}
     for name in ("bar_map_cost", "bar_map_cost@full/1GiB/cold", "bar_unmap_cost"):
+        assert (metrics[name]["verdict"], metrics[name]["control"]["verdict"]) == SAME
         idle, full = (r["arms"]["candidate"]["metrics"][name]["median"] for r in (quiet, loaded))
         assert full == pytest.approx(idle, rel=5e-4, abs=400e-9)
     assert leftovers() == before
