@@ -47,6 +47,7 @@ from orchestrator.kernels.series.series import read_series
 from orchestrator.kernels.source.buildlog import first_errors
 from orchestrator.kernels.source.buildroot import WORK, BuildRoot, build_root
 from orchestrator.kernels.source.debsource import DebSource, find_package_source
+from orchestrator.kernels.source.results import check_results, find_result
 from orchestrator.scenario.kernel_forms import ModuleKernel, is_range
 
 FACTS = "module.json"
@@ -184,6 +185,7 @@ def _patched(files: Files, patches: Sequence[Patch]) -> Files:
         seeing.run("add", "--all", "--force", ".", doing="keeping the package's files")
         tree = apply_patches(git, seeing.line("write-tree"), patches)
         made = _checked_out(git, tree, Path(scratch))
+        check_results(made)
         names = {p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()}
         return {n: (made / n).read_bytes() if n in names else None for n in {*files, *names}}
 
@@ -242,7 +244,7 @@ class _Workshop:
             output = log.read_text(errors="replace")
             blame_full_disk(output, self.cache.folder("kernels"))
             raise _FailedError(first_errors(output))
-        return {m: read_module(folder / "tree" / f"{m}.ko") for m in self.change.modules}
+        return {m: read_module(find_result(folder, f"tree/{m}.ko")) for m in self.change.modules}
 
     def packaged(self, module: str) -> Path:
         """Return the package's file of a module. Raises BenchError if it has none."""
@@ -279,7 +281,7 @@ def _build(shop: _Workshop, folder: Path) -> None:
             evidence=str(exc), hint=f"the whole log: {log}", reason=Reason.BUILD_FAILED,
         ) from exc  # fmt: skip
     seconds = time.monotonic() - proven
-    _check_exports(shop, folder / "work/tree/Module.symvers")
+    _check_exports(shop, find_result(folder, "work/tree/Module.symvers"))
     for module, new in made.items():
         was = pristine[module]
         # If both are as before (for example, only a comment changed), it is the package's module
@@ -335,7 +337,7 @@ def _swap(shop: _Workshop, modules: Iterable[str], folder: Path) -> bool:
     names = []
     for module in modules:
         name = str(shop.packaged(module).relative_to(shop.stock.modules))
-        content = (folder / "work/tree" / f"{module}.ko").read_bytes()
+        content = find_result(folder, f"work/tree/{module}.ko").read_bytes()
         (folder / "modules" / name).unlink()
         if can_pack(name):
             names.append(name)

@@ -232,7 +232,8 @@ def test_keys_that_name_a_program_are_known() -> None:
     )
     no_program = {
         "clone.filterSubmodules", "color.pager", "column.clean", "help.browser",
-        "diff.evil.cachetextconv", "remote.evil.partialclonefilter", "uploadpack.allowFilter", "gitcvs.dbDriver",
+        "diff.evil.cachetextconv", "remote.evil.partialclonefilter",
+        "uploadpack.allowFilter", "gitcvs.dbDriver",
         "notes.rewrite.evil", "core.fsmonitorHookVersion", "interactive.singleKey",
     }  # fmt: skip
     named = {key for key in keys_of_git() if words.search(key) and not key.startswith("advice.")}
