@@ -314,8 +314,9 @@ ESCAPES = {
     "user namespace": "unshare --user --map-root-user mount -t tmpfs tmpfs /tmp",
     "device node": "mknod /build/disk b 254 0",
     "devices": "ls /dev | grep -qvx -e fd -e full -e null -e random -e tty -e urandom -e zero",
-    "kernel's settings": "echo x > /proc/sys/kernel/core_pattern",
-    "sysrq": "echo h > /proc/sysrq-trigger",
+    # harmless if it works: the value that is there
+    "kernel's settings": "cd /proc/sys/kernel && x=$(cat core_pattern) && echo $x > core_pattern",
+    "sysrq": ": >> /proc/sysrq-trigger",
     "memory of the kernel": "head -c 1 /proc/kcore",
     "other processes": 'test "$(ls -d /proc/[0-9]* | wc -l)" -gt 4',
     "root of a process": "ls /proc/1/root/root/.cache",
