@@ -85,7 +85,7 @@ def test_token_is_another_one_each_time() -> None:
 def test_own_commands_pass_a_guarded_stream() -> None:
     inner = io.StringIO()
     stream = LogStream(inner)
-    print("##[x]", file=stream)  # type: ignore[arg-type]
+    print("##[x]", file=stream)
     print_commands("::notice::y\n", stream)  # type: ignore[arg-type]
     assert inner.getvalue().splitlines()[1] == "::notice::y"
     assert "##[" not in inner.getvalue()
