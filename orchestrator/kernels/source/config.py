@@ -26,9 +26,13 @@ from orchestrator.scenario.vocabulary import is_config_line
 _LINE = re.compile(
     r"""CONFIG_(?P<name>\w+)=(?P<value>y|m|n|-?\d+|0x[0-9a-fA-F]+|"(?:[^"\\]|\\.)*")\s*(?:\#.*)?"""
 )
-_OFF = re.compile(r"# CONFIG_(?P<name>\w+) is not set")
+_OFF = re.compile(r"# CONFIG_(?P<name>\w+) is not set(?!\w).*")
 _WHOLE = re.compile(r"(?m)^# (Linux/\S+ .* Kernel Configuration|Automatically generated file)")
 """One of the first lines of a .config that kconfig wrote, and that therefore has all symbols."""
+_MOST_OF_A_FRAGMENT = 1000
+"""Symbols from which a file is a whole configuration, whoever wrote it: those of Fedora's and
+RHEL's sources begin with other lines. A fragment is some options that must all come out."""
+_MOST_TOLD = 20
 _SIGNING = {
     # the keys of whoever made a .config are not here, and a new key would differ in each build
     "SYSTEM_TRUSTED_KEYS": '""',
@@ -83,19 +87,24 @@ class Config:
         """Raise a ScenarioError that names every option that did not come out. `out` is the
         .config that kconfig made, `release` names the kernel."""
         got = parse_config(out)
+        # what the scenario itself says comes first, then its files, then barometer's own
+        order = {"config": 0, "barometer's host.config": 2}
+        asked = sorted(self.requested, key=lambda name: order.get(self.origins[name], 1))
         lines = [
-            f"CONFIG_{name}: asked {value} ({self.origins[name]}), got {got.get(name, 'n')}"
-            for name, value in self.requested.items()
-            if got.get(name, "n") != value
+            f"CONFIG_{name}: asked {self.requested[name]} ({self.origins[name]}),"
+            f" got {got.get(name, 'n')}"
+            for name in asked
+            if got.get(name, "n") != self.requested[name]
         ] + [
             f"CONFIG_{name}: {value} needed for a host, got n"
             for name, value in self.required.items()
             if name not in self.requested and got.get(name, "n") == "n"
         ]
         if lines:
+            more = [f"and {len(lines) - _MOST_TOLD} more"] * (len(lines) > _MOST_TOLD)
             raise ScenarioError(
                 f"the configuration of {release} lacks requested options:",
-                evidence="\n".join(lines),
+                evidence="\n".join([*lines[:_MOST_TOLD], *more]),
                 hint="request the options that it depends on, too: search for its name in `make"
                 " menuconfig` (the key /), which lists them if the kernel has the option at all",
                 reason=Reason.CONFIG,
@@ -114,7 +123,7 @@ def read_config(items: Sequence[str]) -> Config:
         else:
             path = Path(item)
             text = _read(path)
-            if _WHOLE.search(text) and len(text.splitlines()) > 200:
+            if _is_whole(text):
                 if whole is not None:
                     raise ScenarioError(
                         f"{item}: a second whole .config; one can be the base of the others",
@@ -134,6 +143,12 @@ def read_config(items: Sequence[str]) -> Config:
     return Config(None, {**own, **requested}, {**by_us, **origins}, required, desired)
 
 
+def _is_whole(text: str) -> bool:
+    if _WHOLE.search(text) and len(text.splitlines()) > 200:
+        return True
+    return len(parse_config(text)) >= _MOST_OF_A_FRAGMENT
+
+
 def parse_config(text: str) -> dict[str, str]:
     """Parse the symbols of a .config, or of some of its lines. Other lines are ignored."""
     symbols = {}
@@ -151,11 +166,13 @@ def _own(name: str) -> dict[str, str]:
 
 def _strict(lines: Iterable[str], origin: str) -> dict[str, str]:
     """Parse like `parse_config`, but raise ScenarioError for a line that is neither a symbol nor a
-    comment."""
+    comment. A line that begins with # is one, unless it says of a symbol that it is not set
+    (conf_read_simple() in scripts/kconfig/confdata.c)."""
     symbols: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         new = parse_config(line)
-        if not new and line.strip() and not (line.startswith("#") and "CONFIG_" not in line):
+        is_comment = line.lstrip().startswith("#") and origin != "config"
+        if not new and line.strip() and not is_comment:
             word = re.match(r"[\w.]+", line.strip())
             near = nearest_name(word[0], ["CONFIG_"], ["CONFIG_NAME=y"]) if word else ""
             raise ScenarioError(
@@ -170,7 +187,7 @@ def _strict(lines: Iterable[str], origin: str) -> dict[str, str]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8", errors="replace")
+        return path.read_text("utf-8-sig", errors="replace")  # some editors write the mark
     except OSError as exc:
         raise ScenarioError(
             f"config: {path} cannot be read: {exc.strerror}",
