@@ -256,6 +256,13 @@ def _check_may_boot(domain: hypervisor.Domain, request: ProfileRequest) -> None:
 
 
 def _check_can_be_profiled(definition: Definition, request: ProfileRequest) -> None:
+    if definition.mediated and not definition.devices:
+        raise ScenarioError(
+            f"{request.domain} has a mediated device (mdev) and no PCI device of its host: VFIO"
+            " maps its RAM and no BAR, which the device's driver emulates",
+            hint="`barometer profile --wait-for-qemu` shows what mapping the RAM costs",
+            reason=Reason.NO_HOSTDEV,
+        )
     if not definition.devices:
         raise ScenarioError(
             f"{request.domain} owns no PCI device of its host (hostdev): VFIO maps nothing",
