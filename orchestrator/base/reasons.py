@@ -479,7 +479,7 @@ class Reason(StrEnum):
     NO_TIMELINE = "no-timeline", _JUDGE, "the trial has no traced guest boot", (
         "run the pass `timing` of `guest-boot`")
     NO_EXEC = "no-exec", _JUDGE, "the trace lacks the beginning of the boot", "profile it again"
-    NO_MAPS = "no-maps", _JUDGE, "VFIO's type 1 container mapped nothing", (
+    NO_MAPS = "no-maps", _INPUT | _JUDGE, "VFIO's type 1 container mapped nothing", (
         "see whether the domain uses iommufd")
     UNDECIDED_FAILURE = "undecided-failure", _JUDGE, (
         "it is undecided whose the failures are"), "run more trials"

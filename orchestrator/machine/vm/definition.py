@@ -39,6 +39,8 @@ class Definition:
     """True if it has a channel for the guest agent."""
     mediated: tuple[str, ...] = ()
     """UUIDs of the mediated devices that it has."""
+    iommufd: bool = False
+    """True if its devices are mapped through iommufd."""
 
 
 def parse_definition(text: str) -> Definition:
@@ -60,6 +62,7 @@ def parse_definition(text: str) -> Definition:
                 )
                 | dict.fromkeys(_find_in_options(domain))
             ),
+            iommufd=_uses_iommufd(domain),
             mediated=tuple(
                 address.get("uuid", "")
                 for address in domain.findall("devices/hostdev[@type='mdev']/source/address")
@@ -73,6 +76,19 @@ def parse_definition(text: str) -> Definition:
             f"libvirt's XML of the domain cannot be understood: {exc!r}",
             reason=Reason.BAD_DOMAIN_XML,
         ) from exc
+
+
+def _uses_iommufd(domain: ET.Element) -> bool:
+    """True if the domain or one of its devices asks for iommufd (formatdomain.html, hostdev), or
+    an option for QEMU does."""
+    enabled = [*domain.findall("iommufd"), *domain.findall("devices/hostdev/iommufd")]
+    drivers = domain.findall("devices/hostdev/driver[@iommufd='yes']")
+    options = domain.findall("qemu:commandline/qemu:arg", _QEMU)
+    return (
+        bool(drivers)
+        or any(element.get("enabled", "yes") == "yes" for element in enabled)
+        or any("iommufd" in option.get("value", "") for option in options)
+    )
 
 
 def _find_in_options(domain: ET.Element) -> Iterator[str]:

@@ -60,6 +60,21 @@ def test_devices_in_options_for_qemu_are_found(option: str, device: str | None) 
     assert parse_definition(xml).devices == ((device,) if device else ())
 
 
+@pytest.mark.parametrize(("inside", "options", "uses"), [
+    ("<hostdev type='pci'><driver name='vfio' iommufd='yes'/></hostdev>", "", True),
+    ("<hostdev type='pci'><driver name='vfio'/></hostdev>", "", False),
+    ("", "<iommufd enabled='yes'/>", True),
+    ("", "<iommufd enabled='no'/>", False),
+    ("", "<qemu:commandline><qemu:arg value='iommufd,id=iommufd0'/></qemu:commandline>", True),
+])  # fmt: skip
+def test_iommufd_is_found(inside: str, options: str, uses: bool) -> None:
+    xml = (
+        "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
+        f"<memory>1</memory><devices>{inside}</devices>{options}</domain>"
+    )
+    assert parse_definition(xml).iommufd == uses
+
+
 def test_mediated_devices_are_found() -> None:
     xml = (
         "<domain type='kvm'><memory>1</memory><devices><hostdev mode='subsystem' type='mdev'"
