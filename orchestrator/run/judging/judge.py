@@ -30,6 +30,7 @@ from orchestrator.analysis.verdict.metrics import unit_of, values_by_pair
 from orchestrator.analysis.verdict.stopping import is_enough
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.extras import MissingExtraError, missing_extra_explained
+from orchestrator.base.plainfile import find_below, replace_file
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import MANIFEST, RunDir, TrialDir, write_json
 from orchestrator.evidence.manifest import Ended
@@ -158,7 +159,7 @@ class Run:
             from orchestrator.report.html.html import html_report  # noqa: PLC0415
 
             page = html_report(self.scenario, self.comparison, self.plan)
-            (self.path / "report.html").write_text(page, "utf-8")
+            replace_file(self.path / "report.html", page)
 
 
 def judge(run: RunDir, tester: str | None = None) -> Run:
@@ -315,7 +316,7 @@ def save_reports(folder: Path, comparison: dict[str, object], texts: Mapping[str
     with warning_if_refused("report"):
         write_json(folder / "comparison.json", comparison)
         for name, text in texts.items():
-            (folder / name).write_text(text, "utf-8")
+            replace_file(folder / name, text)
 
 
 @contextlib.contextmanager
@@ -344,10 +345,10 @@ def _save_timelines(folder: Path, comparison: Comparison) -> None:
             # Imported only here: it loads Perfetto's protobuf.
             from orchestrator.report.exports.perfetto import perfetto_trace  # noqa: PLC0415
 
-        folder.mkdir(exist_ok=True)
+        find_below(folder.parent, folder.name).mkdir(exist_ok=True)
         for boot in boots:
             name = f"{boot.trial}-{boot.guest}.pftrace"
-            (folder / name).write_bytes(perfetto_trace(boot))
+            replace_file(folder / name, perfetto_trace(boot))
     except (OSError, MissingExtraError) as exc:
         _log.warning("barometer: the timelines are not saved: %s", exc)
 

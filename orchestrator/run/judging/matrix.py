@@ -17,6 +17,7 @@ from orchestrator.analysis.verdict.effect import Verdict
 from orchestrator.analysis.verdict.outcome import join_titles
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.folderlock import LOCK
+from orchestrator.base.plainfile import replace_file
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import RunDir, write_json
 from orchestrator.evidence.matrix import MatrixRecord
@@ -161,7 +162,7 @@ class Matrix:
             page = build_matrix_page(
                 self.scenario, verdict, comparisons, links, of=self.of, emulated=emulated
             )
-            (self.path / "report.html").write_text(html_matrix(page), "utf-8")
+            replace_file(self.path / "report.html", html_matrix(page))
 
 
 def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Matrix:
