@@ -71,6 +71,6 @@ def end_with(
         from orchestrator.report.exports.github import job_summary, workflow_commands
 
         with summary.open("a", encoding="utf-8") as file:
-            file.write(job_summary(judged.suites))
-        print_commands(workflow_commands(judged.suites), stream)
+            file.write(judged.hidden.apply(job_summary(judged.suites)))
+        print_commands(judged.hidden.apply(workflow_commands(judged.suites)), stream)
     raise typer.Exit(judged.exit_code)
