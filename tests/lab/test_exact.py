@@ -53,7 +53,8 @@ def test_two_kernels_differ_by_what_they_do(tmp_path: Path, means: None) -> None
     scaling = {arm: quiet["arms"][arm]["scaling"] for arm in metrics}
     by_pages = scaling["baseline"]["map/1GiB/warm"]
     assert (by_pages["kind"], by_pages["unit"]) == ("linear", "4KiB")
-    assert by_pages["exponent"] == pytest.approx(1, abs=0.01)
+    # what a page costs depends on the shape of the maple tree, so the sizes differ a little
+    assert by_pages["exponent"] == pytest.approx(1, abs=0.05)
     # 512 MiB have no leaf of 1 GiB, and the others span a factor of four
     assert "map/1GiB/warm" not in scaling["candidate"]
     for arm in ("baseline", "candidate"):
