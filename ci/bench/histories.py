@@ -4,6 +4,10 @@ barometer must build, byte for byte.
 
     ci/bench/histories.py [--histories 1000] [--seed 1] [--options 25]
 
+`git am` takes a CR before a line's end for the mail's; `git am --keep-cr` takes it for the patched
+file's. Barometer finds out which, so its tree must be one of these two, and the commits' own tree
+if that is among them.
+
 Prints how many series were alike, refused by both, and refused by barometer alone (each kind with
 an example); fails if a tree differs, or if barometer applies what `git am` refuses.
 """
@@ -12,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import email
+import email.encoders
 import email.policy
 import os
 import random
@@ -52,9 +57,12 @@ BODIES = (
 )  # fmt: skip
 LINES = (
     b"int a;\n", b"\tint b = 1;\n", b"\n", b"/* caf\xc3\xa9 */\n", b"/* latin \xe9 */\n",
-    b"From here on\n", b"-- \n", b"--- a\n", b"+++ b\n", b"=3D =20\n", b"cr\r\n", b"trailing  \n",
-    b"x" * 200 + b"\n", b">From\n", b"@@ -1 +1 @@\n",
+    b"From here on\n", b"-- \n", b"--- a\n", b"+++ b\n", b"=3D =20\n", b"trailing  \n",
+    b"x" * 200 + b"\n", b">From\n", b"@@ -1 +1 @@\n", b"diff --git a/x b/x\n", b"---\n",
 )  # fmt: skip
+WITH_CR = (*LINES, b"cr\r\n", b"\r\n")
+ONE_IN = 8
+"""Histories per history with CR in its files."""
 
 
 def git(
@@ -65,18 +73,22 @@ def git(
     )
 
 
-def make_history(draw: random.Random, folder: Path) -> None:
-    """Make a repository with a commit `base` and up to four commits after it."""
+def make_history(draw: random.Random, folder: Path) -> bool:
+    """Make a repository with a commit `base` and up to four commits after it. Return whether its
+    files have lines that end with CR LF."""
+    has_cr = draw.randrange(ONE_IN) == 0
+    lines = WITH_CR if has_cr else LINES
     folder.mkdir()
     git(folder, "init", "--quiet", "--initial-branch=main")
     for name in ("a.c", "sub/b.c", "sub/c d.h"):
-        write(folder / name, [draw.choice(LINES) for _ in range(draw.randint(5, 40))], draw)
+        write(folder / name, [draw.choice(lines) for _ in range(draw.randint(5, 40))], draw)
     commit(folder, "base")
     git(folder, "tag", "base")
     for _ in range(draw.randint(1, 4)):
-        change(folder, draw)
+        change(folder, lines, draw)
         subject = " ".join(draw.choice(WORDS) for _ in range(draw.randint(1, 6)))
         commit(folder, f"{subject}\n\n{draw.choice(BODIES)}\n")
+    return has_cr
 
 
 def write(path: Path, lines: list[bytes], draw: random.Random) -> None:
@@ -85,7 +97,7 @@ def write(path: Path, lines: list[bytes], draw: random.Random) -> None:
     path.write_bytes(text if draw.random() < 0.9 else text.rstrip(b"\n"))
 
 
-def change(folder: Path, draw: random.Random) -> None:
+def change(folder: Path, some: tuple[bytes, ...], draw: random.Random) -> None:
     files = [path for path in folder.rglob("*") if path.is_file() and ".git" not in path.parts]
     path = draw.choice(files)
     kind = draw.random()
@@ -93,10 +105,10 @@ def change(folder: Path, draw: random.Random) -> None:
         lines = path.read_bytes().splitlines(keepends=True) or [b""]
         for _ in range(draw.randint(1, 4)):
             at = draw.randrange(len(lines))
-            lines[at : at + draw.randint(0, 2)] = [draw.choice(LINES)] * draw.randint(1, 2)
+            lines[at : at + draw.randint(0, 2)] = [draw.choice(some)] * draw.randint(1, 2)
         write(path, lines, draw)
     elif kind < 0.8:
-        write(folder / f"new{draw.randint(0, 99)}.c", [draw.choice(LINES) for _ in range(5)], draw)
+        write(folder / f"new{draw.randint(0, 99)}.c", [draw.choice(some) for _ in range(5)], draw)
     elif kind < 0.9:
         path.unlink()
     else:
@@ -143,23 +155,27 @@ ENCODINGS: dict[str, Callable[[bytes], bytes]] = {
 }  # fmt: skip
 
 
-def tree_of_git(folder: Path, mails: list[Path]) -> str | None:
+def tree_of_git(folder: Path, mails: list[Path], *options: str) -> str | None:
     """Return the tree that `git am` makes, or None if it refuses."""
-    git(folder, "checkout", "--quiet", "--detach", "base")
-    done = git(folder, "am", "--quiet", "--keep-non-patch", *mails)
-    tree = git(folder, "rev-parse", "HEAD^{tree}").stdout.decode().strip()
+    git(folder, "checkout", "--quiet", "--force", "--detach", "base")
+    done = git(folder, "am", "--quiet", *options, *mails)
+    tree = tree_of(folder, "HEAD")
     if done.returncode:
         git(folder, "am", "--abort")
         return None
     return tree
 
 
-def tree_of_barometer(folder: Path, mails: list[Path], cache: Cache) -> str:
+def tree_of(folder: Path, ref: str) -> str:
+    return git(folder, "rev-parse", f"{ref}^{{tree}}").stdout.decode().strip()
+
+
+def tree_of_barometer(folder: Path, series: Path, cache: Cache) -> str:
     """Return the tree that barometer builds. Raises BarometerError if it refuses."""
-    base = git(folder, "rev-parse", "base^{tree}").stdout.decode().strip()
+    base = tree_of(folder, "base")
     with tempfile.TemporaryDirectory() as scratch:
         own = own_repository(Path(scratch) / "git", folder)
-        return apply_patches(own, base, read_series([str(mails[0].parent)], None, cache))
+        return apply_patches(own, base, read_series([str(series)], None, cache))
 
 
 def main() -> int:
@@ -175,12 +191,16 @@ def main() -> int:
         cache = Cache(Path(name) / "cache")
         for number in range(given.histories):
             folder = Path(name) / f"{number}"
-            make_history(draw, folder)
+            has_cr = make_history(draw, folder)
             for options in OPTIONS[: given.options]:
-                encoding = draw.choice([*ENCODINGS])
-                outcome, why = compare(folder, options, encoding, cache)
+                # CR LF at each line's end hides what the files' own ends are
+                encoding = draw.choice([k for k in ENCODINGS if k != "crlf" or not has_cr])
+                # "3/6" at the beginning of one file would be an incomplete series
+                in_one = draw.random() < 0.5 and "--start-number=3" not in options
+                outcome, why = compare(folder, options, encoding, in_one, cache)
                 counts[outcome] += 1
-                examples.setdefault(outcome, f"history {number}, {options}, {encoding}: {why}")
+                how = f"history {number}, {options}, {encoding}, {'mbox' if in_one else 'files'}"
+                examples.setdefault(outcome, f"{how}: {why}")
             subprocess.run(["rm", "-rf", folder], check=True)
     for outcome, count in counts.most_common():
         print(f"{count:7}  {outcome}    {examples[outcome] if outcome != 'alike' else ''}")
@@ -188,9 +208,10 @@ def main() -> int:
 
 
 def compare(
-    folder: Path, options: tuple[str, ...], encoding: str, cache: Cache
+    folder: Path, options: tuple[str, ...], encoding: str, in_one: bool, cache: Cache
 ) -> tuple[str, str]:
-    """Return what became of one series, and a detail."""
+    """Return what became of one series, and a detail. Barometer reads it from one mbox, or from a
+    folder of files."""
     with tempfile.TemporaryDirectory() as name:
         out = Path(name) / "out"
         git(folder, "format-patch", "--quiet", "-o", out, *options, "base..main")
@@ -200,15 +221,19 @@ def compare(
         for mail in mails:
             mail.write_bytes(ENCODINGS[encoding](mail.read_bytes()))
         patches = [mail for mail in mails if not re.search(r"(^|-)0000-", mail.name)]
-        theirs = tree_of_git(folder, patches)
+        trees = {tree_of_git(folder, patches), tree_of_git(folder, patches, "--keep-cr")} - {None}
+        if (written := tree_of(folder, "main")) in trees:
+            trees = {written}
+        if in_one:
+            (Path(name) / "mbox").write_bytes(b"".join(mail.read_bytes() for mail in mails))
         try:
-            ours = tree_of_barometer(folder, mails, cache)
+            ours = tree_of_barometer(folder, Path(name) / "mbox" if in_one else out, cache)
         except BarometerError as exc:
             text = " ".join(exc.message.replace(name, "").split())[:160]
-            return ("refused by both" if theirs is None else f"refused: {exc.reason}"), text
-    if theirs is None:
+            return (f"refused: {exc.reason}" if trees else "refused by both"), text
+    if not trees:
         return "applied what git am refuses", ours
-    return ("alike", "") if ours == theirs else ("differs", f"{ours} {theirs}")
+    return ("alike", "") if ours in trees else ("differs", f"{ours} {trees}")
 
 
 if __name__ == "__main__":

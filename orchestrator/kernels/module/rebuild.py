@@ -42,7 +42,7 @@ from orchestrator.kernels.module.moduletree import STRIPPED, ModuleTree, write_f
 from orchestrator.kernels.series.applying import apply_patches
 from orchestrator.kernels.series.functions import find_definitions
 from orchestrator.kernels.series.git import Git, find_commit, find_repository, own_repository
-from orchestrator.kernels.series.patch import Patch, series_digest, series_facts
+from orchestrator.kernels.series.patch import Patch, check_strip, series_digest, series_facts
 from orchestrator.kernels.series.series import read_series
 from orchestrator.kernels.source.buildlog import first_errors
 from orchestrator.kernels.source.buildroot import WORK, BuildRoot, build_root
@@ -110,6 +110,9 @@ class _Changed:
         """Return the package's files before and after the change. Raises ScenarioError if the
         series does not apply, or if a path alone shows that it affects more than modules."""
         patched = {name for patch in self.patches for name in patch.files}
+        folders = {name.split("/")[0] for name in source.names if "/" in name}
+        for patch in self.patches:
+            check_strip(patch, f"{patch.origin} ({patch.subject})", source.names, folders)
         check_paths(sorted(patched), self._kernel, source)
         # these may equal the package's files; what they affect is checked later
         for name in self.own:
