@@ -15,10 +15,11 @@ an example); fails if a tree differs, or if barometer applies what `git am` refu
 from __future__ import annotations
 
 import argparse
+import base64
 import email
-import email.encoders
 import email.policy
 import os
+import quopri
 import random
 import re
 import subprocess
@@ -139,11 +140,12 @@ def encoded(kind: str) -> Callable[[bytes], bytes]:
         body = message.get_payload(decode=True)
         assert isinstance(body, bytes)
         del message["Content-Transfer-Encoding"]
-        message.set_payload(body)
+        message["Content-Transfer-Encoding"] = kind
         if kind == "base64":
-            email.encoders.encode_base64(message)
-        else:
-            email.encoders.encode_quopri(message)
+            text = base64.encodebytes(body)
+        else:  # a CR before a line's end would be taken for a part of the end
+            text = quopri.encodestring(body.replace(b"\r\n", b"\0\n")).replace(b"=00", b"=0D")
+        message.set_payload(text.decode("ascii"))
         return begin + b"\n" + message.as_bytes(policy=email.policy.compat32)
 
     return encode
