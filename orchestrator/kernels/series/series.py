@@ -32,6 +32,8 @@ from orchestrator.kernels.series.patch import Patch, check_patch
 from orchestrator.scenario.kernel_forms import is_message_id, is_range
 
 _PATCH_NAMES = (".patch", ".diff", ".mbox", ".mbx", ".eml")
+_QUILT = "series"
+"""Name of the file in which quilt lists patches."""
 _COVER_LETTER = re.compile(r"(v\d+-)?0+-")
 """Name that format-patch gives the file of a cover letter. Its subject may have no number."""
 _LONGEST_NAME = 200
@@ -64,6 +66,9 @@ def _read(item: str, repository: Path | None, cache: Cache) -> Iterator[tuple[st
         if is_range(item):
             return _from_range(item, repository)
         path = Path(item)
+        listing = path / _QUILT if path.is_dir() else path
+        if listing.name == _QUILT and listing.is_file():
+            return _from_quilt(listing)
         if path.is_dir():
             return _from_folder(path)
         if path.is_file() or not path.exists():
@@ -119,16 +124,17 @@ def _missing(path: Path) -> ScenarioError:
     )
 
 
+def _from_quilt(listing: Path) -> Iterator[tuple[str, Letter]]:
+    for path in _listed(listing):
+        yield from _from_file(path)
+
+
 def _from_folder(folder: Path) -> Iterator[tuple[str, Letter]]:
-    if (folder / "series").is_file():
-        for path in _listed(folder / "series"):
-            yield from _from_file(path)
-        return
     paths = _files_of(folder)
     if not paths:
         raise ScenarioError(
             f"{folder} holds no patches",
-            hint=f"expected a file `series`, or files that end with {', '.join(_PATCH_NAMES)}",
+            hint=f"expected a file `{_QUILT}`, or files that end with {', '.join(_PATCH_NAMES)}",
             reason=Reason.NO_SUCH_SERIES,
         )
     parts = [(path, parse_letters(_content(path), str(path))) for path in paths]

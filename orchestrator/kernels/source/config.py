@@ -24,7 +24,7 @@ from orchestrator.kernels.source.buildroot import KERNEL_FILES
 from orchestrator.scenario.vocabulary import is_config_line
 
 _LINE = re.compile(
-    r"""CONFIG_(?P<name>\w+)=(?P<value>y|m|n|-?\d+|0x[0-9a-fA-F]+|"(?:[^"\\]|\\.)*")\s*(?:\#.*)?"""
+    r"""CONFIG_(?P<name>\w+)=(?P<value>[ymn]|-?\d+|(?:0[xX])?[0-9a-fA-F]+|"(?:[^"\\]|\\.)*")\s*(?:\#.*)?"""
 )
 _OFF = re.compile(r"# CONFIG_(?P<name>\w+) is not set(?!\w).*")
 _WHOLE = re.compile(r"(?m)^# (Linux/\S+ .* Kernel Configuration|Automatically generated file)")
@@ -94,7 +94,7 @@ class Config:
             f"CONFIG_{name}: asked {self.requested[name]} ({self.origins[name]}),"
             f" got {got.get(name, 'n')}"
             for name in asked
-            if got.get(name, "n") != self.requested[name]
+            if not _came_out(self.requested[name], got.get(name, "n"))
         ] + [
             f"CONFIG_{name}: {value} needed for a host, got n"
             for name, value in self.required.items()
@@ -109,6 +109,12 @@ class Config:
                 " menuconfig` (the key /), which lists them if the kernel has the option at all",
                 reason=Reason.CONFIG,
             )
+
+
+def _came_out(requested: str, got: str) -> bool:
+    """True if a symbol has the value that is requested. kconfig does not heed "is not set" for a
+    number or a text."""
+    return got == requested or (requested == "n" and got not in ("y", "m"))
 
 
 def read_config(items: Sequence[str]) -> Config:
@@ -132,7 +138,7 @@ def read_config(items: Sequence[str]) -> Config:
                 whole = text
                 continue
             new, origin = _strict(text.splitlines(), item), path.name
-        requested |= new
+        _add(requested, new)
         origins |= dict.fromkeys(new, origin)
     required = {n: v for n, v in _own("required").items() if n not in requested}
     if whole is not None:
@@ -151,13 +157,21 @@ def _is_whole(text: str) -> bool:
 
 def parse_config(text: str) -> dict[str, str]:
     """Parse the symbols of a .config, or of some of its lines. Other lines are ignored."""
-    symbols = {}
+    symbols: dict[str, str] = {}
     for line in text.splitlines():
         if match := _LINE.fullmatch(line.strip()):
             symbols[match["name"]] = match["value"]
         elif match := _OFF.fullmatch(line.strip()):
-            symbols[match["name"]] = "n"
+            _add(symbols, {match["name"]: "n"})
     return symbols
+
+
+def _add(symbols: dict[str, str], new: Symbols) -> None:
+    """Set symbols to the values of later lines. kconfig does not heed "is not set" for a number or
+    a text."""
+    for name, value in new.items():
+        if value != "n" or symbols.get(name, "n") in ("y", "m", "n"):
+            symbols[name] = value
 
 
 def _own(name: str) -> dict[str, str]:
@@ -181,7 +195,7 @@ def _strict(lines: Iterable[str], origin: str) -> dict[str, str]:
                 hint='CONFIG_NAME=y, =m, =n, =NUMBER or ="TEXT", or "# CONFIG_NAME is not set"',
                 reason=Reason.CONFIG,
             )
-        symbols |= new
+        _add(symbols, new)
     return symbols
 
 

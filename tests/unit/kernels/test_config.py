@@ -44,7 +44,8 @@ def test_no_option_of_ours_is_in_two_files() -> None:
     ("line", "value"),
     [
         ("CONFIG_KSM=y", "y"), ("CONFIG_KSM=n", "n"), ("# CONFIG_KSM is not set", "n"),
-        ("CONFIG_KSM=0x40", "0x40"), ('CONFIG_KSM="a b"', '"a b"'), ("CONFIG_KSM=-1", "-1"),
+        ("CONFIG_KSM=0x40", "0x40"), ("CONFIG_KSM=1f", "1f"), ("CONFIG_KSM=0X1F", "0X1F"),
+        ('CONFIG_KSM="a b"', '"a b"'), ("CONFIG_KSM=-1", "-1"),
         ("CONFIG_KSM=y   # because", "y"), (' CONFIG_KSM="# no comment" ', '"# no comment"'),
     ],
 )  # fmt: skip
@@ -159,12 +160,13 @@ LINES = st.lists(
 
 def kconfig_reads(lines: list[str]) -> dict[str, str]:
     """Read lines as conf_read_simple() and conf_set_sym_val() of scripts/kconfig/confdata.c do, up
-    to Linux 6.8, which took "is not set" for the beginning of the rest of a line."""
-    symbols = {}
+    to Linux 6.8, which took "is not set" for the beginning of the rest of a line. A number or a
+    text stays as it is. ci/bench/fragments.py compares with kconfig itself."""
+    symbols: dict[str, str] = {}
     for line in lines:
         if line.startswith("# CONFIG_"):
             name, _, rest = line[9:].partition(" ")
-            if rest.startswith("is not set"):
+            if rest.startswith("is not set") and symbols.get(name, "n") in "ymn":
                 symbols[name] = "n"
         elif line.startswith("CONFIG_"):
             name, _, value = line[7:].partition("=")
@@ -172,7 +174,7 @@ def kconfig_reads(lines: list[str]) -> dict[str, str]:
                 end = re.match(r'"(?:[^"\\]|\\.)*"', value)
                 assert end is not None
                 symbols[name] = end[0]
-            else:
+            elif value != "n" or symbols.get(name, "n") in "ymn":
                 symbols[name] = value[0] if value[0] in "ymn" else value
     return symbols
 
@@ -188,6 +190,17 @@ def test_fragments_are_read_as_kconfig_reads_them(
     config = read_config([str(path)])
     own = {name for name, origin in config.origins.items() if origin == "fragment"}
     assert {name: config.requested[name] for name in own} == expected
+
+
+def test_number_that_is_not_set_may_come_out_with_any_value(tmp_path: Path) -> None:
+    (tmp_path / "fragment").write_text("# CONFIG_A is not set\n")
+    config = read_config([str(tmp_path / "fragment")])
+    own = "\n".join(f"CONFIG_{n}={v}" for n, v in {**config.required, **config.requested}.items())
+    for value in ("0", "0x40", '"text"'):
+        config.check(f"{own}\nCONFIG_A={value}\n", "7.3")
+    for value in ("y", "m"):
+        with pytest.raises(ScenarioError, match="lacks requested options"):
+            config.check(f"{own}\nCONFIG_A={value}\n", "7.3")
 
 
 def test_comment_that_stands_alone_in_the_scenario_asks_for_nothing_and_is_refused() -> None:

@@ -546,7 +546,8 @@ def test_maildir_and_names_that_are_numbers(where: str, tmp_path: Path, cache: C
 def test_quilts_file_decides_the_order(tmp_path: Path, cache: Cache) -> None:
     folder = filled(tmp_path / "p", series="# ours\nz.patch -p1\n\nsub/a.patch # why\n",
                     z_patch=diff("z.c"), sub__a_patch=diff("a.c"), unused_patch="")  # fmt: skip
-    assert [p.files for p in read_series([str(folder)], None, cache)] == [("z.c",), ("a.c",)]
+    for item in (folder, folder / "series"):
+        assert [p.files for p in read_series([str(item)], None, cache)] == [("z.c",), ("a.c",)]
 
 
 @pytest.mark.parametrize(
