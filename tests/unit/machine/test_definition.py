@@ -65,7 +65,12 @@ def test_devices_in_options_for_qemu_are_found(option: str, device: str | None) 
     ("<hostdev type='pci'><driver name='vfio'/></hostdev>", "", False),
     ("", "<iommufd enabled='yes'/>", True),
     ("", "<iommufd enabled='no'/>", False),
-    ("", "<qemu:commandline><qemu:arg value='iommufd,id=iommufd0'/></qemu:commandline>", True),
+    ("<interface type='hostdev'><driver name='vfio' iommufd='yes'/></interface>", "", True),
+    *[("", f"<qemu:commandline><qemu:arg value={quoteattr(option)}/></qemu:commandline>", uses)
+      for option, uses in {
+          "iommufd,id=iommufd0": True, "vfio-pci,host=3b:00.0,iommufd=iommufd0": True,
+          '{"qom-type":"iommufd","id":"iommufd0"}': True, "file=/srv/iommufd.img": False,
+      }.items()],
 ])  # fmt: skip
 def test_iommufd_is_found(inside: str, options: str, uses: bool) -> None:
     xml = (
@@ -81,8 +86,15 @@ def test_mediated_devices_are_found() -> None:
         " model='vfio-pci'><source><address uuid='c2177883-f1bb-47f0-914d-32a22e3a8804'/></source>"
         "</hostdev></devices></domain>"
     )
-    found = parse_definition(xml)
-    assert (found.devices, len(found.mediated)) == ((), 1)
+    option = "vfio-pci,sysfsdev=/sys/bus/mdev/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
+    in_options = (
+        "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
+        "<memory>1</memory><devices/><qemu:commandline><qemu:arg value='-device'/>"
+        f"<qemu:arg value='{option}'/></qemu:commandline></domain>"
+    )
+    for text in (xml, in_options):
+        found = parse_definition(text)
+        assert (found.devices, len(found.mediated)) == ((), 1)
 
 
 def test_a_guest_of_barometers_own_is_understood() -> None:
