@@ -6,6 +6,9 @@ orchestrator.kernels.series.patch reads the diffs in them.
 
 from __future__ import annotations
 
+import contextlib
+import email.errors
+import email.header
 import gzip
 import io
 import itertools
@@ -41,6 +44,11 @@ _HTML = re.compile(
     rb"(?ims)(?:(\A(?:From [^\n]*\n)?%b)|^(--\S[^\r\n]*)\r?\n%b)content-type:\s*text/html"
     rb".*?(?=^\2|\Z)" % (_HEADERS, _HEADERS)
 )
+# What a mail has if its text might have a diff once it is decoded; format=flowed moves lines
+_MAY_HAVE_DIFF = re.compile(
+    rb"(?mi)^(?:diff -|--- |content-transfer-encoding:\s*(?:base64|quoted))|format=\"?flowed"
+)
+_SUBJECT = re.compile(rb"(?i)(?:.+\n)*?subject:(.*(?:\n[ \t].*)*)")
 _ANSWERS = re.compile(rb"(?i)(?:.+\n)*?(?:in-reply-to|references):")
 _AS_IT_CAME = ("-k", "--no-inbody-headers", "--no-scissors", "--quoted-cr=nowarn")
 _TAGS = re.compile(r"\A(?:\s*\[[^\]]*\])*\s*")
@@ -209,23 +217,14 @@ def _letter(git: Git, mail: Path, source: str) -> Letter:
         content = content.replace(b"\r\n", b"\n")
     if b"text/html" in content.lower():
         content = _HTML.sub(rb"\1", content)
-    diff = git.git_dir / "diff"
-    for keep_charset in ((), ("-n",)):  # -n for a mail whose charset is unknown or wrong
-        done = git.run("mailinfo", *_AS_IT_CAME, *keep_charset, "/dev/null", diff, stdin=content,
-                       accept=(0, 1, 128), doing=f"reading a mail of {source}")  # fmt: skip
-        if done.returncode == 0:
-            break
-    else:
-        raise ScenarioError(
-            f"{source}: git cannot read mail {int(mail.name)} of it",
-            evidence=tail(done.stderr), reason=Reason.DAMAGED_PATCH,
-        )  # fmt: skip
-    subject = " ".join(" ".join(re.findall(r"(?m)^Subject:(.*)", done.stdout)).split())
+    if _MAY_HAVE_DIFF.search(content):
+        subject, text = _decode(git, content, f"mail {int(mail.name)} of {source}")
+    else:  # most mails of a thread
+        subject, text = _read_subject(content), b""
     rest = _TAGS.sub("", subject)
     tags = subject.removesuffix(rest)
     counted, version = _COUNTED.search(tags), _VERSION.search(tags)
     number = int(counted[1]) if counted else None
-    text = diff.read_bytes()
     is_cover = number == 0 and _DASHES.match(text) is None
     return Letter(
         subject=rest,
@@ -237,6 +236,28 @@ def _letter(git: Git, mail: Path, source: str) -> Letter:
         header=subject,
         answers=_ANSWERS.match(content) is not None,
     )
+
+
+def _decode(git: Git, content: bytes, which: str) -> tuple[str, bytes]:
+    """Return a mail's subject, and its text from what might be a diff on, as git decodes them."""
+    diff = git.git_dir / "diff"
+    for keep_charset in ((), ("-n",)):  # -n for a mail whose charset is unknown or wrong
+        done = git.run("mailinfo", *_AS_IT_CAME, *keep_charset, "/dev/null", diff, stdin=content,
+                       accept=(0, 1, 128), doing=f"reading {which}")  # fmt: skip
+        if done.returncode == 0:
+            subject = " ".join(re.findall(r"(?m)^Subject:(.*)", done.stdout))
+            return " ".join(subject.split()), diff.read_bytes()
+    raise ScenarioError(
+        f"git cannot read {which}", evidence=tail(done.stderr), reason=Reason.DAMAGED_PATCH
+    )
+
+
+def _read_subject(content: bytes) -> str:
+    match = _SUBJECT.match(content)
+    text = match[1].decode("utf-8", "replace") if match else ""
+    with contextlib.suppress(LookupError, ValueError, email.errors.HeaderParseError):
+        text = str(email.header.make_header(email.header.decode_header(text)))
+    return " ".join(text.split())
 
 
 def _diff_of(text: bytes) -> bytes:
