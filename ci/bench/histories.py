@@ -129,6 +129,17 @@ def with_crlf(mail: bytes) -> bytes:
     return mail.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
 
 
+def flowed(mail: bytes) -> bytes:
+    """Return a mail of one part as format=flowed (RFC 3676), in which such lines get a space."""
+    head, _, body = mail.partition(b"\n\n")
+    if b"multipart" in head:
+        return mail
+    if b"\nContent-Type:" not in head:
+        head += b"\nMIME-Version: 1.0\nContent-Type: text/plain; charset=UTF-8"
+    head = re.sub(rb"(?m)^(Content-Type: .*)$", rb"\1; format=flowed", head)
+    return head + b"\n\n" + re.sub(rb"(?m)^(?= |>|From )", b" ", body)
+
+
 def encoded(kind: str) -> Callable[[bytes], bytes]:
     """Return a function that gives a mail of one part another transfer encoding."""
 
@@ -153,7 +164,7 @@ def encoded(kind: str) -> Callable[[bytes], bytes]:
 
 ENCODINGS: dict[str, Callable[[bytes], bytes]] = {
     "8bit": as_it_is, "crlf": with_crlf, "base64": encoded("base64"),
-    "quoted-printable": encoded("quoted-printable"),
+    "quoted-printable": encoded("quoted-printable"), "flowed": flowed,
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BarometerError, ScenarioError
 from orchestrator.kernels.series.series import read_series
 from orchestrator.kernels.source.config import read_config
-from tests.unit.examples import share
+from tests.unit.examples import NUMBER, share
 
 CORPUS = Path(__file__).parents[2] / "corpus"
 SERIES = {
@@ -71,6 +71,10 @@ def test_fragment_is_read_or_refused(name: str, answer: dict[str, str] | str) ->
         assert {n: config.requested[n] for n, o in config.origins.items() if o == name} == answer
 
 
+FUZZ = 15 if NUMBER > 200 else 2
+"""Share of examples: with the profile `full`, both readers take about a minute."""
+
+
 def read_any_series(path: Path) -> None:
     read_series([str(path)], None, Cache(path.parent / "cache"))
 
@@ -79,7 +83,7 @@ def read_any_config(path: Path) -> None:
     read_config([str(path)])
 
 
-@share(2)
+@share(FUZZ)
 @pytest.mark.parametrize(
     ("folder", "read"), [("series", read_any_series), ("config", read_any_config)]
 )
