@@ -55,11 +55,11 @@ _TAGS = re.compile(r"\A(?:\s*\[[^\]]*\])*\s*")
 # n/m, which is the last in its brackets: [PATCH 6.1/6.6 1/2]. No 19/5 of 4.19/5.4, no 2026/05.
 _COUNTED = re.compile(r"\[[^\]]*(?<![\w./])(\d{1,4})/([1-9]\d{0,3})(?![\w./])[^\]]*\]")
 _VERSION = re.compile(r"(?i)(?:\b|PATCH)v(\d{1,3})\b")
-# Re: or its equivalent in another language, which ends with a colon before [PATCH]; maybe behind
-# a list's own tag: [list] Re: [PATCH]
+# Re: or, in another language, text with a colon before [PATCH]; maybe behind a list's own
+# tag: [list] Re: [PATCH]
 _REPLY = re.compile(
     r"(?i)(?:\[(?![^\]]*\b(?:PATCH|RFC))[^\]]*\]|\s)*"
-    r"(?:(?:re|aw|fwd?)\s*(?:[(\[]?\d+[)\]]?)?\s*[:\uff1a]|[^\[]*[:\uff1a]\s*\[[^\]]*\b(?:PATCH|RFC))"
+    r"(?:re\s*(?:[(\[]?\d+[)\]]?)?\s*[:\uff1a]|[^\[]*[:\uff1a]\s*\[[^\]]*\b(?:PATCH|RFC))"
 )
 _COLON = re.compile(r"[:\uff1a]\s*\Z")
 # What `format-patch` writes between a commit's message and its diff. A cover letter may have a
@@ -165,14 +165,15 @@ def select_patches(letters: Sequence[Letter]) -> list[Letter]:
     if len(letters) == 1:
         return patches
     headers = {letter.header for letter in letters if letter.header}
-    return [p for p in patches if not p.reply and not _is_answer_to(p.header, headers)]
+    return [p for p in patches if not p.reply and not (p.answers and _has_prefix(p, headers))]
 
 
-def _is_answer_to(header: str, headers: Collection[str]) -> bool:
-    """True if a subject is one of the others with a prefix before it, in whatever language."""
+def _has_prefix(letter: Letter, headers: Collection[str]) -> bool:
+    """True if a letter's subject is one of the others with a word and a colon before it. So are
+    subjects of replies in any language, but also of a patch "vfio: fix" after a patch "fix"."""
+    subject = letter.header
     return any(
-        header != other and header.endswith(other) and _COLON.search(header.removesuffix(other))
-        for other in headers
+        subject.endswith(other) and _COLON.search(subject.removesuffix(other)) for other in headers
     )
 
 

@@ -277,6 +277,7 @@ def test_sentence_that_begins_with_from_is_no_new_mail(
         (["[PATCH 2/2] b", "[PATCH] other"], "incomplete-series", ["2", "1"]),
         (["[PATCH 6.1/6.6 2/2] b", "[PATCH 6.1/6.6 3/2] c"], "incomplete-series", ["2", "1"]),
         (["Re: [PATCH] a", "AW: [PATCH] b"], "no-diff", []),
+        (["Re: a", "Re: b"], "no-diff", []),
         (["[PATCH v2 1/2] a", "Svar: [PATCH v2 2/2] b"], "incomplete-series", ["2", "2"]),
     ],
 )  # fmt: skip
@@ -328,8 +329,15 @@ def test_reply_in_any_language_is_left_out(
     assert [p.files for p in patches] == [("a.c",)]
     # what it answers shows a prefix that is not known and stands before no [PATCH]
     text = base64.b64encode(f"{prefix} vfio: a".encode()).decode()
-    letters = (mail("vfio: a", diff()), mail(f"=?utf-8?b?{text}?=", diff("other.c")))
-    assert [p.files for p in read(mbox(*letters))] == [("a.c",)]
+    reply = mail(f"=?utf-8?b?{text}?=", diff("other.c"), "In-Reply-To: <a@example.org>")
+    assert [p.files for p in read(mbox(mail("vfio: a", diff()), reply))] == [("a.c",)]
+
+
+def test_patch_whose_subject_ends_as_another_one_is_no_reply(
+    read: Callable[..., tuple[Patch, ...]],
+) -> None:
+    text = mbox(mail("fix", diff()), mail("vfio: fix", diff()), mail("fw: fix", diff()))
+    assert [p.subject for p in read(text)] == ["fix", "vfio: fix", "fw: fix"]
 
 
 def test_reply_that_is_named_alone_is_a_patch(read: Callable[..., tuple[Patch, ...]]) -> None:
