@@ -209,7 +209,8 @@ def symbols(wanted: dict[str, str]) -> tuple[dict[str, str | None], dict[str, st
         if (path := module_path(module)) is None:
             continue
         if (content := module_content(path)) is None:
-            unread[path] = "cannot be unpacked"
+            missing = path.endswith(".zst") and shutil.which("zstd") is None
+            unread[path] = "zstd is not installed here" if missing else "cannot be unpacked"
             continue
         there = functions(content)
         found.update({n: path for n, m in wanted.items() if m == module and n in there})

@@ -1,5 +1,5 @@
-"""Read files that may have become anything: records and evidence are copied, damaged, or made by
-somebody else."""
+"""Read and replace files that may have become anything: records and evidence are copied, damaged,
+or made by somebody else."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import errno
 import gzip
 import io
 import os
+import secrets
 import stat
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,31 @@ def open_plain(path: Path) -> io.BufferedReader:
 
 def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def find_below(folder: Path, name: str) -> Path:
+    """Return FOLDER/NAME, which need not exist. Raises OSError if a part of the name is a symbolic
+    link: whoever made the folder could name any file of this machine."""
+    path = folder
+    for part in Path(name).parts:
+        path /= part
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a symbolic link, which is not followed", str(path))
+    return path
+
+
+def replace_file(path: Path, content: str | bytes) -> None:
+    """Write a file beside `path` and rename it to that, so that a reader sees either the old file
+    or the new one. A link or a pipe of that name is replaced, not written to. Raises OSError."""
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    data = content.encode("utf-8", "surrogateescape") if isinstance(content, str) else content
+    try:
+        with beside.open("xb") as file:  # x: never through a link
+            file.write(data)
+        beside.rename(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def read_plain(path: Path, most: int = _MOST_BYTES) -> bytes:

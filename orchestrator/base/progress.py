@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.base.errors import LastStageEnded
+from orchestrator.base.printable import escape_unprintable
 
 _SILENCE_SECONDS = 25.0
 """A line is printed after this many seconds of silence. The rest of the 30 s is a reserve for a
@@ -160,7 +161,7 @@ class Progress:
     def _print(self, depth: int, text: str, style: str = "") -> None:
         with self._lock:
             head = f"{self._label}: " if self._label else ""
-            line = head + "  " * depth + text
+            line = escape_unprintable(head + "  " * depth + text)
             self._console.print(line, style=style, markup=False, soft_wrap=True)
             self._root._printed = time.monotonic()
 

@@ -150,12 +150,12 @@ class Reason(StrEnum):
     KEYRING_MISSING = "keyring-missing", _BENCH, "the keys of Debian's archive are not there", (
         "install debian-archive-keyring")
     # kernels: repositories and series
-    NO_SUCH_REPOSITORY = "no-such-repository", _INPUT, "a folder is in no git repository", (
-        "name the folder of the kernel's repository")
+    NO_SUCH_REPOSITORY = "no-such-repository", _INPUT, "a folder is no git repository", "name one"
     BROKEN_REPOSITORY = "broken-repository", _INPUT, (
         "git does not take a folder for a repository"), "mend it until `git status` works there"
     NO_SUCH_REF = "no-such-ref", _INPUT, "the repository has no such commit", (
         "fetch it, or name another")
+    OTHER_OWNER = "other-owner", _INPUT, "a repository is another user's", "see safe.directory"
     NO_WORK_TREE = "no-work-tree", _INPUT, "the repository has no work tree", (
         "name the folder that has, or write ref = \"HEAD\"")
     UNCOMMITTED_CHANGES = "uncommitted-changes", _INPUT, (
@@ -479,7 +479,7 @@ class Reason(StrEnum):
     NO_TIMELINE = "no-timeline", _JUDGE, "the trial has no traced guest boot", (
         "run the pass `timing` of `guest-boot`")
     NO_EXEC = "no-exec", _JUDGE, "the trace lacks the beginning of the boot", "profile it again"
-    NO_MAPS = "no-maps", _JUDGE, "VFIO's type 1 container mapped nothing", (
+    NO_MAPS = "no-maps", _INPUT | _JUDGE, "VFIO's type 1 container mapped nothing", (
         "see whether the domain uses iommufd")
     UNDECIDED_FAILURE = "undecided-failure", _JUDGE, (
         "it is undecided whose the failures are"), "run more trials"

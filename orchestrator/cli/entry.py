@@ -21,8 +21,10 @@ import typer
 from orchestrator.base import interrupts
 from orchestrator.base.errors import BarometerError, BenchError, ScenarioError
 from orchestrator.base.extras import missing_extra_explained
+from orchestrator.base.printable import escape_unprintable
 from orchestrator.base.reasons import Reason
 from orchestrator.cli import machine, measure, read
+from orchestrator.cli.streams import guard_streams
 
 # UsageError of the click that typer bundles, which is not always the installed one.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
@@ -105,6 +107,7 @@ def _drop_output() -> None:
 def main() -> None:
     """Run the command of this process."""
     interrupts.install()
+    guard_streams()
     code = run_verb()
     interrupts.settle()
     sys.exit(code)
@@ -117,7 +120,8 @@ def run_verb() -> int:
         """Print on standard error. The last line is for scripts."""
         if sys.stderr is not None:  # it is None if it was closed from the beginning
             with contextlib.suppress(OSError):  # nobody reads it: the exit code still tells
-                print(f"barometer: {text}\nreason: {reason}", file=sys.stderr, flush=True)
+                shown = escape_unprintable(f"barometer: {text}\nreason: {reason}")
+                print(shown, file=sys.stderr, flush=True)
 
     def fail(exc: BarometerError) -> int:
         say(f"error: {exc}", exc.reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -14,6 +15,7 @@ import typer
 
 from orchestrator.base.errors import ScenarioError
 from orchestrator.base.reasons import Reason
+from orchestrator.cli.streams import CommandsStopped, print_commands
 
 if TYPE_CHECKING:
     from orchestrator.run.judging.judge import Judged
@@ -56,17 +58,19 @@ def end_with(
     *, form: Literal["brief", "table", "mail"] = "brief",
 ) -> NoReturn:  # fmt: skip
     """Print a judged run in the requested form, and end with its exit code."""
+    # GitHub reads commands on either stream
+    stream = sys.stderr if as_json else sys.stdout
     if as_json:
         print_json(judged.document)
     else:
         table = f"{judged.report}\nrun: {judged.document.get('run')}"
-        print({"brief": judged.brief, "table": table, "mail": judged.mail.rstrip("\n")}[form])
+        text = {"brief": judged.brief, "table": table, "mail": judged.mail.rstrip("\n")}[form]
+        with CommandsStopped(stream) if summary is not None else contextlib.nullcontext():
+            print(text)
     if summary is not None:
         from orchestrator.report.exports.github import job_summary, workflow_commands
 
         with summary.open("a", encoding="utf-8") as file:
-            file.write(job_summary(judged.suites))
-        # GitHub reads commands on either stream
-        stream = sys.stderr if as_json else sys.stdout
-        print(workflow_commands(judged.suites), end="", file=stream)
+            file.write(judged.hidden.apply(job_summary(judged.suites)))
+        print_commands(judged.hidden.apply(workflow_commands(judged.suites)), stream)
     raise typer.Exit(judged.exit_code)

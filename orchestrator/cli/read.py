@@ -30,6 +30,14 @@ def report(
             "--mail", help="Print the reply to a patch: at most 15 lines, and a tag if one is due."
         ),
     ] = False,
+    redact: Annotated[
+        bool,
+        typer.Option(
+            "--redact/--no-redact",
+            help="Leave home folders, names of users and hosts, MAC addresses and serial numbers"
+            " out of the page and the files for other tools.",
+        ),
+    ] = True,
     as_json: AsJson = False,
     github: ForGitHub = False,
 ) -> None:
@@ -43,7 +51,7 @@ def report(
     from orchestrator.run.judging.judgefolder import judge_folder
 
     with Progress().task("report"):
-        judged = judge_folder(run.absolute(), tester)
+        judged = judge_folder(run.absolute(), tester, redact=redact)
     end_with(judged, as_json, summary, form="table" if table else "mail" if mail else "brief")
 
 

@@ -39,7 +39,7 @@ from orchestrator.base.errors import (
 )
 from orchestrator.base.folderlock import LOCK
 from orchestrator.base.hashing import digest_of, sha256_file
-from orchestrator.base.plainfile import read_plain_text, unpack_plain
+from orchestrator.base.plainfile import find_below, read_plain_text, replace_file, unpack_plain
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.facts import GuestFacts, HostFacts
 from orchestrator.evidence.faults import Attempt, Charged
@@ -66,15 +66,13 @@ SCHEMA = 1
 def write_json(path: Path, value: Any) -> None:
     """Write JSON under another name and rename it to `path`, so that a reader sees either the old
     file or the new one."""
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(json.dumps(value, indent=1) + "\n")
-    beside.rename(path)
+    replace_file(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:
     """Read a JSON file. Raises EvidenceError if it is missing or is not JSON."""
     try:
-        return json.loads(read_plain_text(path))
+        return json.loads(read_plain_text(find_below(path.parent, path.name)))
     except FileNotFoundError as exc:
         raise EvidenceError(f"{path} is missing", reason=Reason.MISSING_EVIDENCE) from exc
     except (OSError, ValueError, RecursionError) as exc:
@@ -102,7 +100,7 @@ class TrialFolder:
         """Return the text of a file of the evidence, plain or from NAME.gz, or None if there is
         none. Raises EvidenceError if a file cannot be read or unpacked."""
         try:
-            return read_plain_text(self.path / name, "replace")
+            return read_plain_text(find_below(self.path, name), "replace")
         except FileNotFoundError:
             pass
         except OSError as exc:
@@ -110,7 +108,7 @@ class TrialFolder:
                 f"{name} cannot be read: {exc}", reason=Reason.BAD_EVIDENCE
             ) from exc
         try:
-            return unpack_plain(self.path / f"{name}.gz").decode(errors="replace")
+            return unpack_plain(find_below(self.path, f"{name}.gz")).decode(errors="replace")
         except FileNotFoundError:
             return None
         except (OSError, EOFError, zlib.error) as exc:
@@ -142,9 +140,8 @@ class TrialDir(TrialFolder):
         if not self.manifest.files:
             return "the manifest lists no files"
         for name, expected in self.manifest.files.items():
-            path = self.path / name
             try:
-                if sha256_file(path) != expected:
+                if sha256_file(find_below(self.path, name)) != expected:
                     return f"{name} changed since it was collected"
             except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
                 return f"{name} is missing"
@@ -411,7 +408,7 @@ class RunDir:
         """Read the scenario that the run was started with. Raises EvidenceError if it cannot be
         read."""
         try:
-            return read_plain_text(self.path / "scenario.toml")
+            return read_plain_text(find_below(self.path, "scenario.toml"))
         except (OSError, ValueError) as exc:
             raise EvidenceError(
                 f"{self.path / 'scenario.toml'} cannot be read: {exc}",
@@ -423,7 +420,7 @@ class RunDir:
         if it cannot be read."""
         path = self._config_path(arm)
         try:
-            return read_plain_text(path, "replace")
+            return read_plain_text(find_below(self.path, f"kernels/{arm}.config"), "replace")
         except FileNotFoundError:
             return None
         except OSError as exc:
@@ -435,6 +432,11 @@ class RunDir:
         return self.path / "kernels" / f"{arm}.config"
 
     def trials(self) -> list[TrialDir]:
-        """Return every complete trial, in order."""
-        folders = self.trials_path.glob("[0-9]*")
+        """Return every complete trial, in order. Raises EvidenceError for a link."""
+        folders = [*self.trials_path.glob("[0-9]*")]
+        for path in (self.trials_path, *folders):
+            if path.is_symlink():
+                raise EvidenceError(
+                    f"{path} is a symbolic link, which is not followed", reason=Reason.BAD_EVIDENCE
+                )
         return [TrialDir.open(p) for p in sorted(folders, key=_number)]

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from orchestrator.base.errors import EvidenceError
-from orchestrator.base.plainfile import read_plain
+from orchestrator.base.plainfile import find_below, read_plain
 from orchestrator.base.reasons import Reason
 from orchestrator.formats.abi import PAGE
 from orchestrator.scenario.vocabulary import ArmName
@@ -86,7 +86,7 @@ def read_evidence(model: type[Model], path: Path, name: str = "") -> Model:
     """Read a JSON file as `model`. Raises EvidenceError if the file is missing, cannot be read or
     does not have the model's form. `name` is the file's name in messages; default: the path."""
     try:
-        content = read_plain(path)
+        content = read_plain(find_below(path.parent, path.name))
     except FileNotFoundError as exc:
         raise EvidenceError(f"{name or path} is missing", reason=Reason.MISSING_EVIDENCE) from exc
     except OSError as exc:

@@ -39,6 +39,7 @@ from orchestrator.analysis.verdict.metrics import resolution_of
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BenchError, EvidenceError, ScenarioError, key_named
 from orchestrator.base.folderlock import LOCK, only_writer
+from orchestrator.base.plainfile import replace_file
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason, parse_reason
 from orchestrator.evidence.bisection import BisectRecord
@@ -200,7 +201,7 @@ class BisectionFile:
     def save(self) -> None:
         self._out.mkdir(parents=True, exist_ok=True)
         write_json(self._out / RECORD, self.document())
-        (self._out / "bisect.txt").write_text(bisect_report(self.bisection()), "utf-8")
+        replace_file(self._out / "bisect.txt", bisect_report(self.bisection()))
 
     @property
     def exit_code(self) -> int:

@@ -256,11 +256,24 @@ def _check_may_boot(domain: hypervisor.Domain, request: ProfileRequest) -> None:
 
 
 def _check_can_be_profiled(definition: Definition, request: ProfileRequest) -> None:
+    if definition.mediated and not definition.devices:
+        raise ScenarioError(
+            f"{request.domain} has a mediated device (mdev) and no PCI device of its host: VFIO"
+            " maps its RAM and no BAR, which the device's driver emulates",
+            hint="`barometer profile --wait-for-qemu` shows what mapping the RAM costs",
+            reason=Reason.NO_HOSTDEV,
+        )
     if not definition.devices:
         raise ScenarioError(
             f"{request.domain} owns no PCI device of its host (hostdev): VFIO maps nothing",
             reason=Reason.NO_HOSTDEV,
         )
+    if definition.iommufd:
+        raise ScenarioError(
+            f"{request.domain} maps through iommufd, and a profile is of the maps of VFIO's type 1"
+            " container: there is nothing to see",
+            hint="leave iommufd out of the domain to profile it", reason=Reason.NO_MAPS,
+        )  # fmt: skip
     if request.until == "agent" and not definition.agent:
         raise ScenarioError(
             f"--until agent: {request.domain} has no channel for a guest agent",

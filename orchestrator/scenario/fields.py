@@ -200,7 +200,8 @@ Command = Annotated[str, AfterValidator(_check_command)]
 """A program and its arguments, quoted as for a shell. It runs without a shell."""
 
 
-FunctionAddress = Annotated[str, Field(pattern=r"^[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$")]
+FunctionAddress = Annotated[str, Field(pattern=r"^[0-9a-f]{4,8}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]$")]
+"""A PCI function as sysfs names it. Domains behind Intel's VMD begin at 10000."""
 
 
 def _parse_map_size(text: object) -> object:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -304,3 +305,49 @@ def test_killed_root_leaves_no_mounts(tmp_path: Path) -> None:
         subprocess.run(["pkill", "-KILL", "--session", str(os.getsid(hook))], check=True)
         assert process.wait(60)
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+
+
+ESCAPES = {
+    "chroot": "mkdir /build/x && chroot /build/x true",
+    "double chroot": "perl -e 'mkdir q(/build/y); chroot(q(/build/y)) or exit 1'",
+    "mount": "mount -t tmpfs tmpfs /tmp",
+    "user namespace": "unshare --user --map-root-user mount -t tmpfs tmpfs /tmp",
+    "device node": "mknod /build/disk b 254 0",
+    "devices": "ls /dev | grep -qvx -e fd -e full -e null -e random -e tty -e urandom -e zero",
+    # harmless if it works: the value that is there
+    "kernel's settings": "cd /proc/sys/kernel && x=$(cat core_pattern) && echo $x > core_pattern",
+    "sysrq": ": >> /proc/sysrq-trigger",
+    "memory of the kernel": "head -c 1 /proc/kcore",
+    "other processes": 'test "$(ls -d /proc/[0-9]* | wc -l)" -gt 4',
+    "root of a process": "ls /proc/1/root/root/.cache",
+    "network": "perl -MIO::Socket::INET -e 'IO::Socket::INET->new(q(127.0.0.1:PORT)) or exit 1'",
+    "abstract socket": "test -s /proc/net/unix",
+    "root's files": "touch /usr/bin/gcc",
+    "capabilities": "grep -q 'CapEff:.*[1-9a-f]' /proc/self/status",
+}
+
+
+@pytest.mark.parametrize("how", ESCAPES)
+def test_nothing_leaves_the_build_root(how: str, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        script = ESCAPES[how].replace("PORT", str(server.getsockname()[1]))
+        code = build_root(Cache()).run(
+            ["sh", "-c", f"echo inside; {{ {script}; }}"], work=tmp_path / "work",
+            doing="trying to get out", log=tmp_path / "log",
+        )  # fmt: skip
+    output = (tmp_path / "log").read_text()
+    assert "inside" in output
+    assert code != 0, output
+
+
+def test_build_root_has_what_builds_need(tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    code = build_root(Cache()).run(
+        ["bash", "-ec", "cat <(echo sub) > /build/made; head -c 4 /dev/urandom > /dev/null;"
+         " touch /tmp/scratch; test $(nproc) -ge 1; test $$ -le 2; gcc --version > /dev/null"],
+        work=tmp_path / "work", doing="looking around", log=tmp_path / "log",
+    )  # fmt: skip
+    assert code == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "work/made").read_text() == "sub\n"
+    assert not Path("/tmp/scratch").exists()

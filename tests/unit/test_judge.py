@@ -146,7 +146,7 @@ def test_run_without_a_traced_boot_has_no_folder_of_traces(run: RunDir) -> None:
     assert not (run.path / "timelines").exists()
 
 
-@pytest.mark.parametrize("refused", ["mkdir", "write_bytes"])
+@pytest.mark.parametrize("refused", ["mkdir", "open"])
 def test_folder_that_may_not_be_written_to_is_a_warning(
     run: RunDir, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, refused: str
 ) -> None:
@@ -185,8 +185,13 @@ def test_run_of_somebody_else_is_judged_with_warnings_alone(
     def refusing(path: Path, *arguments: Any, **more: Any) -> Any:
         raise PermissionError(13, "Permission denied", str(path))
 
-    for write in ("write_text", "write_bytes", "mkdir"):
-        monkeypatch.setattr(Path, write, refusing)
+    opened = Path.open
+
+    def refusing_new(path: Path, mode: str = "r", *arguments: Any, **more: Any) -> Any:
+        return refusing(path) if "x" in mode else opened(path, mode, *arguments, **more)
+
+    monkeypatch.setattr(Path, "mkdir", refusing)
+    monkeypatch.setattr(Path, "open", refusing_new)
     _, comparison, report = judge(run)
     assert comparison.verdict == "improved"
     assert "improved" in report

@@ -16,6 +16,11 @@ undo() {
                 while read -r line; do echo "$line" >> "$trigger"; done
         done
         echo 0 > "$I/events/enable"
+        # these two are switched for the events of all instances together
+        # (trace_event_enable_cmd_record() and _tgid_record() in kernel/trace/trace_events.c)
+        for option in record-cmd record-tgid; do
+            [ ! -e "$I/options/$option" ] || cat "$T/options/$option" > "$I/options/$option"
+        done
     fi
     sed -n "s,^[^:]*:\\($G/[^ ]*\\) .*,-:\\1,p" "$T/kprobe_events" |
         while read -r line; do echo "$line" >> "$T/kprobe_events"; done
@@ -45,6 +50,24 @@ probe() { # without its module if that is built in: the kernel would wait for th
 switch_on() {
     put "$I/events/$1/enable" 1
     case $(cat "$I/events/$1/enable") in 1*) ;; *) refuse "$1 is off after switching it on" ;; esac
+}
+# A new instance has the options of the machine's own trace, and those change the form of a line.
+set_options() {
+    for option in context-info=1 irq-info=1 record-cmd=1 markers=1 record-tgid=0 latency-format=0 \
+        raw=0 hex=0 bin=0 fields=0 verbose=0 block=0 sym-addr=0 printk-msg-only=0 stacktrace=0 \
+        userstacktrace=0; do
+        file="$I/options/${option%=*}"
+        [ -e "$file" ] || continue # an older kernel
+        read -r now < "$file"
+        [ "$now" = "${option#*=}" ] || put "$file" "${option#*=}"
+        read -r now < "$file"
+        [ "$now" = "${option#*=}" ] || refuse "$file stays $now"
+    done
+}
+make_instance() {
+    mkdir "$I" || refuse "$I cannot be made"
+    made=1
+    set_options
 }
 begin() {
     made=

@@ -42,7 +42,7 @@ _LOADER = re.compile(
 )
 _FIRST = "Linux version "
 _BUS = re.compile(r"PCI host bridge to bus (\S+)")
-_DEVICE = re.compile(r"pci [0-9a-f]{4}:(\S+): \[[0-9a-f]{4}:[0-9a-f]{4}\] type")
+_DEVICE = re.compile(r"pci [0-9a-f]{4,8}:(\S+): \[[0-9a-f]{4}:[0-9a-f]{4}\] type")
 _PCI = re.compile(r"(pci|pci_bus|acpiphp|pci_hotplug|pciehp)\b")
 _RESOURCES = re.compile(r"pci(_bus)? .*(bridge window|PCI bridge to|BAR \d+|resource \d+)")
 _INIT = re.compile(r"Run (\S+) as init process")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 
 from orchestrator.analysis.diagnosis.diagnosis import Profile
+
+_TOKEN = re.compile(r" ?\bbarometer\.token=\S+")
+"""The word by which a boot of barometer's own is known; another one each time."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def _find_differing(before: Profile, after: Profile) -> list[tuple[str, str, str
             ("boot", profile.facts.boot),
             ("ends with", profile.ended_by),
             ("transparent huge pages", profile.facts.settings.transparent_hugepage or ""),
-            ("command line", profile.facts.settings.cmdline or ""),
+            ("command line", _TOKEN.sub("", profile.facts.settings.cmdline or "")),
             ("BARs", ", ".join(str(bar.size) for bar in profile.facts.bars)),
         )
         for profile in (before, after)

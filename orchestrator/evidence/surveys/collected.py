@@ -13,7 +13,7 @@ from pathlib import Path
 
 from orchestrator.base.bounded import TRACE_BYTES
 from orchestrator.base.errors import EvidenceError
-from orchestrator.base.plainfile import open_plain, read_plain_text
+from orchestrator.base.plainfile import find_below, open_plain, read_plain_text
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.model import parse_evidence
 from orchestrator.evidence.surveys.host_report import HostReport, parse_host_report
@@ -52,7 +52,7 @@ def load_evidence(path: Path) -> ProfileEvidence:
 def _read_files(folder: Path) -> Iterator[tuple[str, str]]:
     for name in _FILES:
         try:
-            yield name, read_plain_text(folder / name, errors="replace")
+            yield name, read_plain_text(find_below(folder, name), errors="replace")
         except FileNotFoundError:
             continue
         except OSError as exc:

@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from orchestrator.base.errors import EvidenceError
-from orchestrator.base.plainfile import read_plain, unpack_plain
+from orchestrator.base.plainfile import find_below, read_plain, unpack_plain
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import write_json
 from orchestrator.evidence.model import Count, Evidence, parse_evidence
@@ -169,6 +169,7 @@ def load_profile(folder: Path) -> ProfileEvidence:
 
 def _read(path: Path) -> str:
     try:
+        path = find_below(path.parent, path.name)
         content = unpack_plain(path) if path.suffix == ".gz" else read_plain(path)
         return content.decode(errors="replace")
     except FileNotFoundError as exc:

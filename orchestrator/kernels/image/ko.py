@@ -65,7 +65,8 @@ def read_module(path: Path) -> Module:
 
 
 def unpack_module(path: Path, reason: Reason) -> bytes:
-    """Return a module's ELF file. Raises BenchError with `reason` if it cannot be unpacked."""
+    """Return a module's ELF file. Raises BenchError with `reason` if it cannot be unpacked, or
+    program-missing."""
     if path.suffix not in (".ko", *_PROGRAMS):
         raise BenchError(f"{path}: a module compressed with {path.suffix[1:]} cannot be read",
                          reason=reason)  # fmt: skip
@@ -79,7 +80,8 @@ def unpack_module(path: Path, reason: Reason) -> bytes:
     except OSError as exc:
         raise BenchError(f"{path} cannot be read: {exc}", reason=reason) from exc
     except BenchError as exc:
-        exc.reason = reason
+        if exc.reason is not Reason.PROGRAM_MISSING:  # else the module may be good
+            exc.reason = reason
         raise
 
 

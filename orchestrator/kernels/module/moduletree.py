@@ -21,6 +21,7 @@ from orchestrator.kernels.module.kbuild import (
 from orchestrator.kernels.module.objects import difference
 from orchestrator.kernels.source.buildroot import WORK, BuildRoot
 from orchestrator.kernels.source.debsource import DebSource
+from orchestrator.kernels.source.results import find_result
 
 _TREE = f"{WORK}/tree"
 _MAKE = 'cd "$1/tree"; headers=$2; shift 2; make -j"$(nproc)" -C "$headers" M="$PWD" "$@"'
@@ -124,7 +125,9 @@ class ModuleTree:
                 self.make(place, ["-k", *objects], place.with_suffix(".log"),
                           doing="compiling objects of the kernel itself")  # fmt: skip
             stock, changed = (place / "tree" for place in places)
-            differences = {o: difference(stock / o, changed / o) for o in objects}
+            differences = {
+                o: difference(find_result(stock, o), find_result(changed, o)) for o in objects
+            }
         return {o: part for o, part in differences.items() if part}
 
 

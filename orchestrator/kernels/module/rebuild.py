@@ -42,11 +42,12 @@ from orchestrator.kernels.module.moduletree import STRIPPED, ModuleTree, write_f
 from orchestrator.kernels.series.applying import apply_patches
 from orchestrator.kernels.series.functions import find_definitions
 from orchestrator.kernels.series.git import Git, find_commit, find_repository, own_repository
-from orchestrator.kernels.series.patch import Patch, series_digest, series_facts
+from orchestrator.kernels.series.patch import Patch, check_strip, series_digest, series_facts
 from orchestrator.kernels.series.series import read_series
 from orchestrator.kernels.source.buildlog import first_errors
 from orchestrator.kernels.source.buildroot import WORK, BuildRoot, build_root
 from orchestrator.kernels.source.debsource import DebSource, find_package_source
+from orchestrator.kernels.source.results import check_results, find_result
 from orchestrator.scenario.kernel_forms import ModuleKernel, is_range
 
 FACTS = "module.json"
@@ -109,6 +110,9 @@ class _Changed:
         """Return the package's files before and after the change. Raises ScenarioError if the
         series does not apply, or if a path alone shows that it affects more than modules."""
         patched = {name for patch in self.patches for name in patch.files}
+        folders = {name.split("/")[0] for name in source.names if "/" in name}
+        for patch in self.patches:
+            check_strip(patch, f"{patch.origin} ({patch.subject})", source.names, folders)
         check_paths(sorted(patched), self._kernel, source)
         # these may equal the package's files; what they affect is checked later
         for name in self.own:
@@ -184,6 +188,7 @@ def _patched(files: Files, patches: Sequence[Patch]) -> Files:
         seeing.run("add", "--all", "--force", ".", doing="keeping the package's files")
         tree = apply_patches(git, seeing.line("write-tree"), patches)
         made = _checked_out(git, tree, Path(scratch))
+        check_results(made)
         names = {p.relative_to(made).as_posix() for p in made.rglob("*") if p.is_file()}
         return {n: (made / n).read_bytes() if n in names else None for n in {*files, *names}}
 
@@ -242,7 +247,7 @@ class _Workshop:
             output = log.read_text(errors="replace")
             blame_full_disk(output, self.cache.folder("kernels"))
             raise _FailedError(first_errors(output))
-        return {m: read_module(folder / "tree" / f"{m}.ko") for m in self.change.modules}
+        return {m: read_module(find_result(folder, f"tree/{m}.ko")) for m in self.change.modules}
 
     def packaged(self, module: str) -> Path:
         """Return the package's file of a module. Raises BenchError if it has none."""
@@ -279,7 +284,7 @@ def _build(shop: _Workshop, folder: Path) -> None:
             evidence=str(exc), hint=f"the whole log: {log}", reason=Reason.BUILD_FAILED,
         ) from exc  # fmt: skip
     seconds = time.monotonic() - proven
-    _check_exports(shop, folder / "work/tree/Module.symvers")
+    _check_exports(shop, find_result(folder, "work/tree/Module.symvers"))
     for module, new in made.items():
         was = pristine[module]
         # If both are as before (for example, only a comment changed), it is the package's module
@@ -335,7 +340,7 @@ def _swap(shop: _Workshop, modules: Iterable[str], folder: Path) -> bool:
     names = []
     for module in modules:
         name = str(shop.packaged(module).relative_to(shop.stock.modules))
-        content = (folder / "work/tree" / f"{module}.ko").read_bytes()
+        content = find_result(folder, f"work/tree/{module}.ko").read_bytes()
         (folder / "modules" / name).unlink()
         if can_pack(name):
             names.append(name)

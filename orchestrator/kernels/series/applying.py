@@ -19,7 +19,7 @@ from orchestrator.base.process import tail
 from orchestrator.base.reasons import Reason
 from orchestrator.base.spelling import nearest_name
 from orchestrator.kernels.series.git import Git
-from orchestrator.kernels.series.patch import Hunk, Patch
+from orchestrator.kernels.series.patch import Hunk, Patch, check_strip
 
 # error: patch failed: drivers/vfio/vfio.c:120
 _FAILED = re.compile(r"error: patch failed: (?P<path>.+):(?P<line>\d+)")
@@ -53,7 +53,9 @@ def apply_patches(git: Git, tree: str, patches: Sequence[Patch]) -> str:
     """
     if not patches:
         return tree
-    paths = _with_folders(name for patch in patches for name in patch.files)
+    diffs = [diff for patch in patches for diff in patch.diffs]
+    whole_names = {f"{d.stripped}/{d.new or d.old}" for d in diffs if d.stripped}
+    paths = _with_folders({name for patch in patches for name in patch.files} | whole_names)
     with tempfile.TemporaryDirectory(dir=git.git_dir, prefix="applying-") as scratch:
         folder = Path(scratch)
         partial = replace(git, work_tree=None, index=folder / "partial")
@@ -62,6 +64,7 @@ def apply_patches(git: Git, tree: str, patches: Sequence[Patch]) -> str:
         step = partial.line("write-tree", "--missing-ok")
         for patch in patches:
             which = f'patch {patch.number} of {len(patches)} ("{patch.subject}", {patch.origin})'
+            check_strip(patch, which, before, folders)
             _check_folders(patch, folders, which)
             done = partial.run("apply", "--cached", "--verbose", stdin=patch.text,
                                accept=_ANSWERS, doing=f"applying {which}")  # fmt: skip

@@ -10,15 +10,16 @@ import difflib
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.base.errors import ScenarioError
 from orchestrator.base.process import Finished, run
 from orchestrator.base.reasons import Reason
+from orchestrator.kernels.series.foreign import check_owner, disarm_programs
 
 _SETTINGS = {
-    "safe.directory": "*",  # a tree may belong to somebody else
+    "safe.directory": "*",  # foreign.check_owner asks, because git does not ask with GIT_DIR
     "core.hooksPath": "/dev/null",
     "core.fsmonitor": "false",
     "core.attributesFile": "/dev/null",
@@ -43,6 +44,10 @@ _ENVIRONMENT = {
     "GIT_ATTR_NOSYSTEM": "1",
     "GIT_OPTIONAL_LOCKS": "0",  # `status` would write the index
     "GIT_NO_LAZY_FETCH": "1",
+    "GIT_ALLOW_PROTOCOL": "",  # older versions of git fetch what a partial clone lacks
+    "GIT_EXTERNAL_DIFF": "",
+    "GIT_ASKPASS": "",
+    "GIT_PAGER": "cat",
     "GIT_NO_REPLACE_OBJECTS": "1",  # an id names the same content in the user's and our repository
     "GIT_LITERAL_PATHSPECS": "1",
     "GIT_TERMINAL_PROMPT": "0",
@@ -51,12 +56,17 @@ _ENVIRONMENT = {
     **{f"GIT_{who}_NAME": "barometer" for who in ("AUTHOR", "COMMITTER")},
     **{f"GIT_{who}_EMAIL": "barometer@localhost" for who in ("AUTHOR", "COMMITTER")},
     **{f"GIT_{who}_DATE": "2000-01-01T00:00:00Z" for who in ("AUTHOR", "COMMITTER")},
-    "GIT_CONFIG_COUNT": str(len(_SETTINGS)),
-    **{f"GIT_CONFIG_KEY_{i}": key for i, key in enumerate(_SETTINGS)},
-    **{f"GIT_CONFIG_VALUE_{i}": value for i, value in enumerate(_SETTINGS.values())},
 }
 _ID = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 _SHOWN_CHANGES = 10
+
+
+def _as_environment(settings: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Return the environment in which settings take the place of all others."""
+    env = {"GIT_CONFIG_COUNT": str(len(settings))}
+    for number, (key, value) in enumerate(settings):
+        env |= {f"GIT_CONFIG_KEY_{number}": key, f"GIT_CONFIG_VALUE_{number}": value}
+    return env
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,8 @@ class Git:
     git_dir: Path
     work_tree: Path | None = None
     index: Path | None = None
+    overrides: tuple[tuple[str, str], ...] = ()
+    """Settings that take the place of the repository's own."""
 
     def run(
         self,
@@ -82,6 +94,7 @@ class Git:
         # barometer may itself be run by git: `git bisect run`, `git rebase --exec`, a hook
         env: dict[str, str | None] = {k: None for k in os.environ if k.startswith("GIT_")}
         env |= {"LANGUAGE": None, **_ENVIRONMENT, "GIT_DIR": str(git_dir)}
+        env |= _as_environment([*_SETTINGS.items(), *self.overrides])
         if self.work_tree:
             env["GIT_WORK_TREE"] = str(self.work_tree.absolute())
         if self.index:
@@ -137,16 +150,18 @@ def find_repository(path: Path) -> Path | None:
 
 
 def locate(repository: Path) -> Git:
-    """Return the repository, with its work tree if it has one. Raises ScenarioError if it is not a
-    repository."""
+    """Return the repository, with its work tree if it has one. The programs that its configuration
+    names are out of use. Raises ScenarioError if it is not a repository, or somebody else's."""
     git_dir = find_repository(repository)
     if git_dir is None:
         raise ScenarioError(
             f"{repository} is not a git repository", reason=Reason.NO_SUCH_REPOSITORY
         )
-    git = Git(git_dir)
+    check_owner(git_dir, *([git_dir.parent] if git_dir.name == ".git" else []))
+    keys = Git(git_dir).run("config", "--null", "--name-only", "--list").stdout.split("\0")
+    git = Git(git_dir, overrides=tuple(disarm_programs(keys[:-1])))
     if git_dir.name == ".git" and git.line("rev-parse", "--is-bare-repository") == "false":
-        return Git(git_dir, work_tree=git_dir.parent)
+        return replace(git, work_tree=git_dir.parent)
     return git
 
 

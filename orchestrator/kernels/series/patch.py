@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,8 @@ from orchestrator.base.reasons import Reason
 
 _GIT = re.compile(rb"diff --git (.+)")
 _HUNK = re.compile(rb"@@ -(\d{1,9})(?:,(\d{1,9}))? \+(\d{1,9})(?:,(\d{1,9}))? @@")
-_BEGINNING = re.compile(rb"(?m)^(?:diff -|--- .*\n\+\+\+ )")
+_BEGINNING = re.compile(rb"(?m)^(?:diff -|--- .*\n\+\+\+ .*\n@@ -)")
+_BEGINNING_OF_NAMES = re.compile(rb"(?m)^--- .*\n\+\+\+ ")
 _SAME_NAMES = re.compile(rb"([^/]+)/(?P<name>.+) ([^/]+)/(?P=name)")
 _EXTENDED = re.compile(
     rb"(old mode|new mode|deleted file mode|new file mode|copy from|copy to|rename from|rename to"
@@ -64,6 +65,9 @@ class FileDiff:
     notes: tuple[str, ...]
     """Lines of git's extended header about modes, renames and copies."""
     hunks: tuple[Hunk, ...]
+    stripped: str | None = None
+    """First part of both names, if it is the same in both. If the tree has a folder of that name,
+    nothing had to be stripped."""
 
 
 @dataclass(frozen=True)
@@ -115,27 +119,31 @@ def _canonical(diff: FileDiff) -> list[object]:
 
 
 def find_diffs(text: bytes) -> int | None:
-    """Return the offset of the first diff in a text, or None."""
-    match = _BEGINNING.search(text)
+    """Return the offset of the first diff in a text, or None. Names of files without a hunk behind
+    them are one only if nothing else is: a message may have such lines."""
+    match = _BEGINNING.search(text) or _BEGINNING_OF_NAMES.search(text)
     return match.start() if match else None
 
 
 def parse(text: bytes) -> tuple[FileDiff, ...]:
-    """Parse all diffs of a text, in their order. Raises DamagedError."""
-    return tuple(_Reader(text).diffs())
+    """Parse all diffs of a text, in their order. Behind the first one, every line that might be of
+    a diff must be whole. Raises DamagedError."""
+    return tuple(_Reader(text, is_text=True).diffs()) or tuple(_Reader(text).diffs())
 
 
 class _Reader:
     """Parser that goes line by line and counts: a line of a hunk may look like a header, and only
     the counts in the hunk's header show where it ends."""
 
-    def __init__(self, text: bytes) -> None:
+    def __init__(self, text: bytes, is_text: bool = False) -> None:
+        self._is_text = is_text  # before the first diff, where not every line must be of a diff
         self._text = text.split(b"\n")
         if self._text[-1] == b"":
             self._text.pop()  # not a line: the rest after the last newline
         self._at = 0
         # prefixes of the two names of a file: a/ and b/, i/ and w/, linux.orig/ and linux/
         self._prefixes = {b"a", b"b"}
+        self._alike: str | None = None  # first part of the last pair of names, if it is one
         for line, following in itertools.pairwise(self._text):
             if line.startswith(b"--- ") and following.startswith(b"+++ "):
                 self._note_prefixes(line[4:], following[4:])
@@ -155,12 +163,17 @@ class _Reader:
     def diffs(self) -> Iterator[FileDiff]:
         while self._at < len(self._text):
             line = self._here()
+            if self._is_text and not self._at_change():
+                self._at += 1
+                continue
             if match := _GIT.fullmatch(line.rstrip(b"\r")):
                 self._at += 1
                 yield self._git_diff(match[1])
             elif self._at_names():
                 old, new, hunks = self._names_and_hunks()
-                yield FileDiff(old, new, (), hunks)
+                if old and new:  # FILE.orig and FILE: the same file, as find_name_common() has it
+                    old = new = old if new.startswith(old) else new
+                yield FileDiff(old, new, (), hunks, self._alike)
             elif line.startswith((b"diff --cc ", b"diff --combined ")):
                 raise self._damaged("a merge's combined diff cannot be applied")
             elif _BINARY.fullmatch(line.rstrip(b"\r")):
@@ -169,6 +182,18 @@ class _Reader:
                 raise self._damaged("a hunk without the name of a file before it", _WHOLE)
             else:
                 self._at += 1
+                continue
+            self._is_text = False
+
+    def _at_change(self) -> bool:
+        """True unless the line looks like the beginning of a diff and has no change behind it.
+        `git apply` ignores such lines: a message may have them."""
+        if self._at_names():
+            return self._here(2).startswith(b"@@ -")
+        following = self._here(1)
+        return not self._here().startswith(b"diff --git ") or (
+            following.startswith(b"--- ") or _EXTENDED.match(following) is not None
+        )
 
     def _at_names(self) -> bool:
         return self._here().startswith(b"--- ") and self._here(1).startswith(b"+++ ")
@@ -179,6 +204,7 @@ class _Reader:
     def _git_diff(self, names: bytes) -> FileDiff:
         if names.count(b" ") == 1:
             self._note_prefixes(*names.split(b" "))
+        self._alike = None
         header = self._header()
         notes = tuple(f"{key} {header[key]}" for key in (*_KEPT, *_NAMED) if key in header)
         hunks: tuple[Hunk, ...] = ()
@@ -201,6 +227,7 @@ class _Reader:
             None if "deleted file mode" in header else new,
             notes,
             hunks,
+            self._alike,
         )
 
     def _header(self) -> dict[str, str]:
@@ -260,20 +287,14 @@ class _Reader:
             if b"/" not in name:
                 raise self._without_prefix(name)
         firsts = {name.split(b"/", 1)[0] for name in both}
-        # linux-VERSION is a prefix even if both names have it, as in the output of
-        # `diff linux-6.12/a.c~ linux-6.12/a.c`: no folder in a kernel's tree has such a name
-        named = all(re.match(rb"linux[-.]\d", first) for first in firsts)
-        if len(firsts) == 1 and not named and not firsts <= self._prefixes:
-            raise self._without_prefix(both[-1])
+        is_known = len(firsts) == 2 or firsts <= self._prefixes
+        self._alike = None if is_known else firsts.pop().decode("utf-8", "replace")
         names = [self._text_of(name.split(b"/", 1)[1]) for name in both]
         return names[0], names[-1]
 
     def _without_prefix(self, name: bytes) -> DamagedError:
-        return self._damaged(
-            f'the path "{name.decode("utf-8", "replace")}" has no a/ or b/ before it (a -p0'
-            " patch)",
-            "make it with `git format-patch`, or `git diff --src-prefix=a/ --dst-prefix=b/`",
-        )
+        flaw = _without_prefix(name.decode("utf-8", "replace"))
+        return self._damaged(str(flaw), flaw.hint)
 
     def _text_of(self, name: bytes) -> str:
         try:
@@ -322,6 +343,13 @@ class _Reader:
         return Hunk(int(match[1]), int(match[3]), tuple(lines))
 
 
+def _without_prefix(name: str) -> DamagedError:
+    return DamagedError(
+        f'the path "{name}" has no a/ or b/ before it (a -p0 patch)',
+        "make it with `git format-patch`, or `git diff --src-prefix=a/ --dst-prefix=b/`",
+    )
+
+
 _WHOLE = "a mail program may have broken its lines: take the file that `git format-patch` makes"
 
 
@@ -355,4 +383,23 @@ def check_patch(patch: Patch, source: str) -> Patch:
         ) from exc  # fmt: skip
     if not diffs:
         raise ScenarioError(f"{source} holds no diff", reason=Reason.NO_DIFF)
+    if b"\0" in patch.text:
+        raise ScenarioError(
+            f"{source} has NUL bytes in its diff; only text can be patched here",
+            reason=Reason.BINARY_FILE,
+        )
     return patch
+
+
+def check_strip(patch: Patch, source: str, files: Container[str], folders: Container[str]) -> None:
+    """Raise ScenarioError if names of a patch have no a/ or b/ before them: they begin with one of
+    the tree's `folders`, and the tree has, or gets, files of these names. `files` are the tree's,
+    `source` names where the patch is from."""
+    for diff in patch.diffs:
+        name = diff.new or diff.old
+        if diff.stripped is None or diff.stripped not in folders:
+            continue
+        whole = f"{diff.stripped}/{name}"
+        if diff.old is None or whole in files or name not in files:
+            flaw = _without_prefix(whole)
+            raise ScenarioError(f"{source}: {flaw}", hint=flaw.hint, reason=Reason.DAMAGED_PATCH)

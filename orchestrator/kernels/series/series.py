@@ -21,11 +21,19 @@ from orchestrator.base.process import run, tail
 from orchestrator.base.reasons import Reason
 from orchestrator.base.spelling import nearest_name
 from orchestrator.kernels.series.git import Git, commit_id, locate
-from orchestrator.kernels.series.mails import Letter, parse_letters, select_patches, sort_letters
+from orchestrator.kernels.series.mails import (
+    Letter,
+    mixed_series,
+    parse_letters,
+    select_patches,
+    sort_letters,
+)
 from orchestrator.kernels.series.patch import Patch, check_patch
 from orchestrator.scenario.kernel_forms import is_message_id, is_range
 
 _PATCH_NAMES = (".patch", ".diff", ".mbox", ".mbx", ".eml")
+_QUILT = "series"
+"""Name of the file in which quilt lists patches."""
 _COVER_LETTER = re.compile(r"(v\d+-)?0+-")
 """Name that format-patch gives the file of a cover letter. Its subject may have no number."""
 _LONGEST_NAME = 200
@@ -58,6 +66,9 @@ def _read(item: str, repository: Path | None, cache: Cache) -> Iterator[tuple[st
         if is_range(item):
             return _from_range(item, repository)
         path = Path(item)
+        listing = path / _QUILT if path.is_dir() else path
+        if listing.name == _QUILT and listing.is_file():
+            return _from_quilt(listing)
         if path.is_dir():
             return _from_folder(path)
         if path.is_file() or not path.exists():
@@ -76,7 +87,7 @@ def _from_file(path: Path) -> Iterator[tuple[str, Letter]]:
 
 
 def _named(source: str | Path, letter: Letter) -> str:
-    mail = f"{letter.number}/{letter.total}" if letter.number else letter.subject
+    mail = f"{letter.number}/{letter.total}" if letter.total else letter.subject
     return f"{source} ({mail})" if mail else str(source)
 
 
@@ -113,38 +124,59 @@ def _missing(path: Path) -> ScenarioError:
     )
 
 
+def _from_quilt(listing: Path) -> Iterator[tuple[str, Letter]]:
+    for path in _listed(listing):
+        yield from _from_file(path)
+
+
 def _from_folder(folder: Path) -> Iterator[tuple[str, Letter]]:
-    if (folder / "series").is_file():
-        for path in _listed(folder / "series"):
-            yield from _from_file(path)
-        return
-    named = (p for p in folder.iterdir() if p.name.endswith(_PATCH_NAMES))
-    paths = sorted((p for p in named if p.is_file()), key=_by_number)  # a pipe would never end
+    paths = _files_of(folder)
     if not paths:
         raise ScenarioError(
             f"{folder} holds no patches",
-            hint=f"expected a file `series`, or files that end with {', '.join(_PATCH_NAMES)}",
+            hint=f"expected a file `{_QUILT}`, or files that end with {', '.join(_PATCH_NAMES)}",
             reason=Reason.NO_SUCH_SERIES,
         )
     parts = [(path, parse_letters(_content(path), str(path))) for path in paths]
     for path, letters in parts:
         if not _COVER_LETTER.match(path.name):
             _refuse_none([p for p in letters if p.diff or p.number == 0], str(path))
-    whole = [(path, letter) for path, letters in parts for letter in select_patches(letters)]
+    kept = {id(p) for p in select_patches([p for _, letters in parts for p in letters])}
+    whole = [(path, p) for path, letters in parts for p in letters if id(p) in kept]
     _refuse_none(whole, str(folder))
-    if _is_one_series([letter for _, letter in whole]):
-        whole.sort(key=lambda pair: pair[1].number or 0)
+    if _is_one_series(numbered := [p for _, p in whole if p.number is not None]):
+        if len(numbered) < len(whole):
+            _refuse_strays(folder, whole)
+        else:
+            whole.sort(key=lambda pair: pair[1].number or 0)
     for path, letter in whole:
         yield _named(path, letter), letter
 
 
+def _files_of(folder: Path) -> list[Path]:
+    """Return the files of a folder, or of a Maildir, that hold patches, in the order of the
+    numbers in their names. `format-patch --numbered-files` gives a number for a name."""
+    maildir = [place for place in (folder / "cur", folder / "new") if place.is_dir()]
+    files = [path for place in maildir or [folder] for path in place.iterdir()]
+    named = (p for p in files if maildir or p.name.isdecimal() or p.name.endswith(_PATCH_NAMES))
+    return sorted((p for p in named if p.is_file()), key=_by_number)  # a pipe would never end
+
+
 def _is_one_series(letters: Sequence[Letter]) -> bool:
-    """True if the letters are the numbered mails of one series, saved one by one. Then the numbers
+    """True if numbered letters are the mails of one series, saved one by one. Then the numbers
     give the order, and the names of the files do not matter."""
-    numbers = {letter.number for letter in letters}
-    return None not in numbers and len(numbers) == len(letters) and (
+    return len({letter.number for letter in letters}) == len(letters) and (
         len({(letter.total, letter.version) for letter in letters}) == 1
-    )  # fmt: skip
+    )
+
+
+def _refuse_strays(folder: Path, whole: Sequence[tuple[Path, Letter]]) -> None:
+    """Raise ScenarioError if mails of a series are saved together with a patch without a number
+    whose place is not known. A patch that the user added has its place by its file's name."""
+    numbers = [letter.number for _, letter in whole if letter.number is not None]
+    for path, letter in whole:
+        if letter.number is None and (letter.answers or numbers != sorted(numbers)):
+            raise mixed_series(str(folder), f"{path.name} has no number, other patches have")
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:

@@ -1,8 +1,8 @@
 """The build root: a Debian system with a compiler, in which kernels and modules are built.
 
 It is the same on every runner, and what is built in it lies at the same path, so two builds of
-the same content are the same bytes. Nothing of the runner is in it: a command runs in a mount
-and process namespace of its own, on a read-only root, and ends with barometer.
+the same content are the same bytes. Nothing of the runner is in it: a command runs in namespaces
+of its own, without a network, on a read-only root, and ends with barometer.
 """
 
 from __future__ import annotations
@@ -37,19 +37,35 @@ _ENVIRONMENT = {
     "CCACHE_NOHASHDIR": "1",
     "CCACHE_MAXSIZE": "2G",
 }
-_MOUNTS = """
+_MOUNTS = r"""
 set -e
+PATH=$PATH:/usr/sbin:/sbin
 root=$1 layers=$2 work=$3 ccache=$4; shift 4
 if [ -n "$layers" ]; then mount -t overlay overlay -o "lowerdir=$layers:$root" "$root"
 else mount --bind "$root" "$root"; mount -o remount,bind,ro "$root"; fi
 cd "$root"
 mount --bind "$work" build
 mount --bind "$ccache" ccache
-mount --rbind /dev dev
-mount -t proc proc proc 2>/dev/null || mount --rbind /proc proc
-mount -t tmpfs tmpfs tmp
-exec chroot . /usr/bin/env -i "$@"
+mount -t tmpfs -o nosuid,nodev tmpfs tmp
+mount -t tmpfs -o nosuid,mode=755,size=1m tmpfs dev
+for node in null zero full random urandom tty; do
+    : > "dev/$node"; mount --bind "/dev/$node" "dev/$node"
+done
+ln -s /proc/self/fd dev/fd
+if ! mount -t proc -o nosuid,nodev,noexec,subset=pid proc proc 2>/dev/null; then
+    mount -t proc -o nosuid,nodev,noexec proc proc
+    for part in proc/sys proc/sysrq-trigger proc/irq proc/bus proc/fs; do
+        [ ! -e "$part" ] || { mount --bind "$part" "$part"; mount -o remount,bind,ro "$part"; }
+    done
+fi
+pivot_root . .
+umount -l .
+exec setpriv --no-new-privs --bounding-set=-all --inh-caps=-all /usr/bin/env -i "$@"
 """
+"""Enters the build root for good. What is compiled is a stranger's: `pivot_root` takes the files
+of the runner away, where root in a `chroot` could find its way back; there is no network, and no
+device but the harmless ones; /proc has nothing but the build's own processes (before Linux 5.8,
+what else it has is read-only); and root in there has no capability, and gets none."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +117,7 @@ class BuildRoot:
             timeout=timeout,
         )  # fmt: skip
         text = log.read_text(errors="replace")
-        if re.match(r"(unshare|mount|chroot|setpriv): ", text):
+        if re.match(r"(sh: \d+: )?(unshare|u?mount|pivot_root|setpriv): ", text):
             raise BenchError(
                 f"{doing}: the build root cannot be entered",
                 evidence=tail(text),
@@ -122,8 +138,8 @@ class BuildRoot:
         # the program and all that it starts end with barometer, however that ends
         return [
             "setpriv", "--pdeathsig", "KILL",
-            *(inside() or ["unshare"]), "--mount", "--pid", "--fork", "--kill-child",
-            "--propagation", "private", "sh", "-c", _MOUNTS, "sh",
+            *(inside() or ["unshare"]), "--mount", "--pid", "--net", "--ipc", "--uts", "--fork",
+            "--kill-child", "--propagation", "private", "sh", "-c", _MOUNTS, "sh",
             self.path, ":".join(map(str, layers)), work, ccache,
             *variables, *argv,
         ]  # fmt: skip

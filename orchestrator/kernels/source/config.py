@@ -24,11 +24,15 @@ from orchestrator.kernels.source.buildroot import KERNEL_FILES
 from orchestrator.scenario.vocabulary import is_config_line
 
 _LINE = re.compile(
-    r"""CONFIG_(?P<name>\w+)=(?P<value>y|m|n|-?\d+|0x[0-9a-fA-F]+|"(?:[^"\\]|\\.)*")\s*(?:\#.*)?"""
+    r"""CONFIG_(?P<name>\w+)=(?P<value>[ymn]|-?\d+|(?:0[xX])?[0-9a-fA-F]+|"(?:[^"\\]|\\.)*")\s*(?:\#.*)?"""
 )
-_OFF = re.compile(r"# CONFIG_(?P<name>\w+) is not set")
+_OFF = re.compile(r"# CONFIG_(?P<name>\w+) is not set(?!\w).*")
 _WHOLE = re.compile(r"(?m)^# (Linux/\S+ .* Kernel Configuration|Automatically generated file)")
 """One of the first lines of a .config that kconfig wrote, and that therefore has all symbols."""
+_MOST_OF_A_FRAGMENT = 1000
+"""Symbols from which a file is a whole configuration, whoever wrote it: those of Fedora's and
+RHEL's sources begin with other lines. A fragment is some options that must all come out."""
+_MOST_TOLD = 20
 _SIGNING = {
     # the keys of whoever made a .config are not here, and a new key would differ in each build
     "SYSTEM_TRUSTED_KEYS": '""',
@@ -83,23 +87,34 @@ class Config:
         """Raise a ScenarioError that names every option that did not come out. `out` is the
         .config that kconfig made, `release` names the kernel."""
         got = parse_config(out)
+        # what the scenario itself says comes first, then its files, then barometer's own
+        order = {"config": 0, "barometer's host.config": 2}
+        asked = sorted(self.requested, key=lambda name: order.get(self.origins[name], 1))
         lines = [
-            f"CONFIG_{name}: asked {value} ({self.origins[name]}), got {got.get(name, 'n')}"
-            for name, value in self.requested.items()
-            if got.get(name, "n") != value
+            f"CONFIG_{name}: asked {self.requested[name]} ({self.origins[name]}),"
+            f" got {got.get(name, 'n')}"
+            for name in asked
+            if not _came_out(self.requested[name], got.get(name, "n"))
         ] + [
             f"CONFIG_{name}: {value} needed for a host, got n"
             for name, value in self.required.items()
             if name not in self.requested and got.get(name, "n") == "n"
         ]
         if lines:
+            more = [f"and {len(lines) - _MOST_TOLD} more"] * (len(lines) > _MOST_TOLD)
             raise ScenarioError(
                 f"the configuration of {release} lacks requested options:",
-                evidence="\n".join(lines),
+                evidence="\n".join([*lines[:_MOST_TOLD], *more]),
                 hint="request the options that it depends on, too: search for its name in `make"
                 " menuconfig` (the key /), which lists them if the kernel has the option at all",
                 reason=Reason.CONFIG,
             )
+
+
+def _came_out(requested: str, got: str) -> bool:
+    """True if a symbol has the value that is requested. kconfig does not heed "is not set" for a
+    number or a text."""
+    return got == requested or (requested == "n" and got not in ("y", "m"))
 
 
 def read_config(items: Sequence[str]) -> Config:
@@ -114,7 +129,7 @@ def read_config(items: Sequence[str]) -> Config:
         else:
             path = Path(item)
             text = _read(path)
-            if _WHOLE.search(text) and len(text.splitlines()) > 200:
+            if _is_whole(text):
                 if whole is not None:
                     raise ScenarioError(
                         f"{item}: a second whole .config; one can be the base of the others",
@@ -123,7 +138,7 @@ def read_config(items: Sequence[str]) -> Config:
                 whole = text
                 continue
             new, origin = _strict(text.splitlines(), item), path.name
-        requested |= new
+        _add(requested, new)
         origins |= dict.fromkeys(new, origin)
     required = {n: v for n, v in _own("required").items() if n not in requested}
     if whole is not None:
@@ -134,15 +149,29 @@ def read_config(items: Sequence[str]) -> Config:
     return Config(None, {**own, **requested}, {**by_us, **origins}, required, desired)
 
 
+def _is_whole(text: str) -> bool:
+    if _WHOLE.search(text) and len(text.splitlines()) > 200:
+        return True
+    return len(parse_config(text)) >= _MOST_OF_A_FRAGMENT
+
+
 def parse_config(text: str) -> dict[str, str]:
     """Parse the symbols of a .config, or of some of its lines. Other lines are ignored."""
-    symbols = {}
+    symbols: dict[str, str] = {}
     for line in text.splitlines():
         if match := _LINE.fullmatch(line.strip()):
             symbols[match["name"]] = match["value"]
         elif match := _OFF.fullmatch(line.strip()):
-            symbols[match["name"]] = "n"
+            _add(symbols, {match["name"]: "n"})
     return symbols
+
+
+def _add(symbols: dict[str, str], new: Symbols) -> None:
+    """Set symbols to the values of later lines. kconfig does not heed "is not set" for a number or
+    a text."""
+    for name, value in new.items():
+        if value != "n" or symbols.get(name, "n") in ("y", "m", "n"):
+            symbols[name] = value
 
 
 def _own(name: str) -> dict[str, str]:
@@ -151,11 +180,13 @@ def _own(name: str) -> dict[str, str]:
 
 def _strict(lines: Iterable[str], origin: str) -> dict[str, str]:
     """Parse like `parse_config`, but raise ScenarioError for a line that is neither a symbol nor a
-    comment."""
+    comment. A line that begins with # is one, unless it says of a symbol that it is not set
+    (conf_read_simple() in scripts/kconfig/confdata.c)."""
     symbols: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         new = parse_config(line)
-        if not new and line.strip() and not (line.startswith("#") and "CONFIG_" not in line):
+        is_comment = line.lstrip().startswith("#") and origin != "config"
+        if not new and line.strip() and not is_comment:
             word = re.match(r"[\w.]+", line.strip())
             near = nearest_name(word[0], ["CONFIG_"], ["CONFIG_NAME=y"]) if word else ""
             raise ScenarioError(
@@ -164,13 +195,13 @@ def _strict(lines: Iterable[str], origin: str) -> dict[str, str]:
                 hint='CONFIG_NAME=y, =m, =n, =NUMBER or ="TEXT", or "# CONFIG_NAME is not set"',
                 reason=Reason.CONFIG,
             )
-        symbols |= new
+        _add(symbols, new)
     return symbols
 
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text("utf-8", errors="replace")
+        return path.read_text("utf-8-sig", errors="replace")  # some editors write the mark
     except OSError as exc:
         raise ScenarioError(
             f"config: {path} cannot be read: {exc.strerror}",

@@ -20,6 +20,7 @@ from typing import Any
 from orchestrator.base.cache import Cache, blame_full_disk
 from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.hashing import digest_of, sha256_file
+from orchestrator.base.plainfile import read_plain, read_plain_text
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import write_json
@@ -32,6 +33,7 @@ from orchestrator.kernels.series.series import read_series
 from orchestrator.kernels.source.buildlog import STEP, first_errors
 from orchestrator.kernels.source.buildroot import WORK, BuildRoot, build_root
 from orchestrator.kernels.source.config import Config, read_config
+from orchestrator.kernels.source.results import check_results, find_result, write_input
 from orchestrator.kernels.source.sources import Source, find_source
 from orchestrator.kernels.source.worktree import WorkTree, work_tree
 from orchestrator.scenario.kernel_forms import SourceKernel, TreeKernel
@@ -150,8 +152,8 @@ class _Build:
         proof = functions = None
         if spec.patches:
             touched = sorted({name for patch in spec.patches for name in patch.files})
-            paths = [tree.sources / name for name in touched]
-            functions = find_definitions(path.read_bytes() for path in paths if path.is_file())
+            paths = [find_result(tree.work, f"source/{name}") for name in touched]
+            functions = find_definitions(read_plain(path) for path in paths if path.is_file())
             proof = self._prove(base, base_suffix)
         write_json(folder / "build.json", {
             "config": {"sha256": sha256_file(folder / "config"),
@@ -182,12 +184,16 @@ class _Build:
 
     def _digest(self) -> str:
         """Return a digest of all that was built: the image, and the modules if there are any."""
-        objects = self._tree.objects
-        order = objects / "modules.order"
-        modules = order.read_text().split() if order.exists() else []
+        objects = self._objects()
+        order = find_result(objects, "modules.order")
+        modules = read_plain_text(order).split() if order.exists() else []
         files = [_IMAGE, *(name.removesuffix(".o") + ".ko" * name.endswith(".o")
                            for name in modules)]  # fmt: skip
-        return digest_of({name: sha256_file(objects / name) for name in files})
+        return digest_of({name: sha256_file(find_result(objects, name)) for name in files})
+
+    def _objects(self) -> Path:
+        """Return the folder with what was built, which is a folder still."""
+        return find_result(self._tree.work, str(self._tree.objects.relative_to(self._tree.work)))
 
     def configure(self) -> None:
         self._configure(self._log("-configuration"))
@@ -197,23 +203,23 @@ class _Build:
 
     def _configure(self, log: Path) -> None:
         """Make the .config that is requested, and check it. LOCALVERSION has no effect on it."""
-        config, objects = self._spec.config, self._tree.objects
+        config, objects = self._spec.config, self._objects()
         objects.mkdir(exist_ok=True)
-        requested = objects / "barometer.config"
-        requested.write_text(config.text())
+        write_input(objects, "barometer.config", config.text())
         target = [f"KCONFIG_ALLCONFIG={WORK}/source/build/barometer.config", config.target]
         if config.whole is not None:
-            shutil.copyfile(requested, objects / ".config")
+            write_input(objects, ".config", config.text())
             target = [config.target]
         self._run(["make", "-C", f"{WORK}/source", "O=build", *target], log, "configuration")
-        config.check((objects / ".config").read_text(errors="replace"), self._spec.source.name)
+        made = read_plain_text(find_result(objects, ".config"), errors="replace")
+        config.check(made, self._spec.source.name)
 
     def _take(self, folder: Path, suffix: str) -> None:
-        objects = self._tree.objects
-        shutil.copyfile(objects / _IMAGE, folder / "vmlinuz")
-        shutil.copyfile(objects / ".config", folder / "config")
+        objects = self._objects()
+        shutil.copyfile(find_result(objects, _IMAGE), folder / "vmlinuz")
+        shutil.copyfile(find_result(objects, ".config"), folder / "config")
         release = release_in(folder / "vmlinuz")
-        install = self._tree.work / "install"
+        install = find_result(self._tree.work, "install")
         shutil.rmtree(install, ignore_errors=True)
         log = self._log(suffix)
         shutil.copyfile(log, folder / "build.log")
@@ -223,10 +229,10 @@ class _Build:
              "modules_install"],
             log, "modules",
         )  # fmt: skip
-        installed = install / "lib/modules" / release
+        installed = find_result(install, f"lib/modules/{release}")
         for link in ("build", "source"):
             (installed / link).unlink(missing_ok=True)
-        shutil.copytree(installed, folder / "modules", symlinks=True)
+        shutil.copytree(check_results(installed), folder / "modules", symlinks=True)
         shutil.rmtree(install)
         index_modules(folder, release)
 

@@ -79,7 +79,7 @@ def arming_commands(spec: ProbeSpec, tracefs: str) -> str:
         *([f"modprobe -q -a {' '.join(spec.modules)}\n"] if spec.modules else []),
         f"look_up '{'|'.join(spec.symbols)}'\n",
         *(f"has {name}\n" for name in spec.symbols),
-        'mkdir "$I" || refuse "$I cannot be made"\nmade=1\n',
+        "make_instance\n",
         _put(f"{instance}/tracing_on", "0"), _put(f"{instance}/trace_clock", spec.clock),
         _put(f"{instance}/buffer_size_kb", str(spec.buffer_kb)),
         _put(f"{tracefs}/error_log", ""),

@@ -45,12 +45,17 @@ def results_csv(metrics: Sequence[Metric], comparison: Comparison, plan: Plan) -
     complete = len(comparison.results) >= comparison.planned and comparison.verdict != "invalid"
     if complete and of_run.started and values.keys() >= {*columns}:
         about = [
-            of_run.started, f"{comparison.scenario}/{plan.accel}", cost_unit(plan), of_run.digest,
-            comparison.verdict,
-            *(clean_line(kernel_of(comparison, arm)) for arm in ARMS),
+            of_run.started, _cell(f"{comparison.scenario}/{plan.accel}"), cost_unit(plan),
+            of_run.digest, comparison.verdict,
+            *(_cell(clean_line(kernel_of(comparison, arm))) for arm in ARMS),
         ]  # fmt: skip
         table.writerow([*about, *(repr(values[column]) for column in columns)])
     return out.getvalue()
+
+
+def _cell(text: str) -> str:
+    """Return text that a spreadsheet does not take for a formula (OWASP, CSV injection)."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def _values(comparison: Comparison) -> dict[str, float]:

@@ -54,21 +54,21 @@ _CHARACTER = 6.6 / 1100
 Name = TypeVar("Name", bound=str)
 
 
-def boots_chart(boots: Mapping[Name, Timeline]) -> Markup:
+def boots_chart(boots: Mapping[Name, Timeline], mark: str = "userspace") -> Markup:
     """Draw a boot of each arm, or of each name, on one axis: its phases, and under them its maps
-    and unmaps."""
+    and unmaps. `mark`: what is at the boot mark."""
     axis = Axis(0.0, max(boot.end_seconds for boot in boots.values()) or 1.0)
     unit = next(iter(boots.values())).unit
     parts: list[Markup] = []
     for number, (arm, boot) in enumerate(boots.items()):
-        parts += _boot(arm, boot, axis, number * _BLOCK)
+        parts += _boot(arm, boot, axis, number * _BLOCK, mark)
     bottom = len(boots) * _BLOCK
     for tick in axis.ticks(8):
         parts.append(line(axis.x(tick), bottom - 6, axis.x(tick), bottom - 1, "tick"))
         words, anchor = f"{tick:g}", _anchor(axis, tick)
         parts.append(text(axis.x(tick), bottom + 12, words, "faint", anchor))
     parts.append(text("100%", bottom + 27, f"{unit} since QEMU's exec", "faint", "end"))
-    label = "; ".join(_describe_boot(arm, boot) for arm, boot in boots.items())
+    label = "; ".join(_describe_boot(arm, boot, mark) for arm, boot in boots.items())
     return chart(bottom + _AXIS, f"Guest boots on one axis. {label}", *parts, name="boots")
 
 
@@ -78,14 +78,16 @@ def _anchor(axis: Axis, value: float) -> str:
     return "start" if share < 0.05 else "end" if share > 0.95 else "middle"
 
 
-def _describe_boot(arm: str, boot: Timeline) -> str:
+def _describe_boot(arm: str, boot: Timeline, mark: str) -> str:
     return (
-        f"{arm}: {len(boot.phases)} phases, {format_quantity(boot.boot_seconds, boot.unit)} to the"
-        f" boot mark, {format_quantity(boot.end_seconds, boot.unit)} to the end"
+        f"{arm}: {len(boot.phases)} phases, {format_quantity(boot.boot_seconds, boot.unit)} to"
+        f" {mark}, {format_quantity(boot.end_seconds, boot.unit)} to the end"
     )
 
 
-def _boot(arm: str, boot: Timeline, axis: Axis, top: float) -> Iterator[Markup]:
+def _boot(
+    arm: str, boot: Timeline, axis: Axis, top: float, name_of_mark: str
+) -> Iterator[Markup]:  # fmt: skip
     name = element("tspan", arm, class_="strong")
     yield element("text", name, f"  {boot.release}", x=axis.x(0.0), y=top + 12)
     y = top + _HEAD
@@ -103,7 +105,7 @@ def _boot(arm: str, boot: Timeline, axis: Axis, top: float) -> Iterator[Markup]:
     mark, bottom = boot.boot_seconds, y + _LABEL + _BAR
     yield line(axis.x(mark), top + _HEAD + _LABEL - 4, axis.x(mark), bottom + 5, "mark")
     anchor = "end" if axis.share(mark) > 0.5 else "start"
-    words = f"userspace after {format_quantity(mark, boot.unit)}"
+    words = f"{name_of_mark} after {format_quantity(mark, boot.unit)}"
     yield text(axis.x(mark), bottom + _MARK - 1, words, "strong", anchor)
 
 

@@ -15,11 +15,11 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from orchestrator.analysis.verdict.comparison import Comparison
+from orchestrator.base.printable import escape_unprintable
 from orchestrator.evidence.plan import Plan
 from orchestrator.report.html.matrix_page import MatrixPage
 from orchestrator.report.html.page import DIGESTS, MOST_CONFIG, build_page
 from orchestrator.report.html.profile_page import ProfilePage
-from orchestrator.report.words.printable import escape_unprintable
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS
 

@@ -52,7 +52,7 @@ def build_profile_page(before: Profile, after: Profile | None = None) -> Profile
     return ProfilePage(
         title=f"Profile of {before.facts.domain}",
         sentence=sentence,
-        chart=boots_chart(drawn) if drawn else None,
+        chart=boots_chart(drawn, mark="end of the boot") if drawn else None,
         changes=changes,
         costs={name: _list_costs(profile) for name, profile in names.items()},
         texts={name: text_profile(profile) for name, profile in names.items()},

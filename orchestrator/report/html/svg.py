@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-from orchestrator.report.words.printable import escape_unprintable
+from orchestrator.base.printable import escape_unprintable
 
 _INSET = 0.8
 """Percent of the width that stay free at both ends, so that nothing is cut off."""

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 
 from orchestrator.analysis.doctor.finding import Finding, Needs, Use
 from orchestrator.analysis.doctor.findings import is_usable, select_problems
+from orchestrator.base.printable import escape_unprintable
 from orchestrator.report.words.columns import wrap_text
-from orchestrator.report.words.printable import escape_unprintable
 
 _USES: dict[Use, str] = {"nested": "runs nested hosts", "metal": "can be a metal host"}
 _STATUS = 9

@@ -30,6 +30,7 @@ from orchestrator.analysis.verdict.metrics import unit_of, values_by_pair
 from orchestrator.analysis.verdict.stopping import is_enough
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.extras import MissingExtraError, missing_extra_explained
+from orchestrator.base.plainfile import find_below, replace_file
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import MANIFEST, RunDir, TrialDir, write_json
 from orchestrator.evidence.manifest import Ended
@@ -42,6 +43,8 @@ from orchestrator.report.exports.results_csv import results_csv
 from orchestrator.report.text.brief import run_brief
 from orchestrator.report.text.mail_text import format_mail
 from orchestrator.report.text.run_text import text_report
+from orchestrator.report.words.redact import NOTHING_HIDDEN, Redaction
+from orchestrator.run.judging.private import find_private
 from orchestrator.scenario.loading import parse_scenario
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import make_plan
@@ -75,6 +78,8 @@ class Judged(NamedTuple):
     """The end of a run: at most twelve lines, the last of which names its folder."""
     mail: str = ""
     """The reply to a patch; of a matrix that of each cell, below the cell's name."""
+    hidden: Redaction = NOTHING_HIDDEN
+    """What to take out of what is published."""
 
 
 class TrialSample(NamedTuple):
@@ -127,17 +132,22 @@ class Run:
             if (value := trial.value(metric.name)) is not None
         )
 
-    def save(self) -> Judged:
+    def save(self, *, redact: bool = True) -> Judged:
         """Write the reports, and the files for other tools, into the run. Return the output of the
-        command."""
+        command. `redact`: leave names of people and machines out of what is published: the page
+        and the files for other tools."""
         scenario, comparison, plan = self.scenario, self.comparison, self.plan
         document = self.document()
-        save_reports(self.path, document, {"report.txt": self.report, **self._export_files()})
-        self._save_page()
+        hidden = find_private(scenario.host) if redact else NOTHING_HIDDEN
+        exports = {name: hidden.apply(text) for name, text in self._export_files().items()}
+        save_reports(self.path, document, {"report.txt": self.report, **exports})
+        self._save_page(hidden)
         _save_timelines(self.path / "timelines", comparison)
         # after the page, which it names only if it exists
         brief = run_brief(scenario.device.bar, comparison, plan, self.path)
-        return Judged(self.report, self.exit_code, document, (self.suite,), brief, self.mail)
+        return Judged(
+            self.report, self.exit_code, document, (self.suite,), brief, self.mail, hidden
+        )
 
     def _export_files(self) -> dict[str, str]:
         """Return the files that other tools read, besides comparison.json: file name -> text."""
@@ -152,13 +162,13 @@ class Run:
             "results.csv": results_csv(scenario.metrics(), comparison, plan),
         }
 
-    def _save_page(self) -> None:
+    def _save_page(self, hidden: Redaction) -> None:
         with warning_if_refused("page"):
             # Imported only here: it loads the libraries for pages and charts.
             from orchestrator.report.html.html import html_report  # noqa: PLC0415
 
             page = html_report(self.scenario, self.comparison, self.plan)
-            (self.path / "report.html").write_text(page, "utf-8")
+            replace_file(self.path / "report.html", hidden.apply(page))
 
 
 def judge(run: RunDir, tester: str | None = None) -> Run:
@@ -286,7 +296,8 @@ def judge_across(
         "comparisons": documents,
     }  # fmt: skip
     report = "\n\n".join(reports)
-    return Judged(report, code, whole, tuple(suites), report)  # in full: it is saved nowhere
+    # in full: it is saved nowhere
+    return Judged(report, code, whole, tuple(suites), report, hidden=find_private())
 
 
 def stop_rule(scenario: Scenario) -> Callable[[RunDir, int], bool] | None:
@@ -315,7 +326,7 @@ def save_reports(folder: Path, comparison: dict[str, object], texts: Mapping[str
     with warning_if_refused("report"):
         write_json(folder / "comparison.json", comparison)
         for name, text in texts.items():
-            (folder / name).write_text(text, "utf-8")
+            replace_file(folder / name, text)
 
 
 @contextlib.contextmanager
@@ -344,10 +355,10 @@ def _save_timelines(folder: Path, comparison: Comparison) -> None:
             # Imported only here: it loads Perfetto's protobuf.
             from orchestrator.report.exports.perfetto import perfetto_trace  # noqa: PLC0415
 
-        folder.mkdir(exist_ok=True)
+        find_below(folder.parent, folder.name).mkdir(exist_ok=True)
         for boot in boots:
             name = f"{boot.trial}-{boot.guest}.pftrace"
-            (folder / name).write_bytes(perfetto_trace(boot))
+            replace_file(folder / name, perfetto_trace(boot))
     except (OSError, MissingExtraError) as exc:
         _log.warning("barometer: the timelines are not saved: %s", exc)
 

@@ -19,11 +19,12 @@ _GIT_SECONDS = 10.0
 
 
 def judge_folder(
-    folder: Path, tester: str | None = None, *, judged_run: Callable[[Run], None] | None = None
-) -> Judged:
+    folder: Path, tester: str | None = None, *, redact: bool = True,
+    judged_run: Callable[[Run], None] | None = None,
+) -> Judged:  # fmt: skip
     """Judge and save a run or a matrix. `tester`: `Name <mail>`; git's user if it is None.
-    `judged_run` is called with each run that was judged. Raises ScenarioError if `tester` has
-    another form: a tag of several lines would add tags of others."""
+    `redact` is that of `Run.save`. `judged_run` is called with each run that was judged. Raises
+    ScenarioError if `tester` has another form: a tag of several lines would add tags of others."""
     if tester is not None and not is_tester(tester):
         raise ScenarioError(
             f"--tester {tester!r} is not NAME <MAIL> in one line",
@@ -37,7 +38,7 @@ def judge_folder(
             if MatrixDir.is_at(folder)
             else judge(RunDir.open(folder), tester)
         )
-        judged = whole.save()
+        judged = whole.save(redact=redact)
     if judged_run is not None:
         for run in [whole] if isinstance(whole, Run) else whole.cells.values():
             if run is not None:

@@ -17,6 +17,7 @@ from orchestrator.analysis.verdict.effect import Verdict
 from orchestrator.analysis.verdict.outcome import join_titles
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.folderlock import LOCK
+from orchestrator.base.plainfile import replace_file
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import RunDir, write_json
 from orchestrator.evidence.matrix import MatrixRecord
@@ -26,7 +27,9 @@ from orchestrator.report.exports.junit import junit_xml
 from orchestrator.report.exports.ktap import format_ktap
 from orchestrator.report.text.brief import matrix_brief
 from orchestrator.report.text.matrix_text import matrix_report
+from orchestrator.report.words.redact import NOTHING_HIDDEN, Redaction
 from orchestrator.run.judging.judge import Judged, Run, judge, save_reports, warning_if_refused
+from orchestrator.run.judging.private import find_private
 from orchestrator.scenario.factors import Cell, ScenarioFile, parse_scenarios
 
 _NOT_RUN = EvidenceError.exit_code
@@ -108,13 +111,13 @@ class Matrix:
     of: int
     """Number of the scenario's cells; `cells` has those that were chosen."""
 
-    def save(self) -> Judged:
+    def save(self, *, redact: bool = True) -> Judged:
         """Save each cell's result in the cell, and that of the whole in the run. The exit code is
         1 if any cell has 1, else the largest."""
         documents: dict[str, Mapping[str, object] | None] = {}
         suites: list[Suite] = []
         for name, run in self.cells.items():
-            judged = None if run is None else run.save()
+            judged = None if run is None else run.save(redact=redact)
             documents[name] = judged and judged.document
             suites += judged.suites if judged else [not_run(f"{self.scenario}-{name}", _NOT_RUN)]
         begun = [run for run in self.cells.values() if run is not None]
@@ -133,22 +136,27 @@ class Matrix:
             "cells_of": self.of,
             "cells": documents,
         }
+        host = begun[0].scenario.host if begun else None
+        hidden = find_private(host) if redact else NOTHING_HIDDEN
         texts = {
-            "report.txt": report, "junit.xml": junit_xml(suites),
-            "results.ktap": format_ktap(suites),
+            "report.txt": report, "junit.xml": hidden.apply(junit_xml(suites)),
+            "results.ktap": hidden.apply(format_ktap(suites)),
         }  # fmt: skip
         save_reports(self.path, whole, texts)
-        self._save_page(verdict, comparisons, emulated=emulated)
+        self._save_page(verdict, comparisons, hidden, emulated=emulated)
         brief = matrix_brief(self.scenario, verdict, comparisons, self.path, of=self.of)
         mail = "\n".join(
             f"{name}:\n{'not run' if run is None else run.mail}"
             for name, run in self.cells.items()
         )
-        return Judged(report, combine_exit_codes(suites), whole, tuple(suites), brief, mail)
+        return Judged(
+            report, combine_exit_codes(suites), whole, tuple(suites), brief, mail, hidden
+        )
 
     def _save_page(
-        self, verdict: Verdict, comparisons: Mapping[str, Comparison | None], *, emulated: bool
-    ) -> None:
+        self, verdict: Verdict, comparisons: Mapping[str, Comparison | None], hidden: Redaction,
+        *, emulated: bool,
+    ) -> None:  # fmt: skip
         links = {
             name: f"{run.path.relative_to(self.path)}/report.html"
             for name, run in self.cells.items() if run is not None
@@ -161,7 +169,7 @@ class Matrix:
             page = build_matrix_page(
                 self.scenario, verdict, comparisons, links, of=self.of, emulated=emulated
             )
-            (self.path / "report.html").write_text(html_matrix(page), "utf-8")
+            replace_file(self.path / "report.html", hidden.apply(html_matrix(page)))
 
 
 def judge_cells(matrix: MatrixDir, tester: str | None = None) -> Matrix:

@@ -243,6 +243,26 @@ def test_what_git_does_not_take_for_a_patch_is_refused(bench: Bench) -> None:
     assert "x.patch" in error.message
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "--- {0}drivers/old.c\n+++ {1}drivers/old.c\n@@ -1,2 +1,2 @@\n-line 1;\n+x;\n line 2;\n",
+        "--- /dev/null\n+++ {1}drivers/new.c\n@@ -0,0 +1 @@\n+int new;\n",
+        "diff --git {0}init/main.c {1}init/main.c\nold mode 100644\nnew mode 100755\n",
+        "--- {0}init/main.c.orig\n+++ {1}init/main.c\n@@ -1 +1 @@\n-int main;\n+int x;\n",
+    ],
+)
+def test_first_part_of_names_is_a_prefix_unless_it_is_a_folder_of_the_tree(
+    bench: Bench, written: str
+) -> None:
+    base = tree_of(bench.repository, "base")
+    prefixes = [("a/", "b/"), ("k/", "k/"), ("linux-9.9/", "linux-9.9/"), ("k.orig/", "k/")]
+    patches = [Patch("x", 1, "x", written.format(*pair).encode()) for pair in prefixes]
+    assert len({apply_patches(bench.own, base, (patch,)) for patch in patches} - {base}) == 1
+    error = bench.refused(base, (Patch("x", 1, "x", written.format("", "").encode()),))
+    assert "-p0" in error.message
+
+
 def test_cr_of_a_file_is_part_of_it(bench: Bench) -> None:
     commit(bench.repository, "dos", {"dos.txt": b"a\r\nb\r\n"})
     commit(bench.repository, "dos 2", {"dos.txt": b"a\r\nc\r\n"})

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import os
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.reasons import Reason
+from orchestrator.kernels.series.foreign import disarm_programs
 from orchestrator.kernels.series.git import Git, find_commit, find_repository, own_repository
+from orchestrator.kernels.series.series import read_series
 from tests.unit.kernels.repositories import (
     commit,
     git,
@@ -199,17 +205,158 @@ def test_environment_and_settings_of_the_user_do_not_count(
     assert Git(repository / ".git").run("config", "alias.x", accept=(1,)).stdout == ""
 
 
-def test_programs_of_the_repository_are_not_run(repository: Path, tmp_path: Path) -> None:
+def keys_of_git() -> list[str]:
+    """Return every key that git lists, with the name `evil` in the place of its variable part."""
+    listed = subprocess.run(
+        ["git", "help", "--config"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.split()
+    # the help has no key with a * of its own, and not what newer versions or other programs read
+    more = ["filter.evil.process", "diff.evil.command", "credential.https://x.helper",
+            "trailer.evil.cmd", "trailer.evil.command", "tar.evil.command", "gpg.x509.program",
+            "hook.evil.command", "pager.status", "pager.log", "pager.diff",
+            "alias.status"]  # fmt: skip
+    return [
+        re.sub("<[^>]*>", "evil", key) for key in listed if "." in key and "*" not in key
+    ] + more
+
+
+PROGRAMS = [key for key, _ in disarm_programs(keys_of_git())]
+
+
+def test_keys_that_name_a_program_are_known() -> None:
+    """Held against git's own list: a key whose name tells of a program is one that is known, or
+    does not name one."""
+    words = re.compile(
+        r"(?i)(cmd|command|program|helper|driver|clean|smudge|process|textconv|editor|pager|askpass"
+        r"|gitproxy|hookspath|hook|uploadpack|receivepack|vcs|tunnel|browser|filter|external)$"
+    )
+    no_program = {
+        "clone.filterSubmodules", "color.pager", "column.clean", "help.browser",
+        "diff.evil.cachetextconv", "remote.evil.partialclonefilter",
+        "uploadpack.allowFilter", "gitcvs.dbDriver",
+        "notes.rewrite.evil", "core.fsmonitorHookVersion", "interactive.singleKey",
+    }  # fmt: skip
+    named = {key for key in keys_of_git() if words.search(key) and not key.startswith("advice.")}
+    assert named - {*PROGRAMS} <= no_program
+    assert len(PROGRAMS) > 40
+
+
+@pytest.fixture
+def trapped(repository: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Return a repository whose attributes ask for every driver named `evil`, with a second commit
+    to be read as a series; and the file that a program of it would write."""
     trap = tmp_path / "trap"
-    trap.write_text(f"#!/bin/sh\ntouch {tmp_path}/sprung\n")
+    trap.write_text(f"#!/bin/sh\necho $0 $* >> {tmp_path}/sprung\ncat\n")
     trap.chmod(0o755)
-    git(repository, "config", "core.fsmonitor", str(trap))
-    git(repository, "config", "diff.external", str(trap))
-    (repository / ".git/hooks").mkdir(exist_ok=True)
-    (repository / ".git/hooks/post-index-change").symlink_to(trap)
+    commit(repository, "second", {
+        ".gitattributes": "* filter=evil diff=evil merge=evil\n", "Makefile": "VERSION = 8\n",
+    })  # fmt: skip
+    (repository / ".git/info").mkdir(exist_ok=True)
+    (repository / ".git/info/attributes").write_text("* filter=evil diff=evil merge=evil\n")
+    hooks = repository / ".git/hooks"
+    hooks.mkdir(exist_ok=True)
+    for name in (
+        "post-index-change",
+        "reference-transaction",
+        "post-checkout",
+        "fsmonitor-watchman",
+    ):
+        (hooks / name).unlink(missing_ok=True)
+        (hooks / name).symlink_to(trap)
+    return repository, tmp_path / "sprung"
+
+
+def use(repository: Path, cache: Cache) -> None:
+    """Do all that barometer does with somebody's repository."""
     os.utime(repository / "Makefile", (1, 1))
-    find_commit(repository, None)
-    assert not (tmp_path / "sprung").exists()
+    with contextlib.suppress(ScenarioError):
+        find_commit(repository, None)
+    read_series(["main~1..main"], repository, cache)
+    own = own_repository(cache.folder("own"), repository)
+    tree = own.line("rev-parse", f"{head(repository)}^{{tree}}")
+    worktree = cache.folder("work")
+    Git(own.git_dir, work_tree=worktree).run("read-tree", "--reset", "-u", tree)
+
+
+def test_no_program_of_the_repository_is_run(trapped: tuple[Path, Path], tmp_path: Path) -> None:
+    repository, sprung = trapped
+    lines = []
+    for key in PROGRAMS:
+        section, _, rest = key.partition(".")
+        name, dot, last = rest.rpartition(".")
+        lines.append(f'[{section} "{name}"]' if dot else f"[{section}]")
+        lines.append(f"\t{last} = {tmp_path}/trap")
+    lines += ['[filter "evil"]', "\trequired = true", "[log]", "\tshowSignature = true",
+              "[extensions]", "\tpartialClone = evil", '[remote "evil"]', "\tpromisor = true",
+              f"\turl = ext::{tmp_path}/trap", "[protocol]", "\tallow = always",
+              '[protocol "ext"]', "\tallow = always"]  # fmt: skip
+    with (repository / ".git/config").open("a") as file:
+        file.write("\n".join(lines) + "\n")
+    use(repository, Cache(tmp_path / "cache"))
+    assert not sprung.exists(), sprung.read_text()
+
+
+def test_program_in_an_included_file_is_not_run(
+    trapped: tuple[Path, Path], tmp_path: Path
+) -> None:
+    repository, sprung = trapped
+    (repository / ".git/more").write_text(
+        f'[filter "evil"]\n\tclean = {tmp_path}/trap\n\tprocess = {tmp_path}/trap\n'
+    )
+    git(repository, "config", "include.path", "more")
+    use(repository, Cache(tmp_path / "cache"))
+    assert not sprung.exists()
+
+
+def test_object_that_a_partial_clone_lacks_is_not_fetched(
+    trapped: tuple[Path, Path], tmp_path: Path
+) -> None:
+    repository, sprung = trapped
+    blob = git(repository, "rev-parse", "HEAD:Makefile").decode()
+    (repository / ".git/objects" / blob[:2] / blob[2:]).unlink()
+    (repository / "Makefile").unlink()  # git would read it there
+    for key, value in {
+        "core.repositoryFormatVersion": "1", "extensions.partialClone": "evil",
+        "remote.evil.promisor": "true", "remote.evil.url": f"ext::{tmp_path}/trap %S",
+        "protocol.ext.allow": "always",
+    }.items():  # fmt: skip
+        git(repository, "config", key, value)
+    with pytest.raises((BenchError, ScenarioError)):
+        read_series(["main~1..main"], repository, Cache(tmp_path / "cache"))
+    assert not sprung.exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+class TestOwner:
+    @pytest.fixture
+    def foreign(self, repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+        os.chown(repository / ".git", 12345, 12345)
+        monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+        monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+        return repository
+
+    def test_repository_of_another_user_is_refused(self, foreign: Path) -> None:
+        caught = refused(foreign, "HEAD")
+        assert caught.reason == Reason.OTHER_OWNER
+        assert f"safe.directory {foreign}" in caught.hint
+
+    @pytest.mark.parametrize("name", ["*", "{}", "{}/.git", "{}/../*"])
+    def test_repository_that_the_user_trusts_is_taken(
+        self, foreign: Path, tmp_path: Path, name: str
+    ) -> None:
+        value = os.path.normpath(name.format(foreign)) if "{" in name else name
+        (tmp_path / "gitconfig").write_text(f"[safe]\n\tdirectory = {value}\n")
+        assert find_commit(foreign, "HEAD").describe
+
+    def test_an_empty_value_forgets_those_before(self, foreign: Path, tmp_path: Path) -> None:
+        (tmp_path / "gitconfig").write_text("[safe]\n\tdirectory = *\n\tdirectory =\n")
+        assert refused(foreign, "HEAD").reason == Reason.OTHER_OWNER
+
+    def test_who_called_sudo_is_trusted(
+        self, foreign: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("SUDO_UID", "12345")
+        assert find_commit(foreign, "HEAD").describe
 
 
 def test_nothing_in_the_repository_is_written(repository: Path) -> None:

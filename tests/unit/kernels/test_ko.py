@@ -13,6 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orchestrator.base.errors import BenchError
+from orchestrator.base.reasons import Reason
 from orchestrator.kernels.image.ko import Module, read_module
 
 EXECUTABLE, PROGBITS, SYMTAB, STRTAB, RELA, NOBITS = 4, 1, 2, 3, 4, 8
@@ -101,6 +102,17 @@ def test_the_digest_is_of_the_code(read: Callable[..., Module]) -> None:
 def test_another_compression_is_named(suffix: str, read: Callable[..., Module]) -> None:
     with pytest.raises(BenchError, match=suffix.rsplit(".", maxsplit=1)[-1]):
         read(module(), suffix)
+
+
+@pytest.mark.parametrize("suffix", [".ko.xz", ".ko.gz", ".ko.zst"])
+def test_missing_program_is_not_the_modules_fault(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"m{suffix}").write_bytes(b"packed")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(BenchError) as caught:
+        read_module(tmp_path / f"m{suffix}")
+    assert caught.value.reason == Reason.PROGRAM_MISSING
 
 
 @pytest.mark.parametrize("suffix", [".ko", ".ko.xz", ".ko.gz", ".ko.zst"])

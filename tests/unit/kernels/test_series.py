@@ -139,9 +139,6 @@ def test_what_is_no_file_is_refused(item: str, refused: Callable[..., ScenarioEr
         (diff().encode("utf-16"), "binary-file", "UTF-16"),
         (gzip.compress(b"x", mtime=0)[:9], "binary-file", ""),
         (diff().replace("a/a.c", "a.c").replace("b/a.c", "a.c"), "damaged-patch", "-p0"),
-        (diff().replace("a/a.c", "k/a.c").replace("b/a.c", "k/a.c"), "damaged-patch", "-p0"),
-        ("--- /dev/null\n+++ k/new.c\n@@ -0,0 +1 @@\n+x\n", "damaged-patch", "-p0"),
-        ("diff --git k/x k/x\nold mode 100644\nnew mode 100755\n", "damaged-patch", "-p0"),
         ("diff --git k/x k/y\nsimilarity index 100%\nrename from k/x\nrename to k/y\n",
          "damaged-patch", "-p0"),
         (diff("../etc/passwd"), "damaged-patch", "'../etc/passwd'"),
@@ -208,8 +205,11 @@ def test_files_are_old_and_new_names(read: Callable[..., tuple[Patch, ...]]) -> 
     assert (made.old, gone.new) == (None, None)
 
 
-def test_folder_of_a_kernels_version_is_a_prefix(read: Callable[..., tuple[Patch, ...]]) -> None:
-    text = "--- linux-9.9/a/Makefile\n+++ linux-9.9/a/Makefile\n@@ -1 +1 @@\n-a\n+b\n"
+@pytest.mark.parametrize("before", ["Makefile", "Makefile~", "Makefile.orig"])
+def test_both_names_of_a_file_may_begin_alike(
+    before: str, read: Callable[..., tuple[Patch, ...]]
+) -> None:
+    text = f"--- linux-9.9/a/{before}\n+++ linux-9.9/a/Makefile\n@@ -1 +1 @@\n-a\n+b\n"
     assert read(text)[0].files == ("a/Makefile",)
 
 
@@ -275,6 +275,10 @@ def test_sentence_that_begins_with_from_is_no_new_mail(
         (["[PATCH] a", "[PATCHv2] a"], "mixed-series", ["1", "2"]),
         (["[PATCH 2/2] b", "[PATCH 1/2] a", "[PATCH] other"], "mixed-series", []),
         (["[PATCH 2/2] b", "[PATCH] other"], "incomplete-series", ["2", "1"]),
+        (["[PATCH 6.1/6.6 2/2] b", "[PATCH 6.1/6.6 3/2] c"], "incomplete-series", ["2", "1"]),
+        (["Re: [PATCH] a", "AW: [PATCH] b"], "no-diff", []),
+        (["Re: a", "Re: b"], "no-diff", []),
+        (["[PATCH v2 1/2] a", "Svar: [PATCH v2 2/2] b"], "incomplete-series", ["2", "2"]),
     ],
 )  # fmt: skip
 def test_mails_of_more_or_less_than_a_series_are_refused(
@@ -291,16 +295,31 @@ def test_mail_that_is_named_alone_is_a_whole_patch(
     assert [p.subject for p in read(mail("[PATCH 1/3] a", diff()))] == ["a"]
 
 
+@pytest.mark.parametrize("tag", ["4.19/5.4", "5.10/5.15/6.1", "6.1.y/6.6.y", "2026/05", "0/0"])
 def test_number_of_a_stable_kernel_is_no_place_in_a_series(
+    tag: str, read: Callable[..., tuple[Patch, ...]]
+) -> None:
+    text = mbox(mail(f"[PATCH {tag}] b", diff()), mail(f"[PATCH {tag}] a", diff()))
+    assert [p.subject for p in read(text)] == ["b", "a"]
+    text = mbox(mail(f"[PATCH {tag} 2/2] b", diff()), mail(f"[PATCH {tag} v2 1/2] a", diff()))
+    assert [p.subject for p in read(text.replace("v2 ", ""))] == ["a", "b"]
+
+
+def test_cover_letter_may_have_a_diff_and_a_patch_may_be_the_noughth(
     read: Callable[..., tuple[Patch, ...]],
 ) -> None:
-    text = mbox(mail("[PATCH 4.19/5.4] a", diff()), mail("[PATCH 4.19/5.4] b", diff()))
-    assert [p.subject for p in read(text)] == ["a", "b"]
+    one = mail("[PATCH 1/1] b", diff())
+    cover = mail("[PATCH 0/1] a", "").replace("---\n", f"Interdiff:\n{diff()}")
+    assert [p.subject for p in read(mbox(cover, one))] == ["b"]
+    stat = " a.c | 1 +\n 1 file changed, 1 insertion(+)\n\n"
+    assert [p.subject for p in read(mbox(one, mail("[PATCH 0/1] a", stat + diff())))] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
-    "prefix", ["Re:", "AW: Re:", "\u56de\u590d:", "\u56de\u590d\uff1a", "Odp:"]
-)
+    "prefix",
+    ["Re:", "RE :", "Re[2]:", "AW: Re:", "\u56de\u590d:", "\u56de\u590d\uff1a", "Odp:",
+     "[EXT] Re:", "R\u00e9p.:", "Svar: Antw:"],
+)  # fmt: skip
 def test_reply_in_any_language_is_left_out(
     prefix: str, read: Callable[..., tuple[Patch, ...]]
 ) -> None:
@@ -308,6 +327,64 @@ def test_reply_in_any_language_is_left_out(
     letters = (mail("[PATCH v2] a", diff()), mail(f"=?utf-8?b?{text}?=", diff("other.c")))
     patches = read(mbox(*letters))
     assert [p.files for p in patches] == [("a.c",)]
+    # what it answers shows a prefix that is not known and stands before no [PATCH]
+    text = base64.b64encode(f"{prefix} vfio: a".encode()).decode()
+    reply = mail(f"=?utf-8?b?{text}?=", diff("other.c"), "In-Reply-To: <a@example.org>")
+    assert [p.files for p in read(mbox(mail("vfio: a", diff()), reply))] == [("a.c",)]
+
+
+def test_patch_whose_subject_ends_as_another_one_is_no_reply(
+    read: Callable[..., tuple[Patch, ...]],
+) -> None:
+    text = mbox(mail("fix", diff()), mail("vfio: fix", diff()), mail("fw: fix", diff()))
+    assert [p.subject for p in read(text)] == ["fix", "vfio: fix", "fw: fix"]
+
+
+def test_reply_that_is_named_alone_is_a_patch(read: Callable[..., tuple[Patch, ...]]) -> None:
+    assert [p.files for p in read(mail("Re: [PATCH] a", diff()))] == [("a.c",)]
+
+
+@pytest.mark.parametrize(
+    "first", ["From \n", "From a@b Mon May 6 07:08:09 UTC 2024\n", "\n\nFrom -\n"]
+)
+def test_mails_whose_from_has_no_date_are_split(
+    first: str, read: Callable[..., tuple[Patch, ...]], refused: Callable[..., ScenarioError]
+) -> None:
+    mails = [mail(f"[PATCH {n}/2] {n}", diff(f"{n}.c")) for n in (2, 1)]
+    text = "".join(f"{first}{letter}\n" for letter in mails)
+    assert [p.files for p in read(text)] == [("1.c",), ("2.c",)]
+    assert [p.files for p in read(with_cr(text))] == [("1.c",), ("2.c",)]
+    assert refused(content=first + mails[0] + first.strip("\n") + "\n" + mails[0]).reason == (
+        "mixed-series"
+    )
+
+
+@pytest.mark.parametrize("start", ["Received:\n by a\n", "Subject:\n [PATCH] a\n", "X-A:b\n"])
+def test_first_header_may_be_folded(start: str, read: Callable[..., tuple[Patch, ...]]) -> None:
+    quoted = diff(new="int b =3D 1;")
+    (patch,) = read(f"{start}Content-Transfer-Encoding: quoted-printable\n\n{quoted}")
+    assert b"+int b = 1;\n" in patch.text
+
+
+def test_nul_matters_only_in_a_patch_of_the_series(
+    read: Callable[..., tuple[Patch, ...]], refused: Callable[..., ScenarioError]
+) -> None:
+    good, bad = mail("[PATCH] a", diff()), diff(new="int \0b;")
+    for other in (mail("Re: [PATCH] a", bad), mail("seen", "a\0b\n")):
+        assert [p.files for p in read(mbox(good, other))] == [("a.c",)]
+    assert read(good.replace("Why.", "W\0hy."))[0].files == ("a.c",)
+    for content in (mbox(good, mail("[PATCH] b", bad)), bad):
+        assert refused(content=content).reason == "binary-file"
+
+
+def test_names_in_a_message_are_no_diff(
+    read: Callable[..., tuple[Patch, ...]], refused: Callable[..., ScenarioError]
+) -> None:
+    shown = "--- before the change\n+++ after the change\nmaps 1.5 s\n"
+    for text in (mail("[PATCH] a", diff()).replace("Why.", f"Why.\n\n{shown}"), shown + diff()):
+        assert [p.files for p in read(text)] == [("a.c",)]
+    # behind a diff, that may be a diff that was damaged
+    assert refused(content=diff() + shown).reason == "damaged-patch"
 
 
 def with_cr(text: str) -> str:
@@ -442,10 +519,43 @@ def test_folder_of_mails_is_in_the_order_of_their_numbers(tmp_path: Path, cache:
     assert [p.subject for p in read_series([str(folder)], None, cache)] == ["y", "x"]
 
 
+def test_replies_in_a_folder_are_left_out(tmp_path: Path, cache: Cache) -> None:
+    folder = filled(tmp_path / "p", a_eml=mail("Re: [PATCH 1/2] y", diff("reply.c")),
+                    b_eml=mail("[PATCH 2/2] x", diff("two.c")),
+                    c_eml=mail("[PATCH 1/2] y", diff("one.c")))  # fmt: skip
+    assert [p.subject for p in read_series([str(folder)], None, cache)] == ["y", "x"]
+
+
+def test_patch_without_a_number_has_the_place_of_its_name_or_none(
+    tmp_path: Path, cache: Cache, refused: Callable[..., ScenarioError]
+) -> None:
+    one, two = (mail(f"[PATCH {n}/2] {n}", diff(f"{n}.c")) for n in (1, 2))
+    own = mail("[PATCH] own", diff("own.c"))
+    placed = filled(tmp_path / "p", **{"1_patch": one, "2_patch": own, "3_patch": two})
+    assert [p.subject for p in read_series([str(placed)], None, cache)] == ["1", "own", "2"]
+    answer = mail("[PATCH] own", diff("own.c"), "In-Reply-To: <a@b>")
+    for name, files in {
+        "q": {"b_eml": one, "c_eml": two, "d_eml": answer},
+        "r": {"b_eml": two, "c_eml": one, "d_eml": own},
+    }.items():
+        assert refused(str(filled(tmp_path / name, **files))).reason == "mixed-series"
+
+
+@pytest.mark.parametrize("where", ["cur/{}.1:2,S", "new/{}.1", "{}"])
+def test_maildir_and_names_that_are_numbers(where: str, tmp_path: Path, cache: Cache) -> None:
+    for number in range(1, 12):
+        path = tmp_path / "p" / where.format(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(mail(f"[PATCH] {number}", diff()))
+    subjects = [p.subject for p in read_series([str(tmp_path / "p")], None, cache)]
+    assert subjects == [*map(str, range(1, 12))]
+
+
 def test_quilts_file_decides_the_order(tmp_path: Path, cache: Cache) -> None:
     folder = filled(tmp_path / "p", series="# ours\nz.patch -p1\n\nsub/a.patch # why\n",
                     z_patch=diff("z.c"), sub__a_patch=diff("a.c"), unused_patch="")  # fmt: skip
-    assert [p.files for p in read_series([str(folder)], None, cache)] == [("z.c",), ("a.c",)]
+    for item in (folder, folder / "series"):
+        assert [p.files for p in read_series([str(item)], None, cache)] == [("z.c",), ("a.c",)]
 
 
 @pytest.mark.parametrize(

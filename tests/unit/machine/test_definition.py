@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from xml.sax.saxutils import quoteattr
 
 import pytest
 from hypothesis import given
@@ -39,6 +40,61 @@ def test_devices_of_the_host_are_found_and_no_other_address() -> None:
         emulator="/usr/libexec/qemu-kvm", kvm=True, memory=64 * GIB, huge_pages=True,
         devices=("0000:3b:00.1", "0001:af:1f.7"), agent=True,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("option", "device"), [
+    ("vfio-pci,host=0000:3b:00.0,id=gpu", "0000:3b:00.0"),
+    ("vfio-pci,id=gpu,host=3B:00.1,multifunction=on", "0000:3b:00.1"),
+    ("vfio-pci,sysfsdev=/sys/bus/pci/devices/10000:e1:00.0", "10000:e1:00.0"),
+    ('{"driver":"vfio-pci","host":"0001:af:1f.7","bus":"pci.5"}', "0001:af:1f.7"),
+    ('{"driver": "vfio-pci", "sysfsdev": "/sys/bus/pci/devices/0000:17:00.0"}', "0000:17:00.0"),
+    ("virtio-net-pci,host_mtu=1500", None),
+    ("vfio-pci,sysfsdev=/sys/bus/mdev/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001", None),
+])  # fmt: skip
+def test_devices_in_options_for_qemu_are_found(option: str, device: str | None) -> None:
+    arguments = "".join(f"<qemu:arg value={quoteattr(word)}/>" for word in ("-device", option))
+    xml = (
+        "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
+        f"<memory>1</memory><devices/><qemu:commandline>{arguments}</qemu:commandline></domain>"
+    )
+    assert parse_definition(xml).devices == ((device,) if device else ())
+
+
+@pytest.mark.parametrize(("inside", "options", "uses"), [
+    ("<hostdev type='pci'><driver name='vfio' iommufd='yes'/></hostdev>", "", True),
+    ("<hostdev type='pci'><driver name='vfio'/></hostdev>", "", False),
+    ("", "<iommufd enabled='yes'/>", True),
+    ("", "<iommufd enabled='no'/>", False),
+    ("<interface type='hostdev'><driver name='vfio' iommufd='yes'/></interface>", "", True),
+    *[("", f"<qemu:commandline><qemu:arg value={quoteattr(option)}/></qemu:commandline>", uses)
+      for option, uses in {
+          "iommufd,id=iommufd0": True, "vfio-pci,host=3b:00.0,iommufd=iommufd0": True,
+          '{"qom-type":"iommufd","id":"iommufd0"}': True, "file=/srv/iommufd.img": False,
+      }.items()],
+])  # fmt: skip
+def test_iommufd_is_found(inside: str, options: str, uses: bool) -> None:
+    xml = (
+        "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
+        f"<memory>1</memory><devices>{inside}</devices>{options}</domain>"
+    )
+    assert parse_definition(xml).iommufd == uses
+
+
+def test_mediated_devices_are_found() -> None:
+    xml = (
+        "<domain type='kvm'><memory>1</memory><devices><hostdev mode='subsystem' type='mdev'"
+        " model='vfio-pci'><source><address uuid='c2177883-f1bb-47f0-914d-32a22e3a8804'/></source>"
+        "</hostdev></devices></domain>"
+    )
+    option = "vfio-pci,sysfsdev=/sys/bus/mdev/devices/83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
+    in_options = (
+        "<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
+        "<memory>1</memory><devices/><qemu:commandline><qemu:arg value='-device'/>"
+        f"<qemu:arg value='{option}'/></qemu:commandline></domain>"
+    )
+    for text in (xml, in_options):
+        found = parse_definition(text)
+        assert (found.devices, len(found.mediated)) == ((), 1)
 
 
 def test_a_guest_of_barometers_own_is_understood() -> None:

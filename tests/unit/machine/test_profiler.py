@@ -223,6 +223,56 @@ def test_counts_are_read_with_the_trace(machine: Machine, here: LocalShell) -> N
     assert not machine.instance.exists()
 
 
+OPTIONS = {
+    "context-info": "0",
+    "irq-info": "0",
+    "record-cmd": "1",
+    "record-tgid": "1",
+    "latency-format": "1",
+    "hex": "1",
+    "raw": "0",
+    "overwrite": "0",
+    "annotate": "1",
+}
+
+
+def with_options(machine: Machine, more: str = "") -> None:
+    """Give tracefs options, which a new instance takes over, as the kernel does."""
+    folder = machine.tracefs / "options"
+    folder.mkdir()
+    for name, value in OPTIONS.items():
+        (folder / name).write_text(f"{value}\n")
+    made = (machine.bin / "mkdir").read_text().removeprefix("#!/bin/sh\n")
+    machine.program("mkdir", f'{made.rstrip()}; cp -r "{folder}" . {more}')
+
+
+def test_options_of_the_machines_own_trace_are_not_the_instances(
+    machine: Machine, sh: list[str]
+) -> None:
+    with_options(machine)
+    with machine.arm(sh) as process:
+        assert said(process) == "armed"
+        seen = {name: machine.read(f"options/{name}") for name in OPTIONS}
+        machine.program("rmdir", f'/bin/mv "$1" "{machine.tracefs}/removed"')
+    assert seen == {
+        "context-info": "1", "irq-info": "1", "record-cmd": "1", "record-tgid": "0",
+        "latency-format": "0", "hex": "0", "raw": "0", "overwrite": "0", "annotate": "1",
+    }  # fmt: skip
+    own = {name: (machine.tracefs / f"options/{name}").read_text().strip() for name in OPTIONS}
+    assert own == OPTIONS
+    # what is switched for all instances together is as the machine's own trace has it
+    left = machine.tracefs / "removed/options"
+    assert (left / "record-tgid").read_text().strip() == "1"
+
+
+def test_an_option_that_stays_is_a_refusal(machine: Machine, sh: list[str]) -> None:
+    with_options(machine, more="&& rm options/hex && ln -s /dev/null options/hex")
+    with machine.arm(sh) as process:
+        out, _ = process.communicate()
+    assert out.startswith(f"refused {machine.instance}/options/hex")
+    assert not machine.instance.exists()
+
+
 @pytest.mark.parametrize("end", ["terminate", "hang-up"])
 def test_a_signal_undoes_it_too(machine: Machine, sh: list[str], end: str) -> None:
     process = machine.arm(sh)

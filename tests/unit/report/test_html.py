@@ -324,7 +324,7 @@ def test_boots_of_both_arms_are_on_one_axis_and_come_first() -> None:
     page = Page(traced(*ARMS))
     [chart] = [a for a in charts(page) if "boots" in a["class"]]
     assert charts(page)[0] == chart
-    assert chart["aria-label"].count("to the boot mark") == 2
+    assert chart["aria-label"].count("to userspace") == 2
     for name in ("kernel", "firmware", "shutdown"):
         assert marks(page, "rect", name)
     maps, unmaps = marks(page, "rect", "map"), marks(page, "rect", "unmap")

@@ -133,3 +133,11 @@ def test_otava_found_the_night_and_nothing_else() -> None:
         entry["metric"]: float(entry["forward_change_percent"]) for entry in change["changes"]
     }
     assert changes == {"one map, ratio": pytest.approx(6, abs=1)}
+
+
+@pytest.mark.parametrize("name", ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)"])
+def test_text_is_no_formula(name: str) -> None:
+    made = run(trials())
+    of = replace(made, comparison=replace(made.comparison, scenario=name))
+    [row] = rows_of(of)
+    assert row["branch"].startswith(f"'{name}/")

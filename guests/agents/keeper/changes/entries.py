@@ -62,11 +62,48 @@ def grub_entry(prefix: str, name: str, kernel: str, initrd: str, cmdline: str) -
     start = ["boot"]
     if initrd:
         start = _when(f"initrd {relative(initrd)}", start)
-    words = " ".join(map(_quoted, cmdline.split()))
+    words = " ".join(_quoted(_for_grub(word)) for word in split_cmdline(cmdline))
     lines += [*_when(f"linux {relative(kernel)} {words}", start), "reboot"]
     body = "".join(f"\t{line}\n" for line in lines)
     # --unrestricted: boot without the menu's password, because nobody is there to type it
     return f"menuentry 'barometer' --unrestricted --id {name} {{\n{body}}}\n"
+
+
+def split_cmdline(cmdline: str) -> list[str]:
+    """Return the words of a kernel's command line as the kernel reads them: space between double
+    quotes splits nothing, and quotes around a word or its value are left out (next_arg() in
+    lib/cmdline.c)."""
+    words = []
+    rest = cmdline.lstrip()
+    while rest:
+        is_quoted = in_quotes = rest[0] == '"'
+        rest = rest[is_quoted:]
+        end = 0
+        while end < len(rest) and (in_quotes or not rest[end].isspace()):
+            in_quotes ^= rest[end] == '"'
+            end += 1
+        word, rest = rest[:end], rest[end:].lstrip()
+        name, equals, value = word.partition("=")
+        if name and value[:1] == '"':
+            value = value[1:]
+            word = name + equals + (value[:-1] if value[-1:] == '"' else value)
+        elif is_quoted and word[-1:] == '"':
+            word = word[:-1]
+        words += [word] * bool(word)
+    return words
+
+
+def _for_grub(word: str) -> str:
+    """Return the word, which GRUB hands over in double quotes if it has a space. Raises
+    RefusedError if GRUB would hand over another one: it puts a backslash before quotes and
+    backslashes (grub_create_loader_cmdline() in grub-core/lib/cmdline.c), which the kernel
+    keeps."""
+    if any(c in "\"'\\" or (c.isspace() and c != " ") for c in word):
+        raise RefusedError(
+            "grub", f"GRUB cannot hand over {word!r} of the command line: of a word with quotes,"
+            " backslashes or tabs it makes another one",
+        )  # fmt: skip
+    return word
 
 
 def _when(command: str, then: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ from keeper import machine, means
 from keeper.machine import RefusedError
 
 _BUS = "/sys/bus/pci"
-_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _COMMAND = 4
 """Offset of the command register, 16 bits."""
 _MEMORY = 1 << 1

@@ -27,7 +27,7 @@ class Record:
 _STEPS = r"(?:/(?!\.\.?(?:/|\Z))[^/\n]+)"
 _FILE = re.compile(rf"(?:{'|'.join(BELOW)}){_STEPS}+|(?:{'|'.join(STARTS)})[^/\n]*{_STEPS}*")
 _SETTING = re.compile(rf"/(?:sys|proc/sys){_STEPS}+")
-_ADDRESS = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
+_ADDRESS = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]")
 _DRIVER = re.compile(r"(?!\.\.?\Z)[^/\n]+")
 _NAME = re.compile(r"[A-Za-z_][\w-]*")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -29,7 +29,7 @@ from tests.unit.agents.keeper.machines import (
     secure_boot,
 )
 
-CMDLINE = "root=/dev/vda1 ro barometer.token=77 dyndbg='file x +p'"
+CMDLINE = 'root=/dev/vda1 ro barometer.token=77 dyndbg="file x +p"'
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_grub_boots_an_entry_once(staged: Machine) -> None:
         "\tinsmod ext2\n"
         "\tsearch --no-floppy --fs-uuid --set=root 5e1f-uuid\n"
         "\tif linux '/var/lib/barometer/kernel' 'root=/dev/vda1' 'ro' 'barometer.token=77'"
-        " 'dyndbg='\\''file' 'x' '+p'\\'''; then\n"
+        " 'dyndbg=file x +p'; then\n"
         "\t\tif initrd '/var/lib/barometer/initrd'; then\n"
         "\t\t\tboot\n"
         "\t\tfi\n"

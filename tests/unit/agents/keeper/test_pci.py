@@ -40,6 +40,15 @@ def test_function_is_bound_and_goes_back(ready: Machine, address: str, former: s
     }
 
 
+def test_function_behind_a_vmd_is_bound_and_goes_back(ready: Machine) -> None:
+    address = "10000:e1:00.0"  # a domain of Intel's VMD has more than four digits
+    ready.function(address, driver="nvme")
+    ready.done("bind", address=address, driver="vfio-pci")
+    assert ready.driver(address) == "vfio-pci"
+    ready.done("putback", volatile=False)
+    assert ready.driver(address) == "nvme"
+
+
 def test_override_of_somebody_elses_comes_back(ready: Machine) -> None:
     ready.file(f"{FOLDER}/{NIC}/driver_override", "igb\n")
     ready.done("bind", address=NIC, driver="vfio-pci")
