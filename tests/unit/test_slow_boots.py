@@ -76,6 +76,20 @@ REPORTS = [
     Row(slowboots.wide_guest, ("guest-bits",), ("46 address bits", "the host's has 39")),
     Row(slowboots.managed_device, ("before-exec",), ("40 s, 81.6%", "managed='no'")),
     Row(slowboots.amd_hole, ("reserved-range",), ("HyperTransport", "0xfd00000000")),
+    # twelve more reports
+    Row(slowboots.harvester_8294, ("group-busy",), ("/dev/vfio/1", "fuser -v /dev/vfio/1")),
+    Row(slowboots.harvester_7348, ("not-bound",), ("its driver is nvidia", "driverctl")),
+    Row(slowboots.kata_runtime_2774, ("vfio-node",), ("EPERM", "device cgroup", "/dev/vfio/84")),
+    Row(slowboots.macos_simple_kvm_579, ("no-iommu",), ("0000:17:00.0", "AMD-Vi")),
+    Row(slowboots.harvester_11029, ("no-vfio",), ("/dev/vfio/vfio", "container")),
+    Row(slowboots.qubes_10885, ("device-gone",), ("0000:17:00.0", "power cycle")),
+    Row(slowboots.incus_os_1146, ("device-gone",), ("0000:17:00.0", "D3cold")),
+    Row(slowboots.kubevirt_10379, ("host-memory",), ("its cgroup", "64GiB", "overcommit")),
+    Row(slowboots.kata_10360, ("host-memory",), ("EFAULT", "64GiB", "/dev/shm")),
+    Row(slowboots.kata_10582, ("map-overlap",), ("EEXIST", "0x10000000000")),
+    Row(slowboots.cloudpods_25408, ("bar-not-placed",),
+        ("4 of 8 BARs", "262144 for opt/ovmf/X-PciMmio64Mb")),
+    Row(slowboots.rvvm_197, ("bar-unassigned",), ("0000:17:00.0 BAR 2", "above 4G")),
 ]  # fmt: skip
 IDS = [row.boot.__name__ for row in REPORTS]
 
