@@ -333,6 +333,35 @@ def checkbox_2007() -> SlowBoot:
     return boot
 
 
+def kata_10582() -> SlowBoot:
+    """kata-containers#10582: the second of two T4 gets the guest addresses of the first
+    (EEXIST); cloud-hypervisor."""
+    boot = SlowBoot(start(16 * GIB), list_bars(2, 256 * MIB))
+    boot.facts = {"boot": "wait", "uri": "", "libvirt": "none", "qemu": "unknown",
+                  "memory": 16 * GIB}  # fmt: skip
+    boot.after = {"cmdline": "/usr/bin/cloud-hypervisor\n--memory\nsize=16G"}
+    boot.map_bar(boot.bars[0], 8.0, 0.001)
+    boot.trace.mapped(9.0, 0.001, boot.address(boot.bars[1]), 256 * MIB, iova=IOVA, result=-17)
+    boot.trace.mark(20.0, "agent")
+    return boot
+
+
+def cloudpods_25408() -> SlowBoot:
+    """yunionio/cloudpods#25408, lxd#14381: of eight V100 four have no BAR. The CPU has bits
+    enough; OVMF of QEMU 4.2's time has a window of 32 GiB, unless X-PciMmio64Mb sets another."""
+    boot = SlowBoot(start(), list_bars(8, 16 * GIB))
+    boot.facts = {"boot": "wait", "uri": "", "libvirt": "none", "qemu": "4.2.0"}
+    boot.host = {"cpuinfo": print_cpu(46)}
+    boot.after = {
+        "cmdline": "/usr/local/qemu-4.2.0/bin/qemu-system-x86_64\n-cpu\nhost\n-m\n64G\n-drive\n"
+        "if=pflash,file=/OVMF_CODE.fd"
+    }
+    for number, bar in enumerate(boot.bars[:4]):
+        boot.map_bar(bar, 8.0 + number, 0.001)
+    boot.trace.mark(30.0, "agent")
+    return boot
+
+
 # cases of the same kinds ------------------------------------------------------------------------
 
 
@@ -395,134 +424,4 @@ def amd_hole() -> SlowBoot:
     region = "0x000000fd00000000 0x000000ffffffffff reserved"
     boot.host = {"cpuinfo": print_cpu(48, "AuthenticAMD"),
                  f"device/{boot.bars[0].device}/reserved_regions": region}  # fmt: skip
-    return boot
-
-
-# twelve more reports ---------------------------------------------------------------------------
-
-
-def harvester_8294() -> SlowBoot:
-    """harvester#8294, PCILeechFWGenerator#79: the device's group is open in another process."""
-    return quote("vfio 0000:17:00.0: failed to open /dev/vfio/1: Device or resource busy")
-
-
-def harvester_7348() -> SlowBoot:
-    """harvester#7348: a device that went from machine to machine, and is back at its driver, so
-    that /dev/vfio/39 is not there."""
-    boot = quote("vfio 0000:17:00.0: failed to open /dev/vfio/39: No such file or directory")
-    boot.host = {"device/0000:17:00.0/driver": "nvidia"}
-    return boot
-
-
-def kata_runtime_2774() -> SlowBoot:
-    """kata-containers/runtime#2774, #2605, kubevirt#6771: QEMU may not open the device's node,
-    by the device cgroup of its sandbox."""
-    return quote("vfio error: 0000:17:00.0: failed to open /dev/vfio/84: Operation not permitted")
-
-
-def macos_simple_kvm_579() -> SlowBoot:
-    """macOS-Simple-KVM#579, #143, cloud-hypervisor#856, OSX_GVT-D#7: the IOMMU is off; here on a
-    machine of AMD's, which needs no word on its command line."""
-    boot = quote("vfio 0000:17:00.0: no iommu_group found: No such file or directory")
-    boot.host = {"iommu": "", "cpuinfo": print_cpu(48, "AuthenticAMD")}
-    return boot
-
-
-def harvester_11029() -> SlowBoot:
-    """harvester#11029, kubevirt#17417: libvirt in a container that has no /dev/vfio/vfio says that
-    the host does not support what it does support."""
-    boot = SlowBoot(fail(), xml=write_xml(), facts={**FAILED}, host={"iommu": "dmar0\ndmar1"})
-    boot.after = {
-        "error": "libvirt could not start gpu vm: unsupported configuration: host doesn't support"
-        " passthrough of host PCI devices"
-    }
-    return boot
-
-
-def qubes_10885() -> SlowBoot:
-    """QubesOS/qubes-issues#10885, gpu-passthrough-tutorial#39: the device reads all ones after
-    its last machine was killed."""
-    boot = SlowBoot(fail(), xml=write_xml(), facts={**FAILED})
-    boot.after = {
-        "error": "internal error: Unknown PCI header type '127' for device '0000:17:00.0'"
-    }
-    return boot
-
-
-def incus_os_1146() -> SlowBoot:
-    """lxc/incus-os#1146: a GPU that does not come back after the resume; VFIO says ENODEV."""
-    boot = quote("vfio 0000:17:00.0: error getting device from group 2: No such device")
-    boot.host = {"device/0000:17:00.0/driver": "vfio-pci"}
-    boot.after["dmesg"] = "\n".join(
-        f"[ {at}.1] vfio-pci 0000:17:00.0: not ready {ms}ms after resume; {what}"
-        for at, ms, what in ((14, 1023, "waiting"), (21, 8191, "waiting"),
-                             (78, 65535, "giving up"))
-    )  # fmt: skip
-    return boot
-
-
-def kubevirt_10379() -> SlowBoot:
-    """kubevirt#10379: the pod's limit counts on memory that a guest with a device never gives
-    back."""
-    boot = SlowBoot(fail(), xml=write_xml(), facts={**FAILED})
-    boot.after = {
-        "error": "internal error: QEMU unexpectedly closed the monitor",
-        "dmesg": "[ 311.2] Memory cgroup out of memory: Killed process 4242 (qemu-kvm)"
-        " total-vm:71303168kB, anon-rss:33554432kB",
-    }
-    return boot
-
-
-def kata_10360() -> SlowBoot:
-    """kata-containers#10360: memory of 62 GiB whose file has less room (EFAULT)."""
-    boot = SlowBoot(fail(14, 62 * GIB, 4 * GIB), facts={**FAILED, "boot": "wait", "uri": ""})
-    boot.facts["memory"] = 64 * GIB
-    return boot
-
-
-def kata_10582() -> SlowBoot:
-    """kata-containers#10582: the second of two T4 gets the guest addresses of the first
-    (EEXIST); cloud-hypervisor."""
-    boot = SlowBoot(start(16 * GIB), list_bars(2, 256 * MIB))
-    boot.facts = {"boot": "wait", "uri": "", "libvirt": "none", "qemu": "unknown",
-                  "memory": 16 * GIB}  # fmt: skip
-    boot.after = {"cmdline": "/usr/bin/cloud-hypervisor\n--memory\nsize=16G"}
-    boot.map_bar(boot.bars[0], 8.0, 0.001)
-    boot.trace.mapped(9.0, 0.001, boot.address(boot.bars[1]), 256 * MIB, iova=IOVA, result=-17)
-    boot.trace.mark(20.0, "agent")
-    return boot
-
-
-def cloudpods_25408() -> SlowBoot:
-    """yunionio/cloudpods#25408, lxd#14381: of eight V100 four have no BAR. The CPU has bits
-    enough; OVMF of QEMU 4.2's time has a window of 32 GiB, unless X-PciMmio64Mb sets another."""
-    boot = SlowBoot(start(), list_bars(8, 16 * GIB))
-    boot.facts = {"boot": "wait", "uri": "", "libvirt": "none", "qemu": "4.2.0"}
-    boot.host = {"cpuinfo": print_cpu(46)}
-    boot.after = {
-        "cmdline": "/usr/local/qemu-4.2.0/bin/qemu-system-x86_64\n-cpu\nhost\n-m\n64G\n-drive\n"
-        "if=pflash,file=/OVMF_CODE.fd"
-    }
-    for number, bar in enumerate(boot.bars[:4]):
-        boot.map_bar(bar, 8.0 + number, 0.001)
-    boot.trace.mark(30.0, "agent")
-    return boot
-
-
-def rvvm_197() -> SlowBoot:
-    """The kind of LekKit/RVVM#197: the host itself found no place for the BAR,
-    and its kernel does not switch on such a device."""
-    boot = quote("vfio 0000:17:00.0: error getting device from group 7: Invalid argument")
-    boot.after["dmesg"] = (
-        "[ 41.1] vfio-pci 0000:17:00.0: BAR 2 [mem size 0x800000000 64bit pref]: not assigned;"
-        " can't enable device"
-    )
-    return boot
-
-
-def quote(message: str) -> SlowBoot:
-    """Return a start that failed with this message of QEMU's, before its first map."""
-    boot = SlowBoot(fail(), xml=write_xml(), facts={**FAILED})
-    boot.after = {"error": "libvirt could not start gpu vm: internal error: QEMU unexpectedly"
-                  f" closed the monitor: qemu-kvm: -device vfio-pci: {message}"}  # fmt: skip
     return boot

@@ -202,8 +202,9 @@ def _no_pages(boot: ProfiledBoot, refusal: RefusedMap) -> Explanation:
         )  # fmt: skip
     return (
         "host-memory",
-        "the kernel could not get all pages behind it: the file or the huge pages that hold the"
-        f" guest's {format_size(boot.facts.memory)} have less room than that",
+        "the kernel could not get all pages behind it: what holds the guest's"
+        f" {format_size(boot.facts.memory)} (a file, huge pages) has less room than that, or a"
+        " part of it is another device's memory, which has no pages",
         (Remedy("less-memory", "more room where the memory lies (huge pages, /dev/shm, the limit"
                 " of the container), or less memory for the guest"),),
     )  # fmt: skip
