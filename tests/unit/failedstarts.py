@@ -1,5 +1,5 @@
-"""Starts that failed and that people reported, rebuilt as inputs of `profile` by what QEMU, libvirt
-or the kernel printed. See slowboots.py."""
+"""Failed starts that people reported, rebuilt as inputs of `profile` by what QEMU, libvirt or the
+kernel printed. See slowboots.py."""
 
 from __future__ import annotations
 

@@ -59,12 +59,14 @@ class SlowBoot:
     facts: dict[str, Any] = field(default_factory=dict)
     misaligned: int = 0
     """Bytes by which QEMU's mappings are off their BARs' alignment."""
+    iova: int = IOVA
+    """Guest address of the first BAR."""
 
     def address(self, bar: ProfileBar) -> int:
         return 0x7E0000000000 + self.bars.index(bar) * TIB + self.misaligned
 
     def map_bar(self, bar: ProfileBar, at: float, seconds: float, **how: Any) -> None:
-        place = IOVA + self.bars.index(bar) * TIB
+        place = self.iova + self.bars.index(bar) * bar.size
         self.trace.mapped(at, seconds, self.address(bar), bar.size, iova=place, **how)
 
     def evidence(self) -> ProfileEvidence:
@@ -159,7 +161,7 @@ def kata_13270() -> SlowBoot:
     """kata-containers#13270, edk2#12997, kubevirt#11093: of eight GPUs of 128 GiB three have a BAR
     in the guest; its CPU model has no phys-bits of its own, which makes 40."""
     boot = SlowBoot(start(), list_bars(8, 128 * GIB), write_xml("<cpu mode='custom'/>"))
-    boot.host = {"cpuinfo": print_cpu(46)}
+    boot.host, boot.iova = {"cpuinfo": print_cpu(46)}, 1 << 39
     for number, bar in enumerate(boot.bars[:3]):
         boot.map_bar(bar, 8.0 + number, 0.001)
     boot.trace.mark(30.0, "agent")

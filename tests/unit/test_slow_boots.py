@@ -243,6 +243,30 @@ def test_any_number_of_devices_is_one_item(count: int, maps: int, seconds: float
         assert items[0].problem.startswith(f"{count * maps} maps of ")
 
 
+@given(st.integers(36, 44), st.integers(1, 8), st.data())
+def test_a_bar_beyond_the_guests_bits_has_no_place(
+    bits: int, count: int, data: st.DataObject
+) -> None:
+    """SeaBIOS puts what has no place above the address space, where it is mapped for DMA, too."""
+    bars = slowboots.list_bars(count, GIB)
+    beyond = data.draw(st.sets(st.sampled_from(range(count))))
+    cpu = f"<cpu mode='custom'><maxphysaddr mode='emulate' bits='{bits}'/></cpu>"
+    boot = SlowBoot(slowboots.start(4 * GIB), bars, slowboots.write_xml(cpu))
+    boot.host = {"cpuinfo": slowboots.print_cpu(46)}
+    for number, each in enumerate(bars):
+        iova = (1 << bits) - GIB * (count - number)
+        iova = (1 << bits) + GIB * number if number in beyond else iova
+        boot.trace.mapped(9.0 + number, 0.001, boot.address(each), GIB, iova=iova)
+    boot.trace.mark(30.0, "agent")
+    wrong = [advice for advice in boot.profile().advice if advice.is_wrong]
+    names = {bars[number].name for number in beyond}
+    assert {bar for advice in wrong for bar in advice.bars} == names
+    for advice in wrong:
+        if len(beyond) < count:
+            assert advice.name == "bar-not-placed"
+            assert f"within {bits} address bits" in advice.problem
+
+
 def test_a_bar_that_has_room_may_be_switched_off() -> None:
     boot = slowboots.kata_13270()
     boot.xml = slowboots.write_xml()
