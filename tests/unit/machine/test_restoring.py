@@ -233,9 +233,12 @@ def test_mark_of_a_host_that_may_be_saved(line: str, is_one: bool) -> None:
 @pytest.mark.parametrize(
     ("config", "can"),
     [
-        ("CONFIG_HOTPLUG_PCI_PCIE=y\n", True), ("CONFIG_HOTPLUG_PCI_PCIE=m\n", False),
+        ("CONFIG_HOTPLUG_PCI_PCIE=y\nCONFIG_HOTPLUG_PCI_ACPI=y\n", True),
+        ("CONFIG_HOTPLUG_PCI_PCIE=y\n", False), ("CONFIG_HOTPLUG_PCI_ACPI=y\n", False),
+        ("CONFIG_HOTPLUG_PCI_PCIE=y\n# CONFIG_HOTPLUG_PCI_ACPI is not set\n", False),
+        ("CONFIG_HOTPLUG_PCI_PCIE=m\nCONFIG_HOTPLUG_PCI_ACPI=y\n", False),
         ("# CONFIG_HOTPLUG_PCI_PCIE is not set\n", False), ("", False), (None, False),
-        ("CONFIG_X=y\nCONFIG_HOTPLUG_PCI_PCIE=y\nCONFIG_Y=y\n", True),
+        ("CONFIG_X=y\nCONFIG_HOTPLUG_PCI_PCIE=y\nCONFIG_Y=y\nCONFIG_HOTPLUG_PCI_ACPI=y\n", True),
     ],
 )  # fmt: skip
 def test_kernel_must_be_known_to_find_what_is_plugged_in(
@@ -552,7 +555,7 @@ def test_first_attempt_at_an_arms_first_trial_may_be_restored(
 def test_devices_are_plugged_in_where_maps_are_counted_exactly(
     tmp_path: Path, overrides: tuple[str, ...], is_one: bool
 ) -> None:
-    (tmp_path / "config").write_text("CONFIG_HOTPLUG_PCI_PCIE=y\n")
+    (tmp_path / "config").write_text("CONFIG_HOTPLUG_PCI_PCIE=y\nCONFIG_HOTPLUG_PCI_ACPI=y\n")
     chosen = scenario(*overrides)
     machine = NestedMachine.of(chosen.host, chosen.device)
     machine._boots_guests = chosen.workload == "guest-boot"  # as `provide` sets it
@@ -566,7 +569,7 @@ def test_devices_are_plugged_in_where_maps_are_counted_exactly(
 
 
 def test_devices_are_plugged_into_both_arms_hosts_or_into_none(tmp_path: Path) -> None:
-    (tmp_path / "config").write_text("CONFIG_HOTPLUG_PCI_PCIE=y\n")
+    (tmp_path / "config").write_text("CONFIG_HOTPLUG_PCI_PCIE=y\nCONFIG_HOTPLUG_PCI_ACPI=y\n")
     chosen = scenario("workload=map", "host.accel=exact")
     machine = NestedMachine.of(chosen.host, chosen.device)
     machine.choose_accel()
