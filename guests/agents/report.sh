@@ -11,6 +11,8 @@
 #                                 whose command line matches the pattern NAME
 #   list_qemus                    the process ids of all of them
 #   find_failed TRACE             the process id of a QEMU that ended after a map was refused
+#   count_refused                 how often the kernel's log says that a device was refused as a
+#                                 whole: such a QEMU ends before its first map
 PROC=${PROC:-/proc}
 SYS=${SYS:-/sys}
 
@@ -26,7 +28,7 @@ report_log() {
     command -v dmesg > /dev/null || return 0
     section dmesg
     dmesg 2> /dev/null |
-        grep -iE 'vfio|iommu|dmar|amd-vi|ivrs|reserve|ready [0-9]+ms|D3|1:1 |memlock|BAR [0-9]|framebuffer|nvidia|clocksource' |
+        grep -iE 'vfio|iommu|dmar|amd-vi|ivrs|reserve|ready [0-9]+ms|D3|1:1 |memlock|killed process|BAR [0-9]|framebuffer|nvidia|clocksource' |
         tail -n 400
 }
 
@@ -112,6 +114,11 @@ find_failed() { # TRACE
         while read -r pid; do
             [ -d "$PROC/$pid" ] || { echo "$pid" && break; }
         done
+}
+
+count_refused() {
+    # vfio_iommu_type1_attach_group(), intel_iommu_attach_device(), __iommu_device_set_domain()
+    dmesg 2> /dev/null | grep -cE 'No interrupt remapping support|platform RMRR requirement|1:1 IOMMU mapping'
 }
 
 list_own_devices() { # PID

@@ -429,6 +429,7 @@ def record_next(request: WaitRequest, progress: Progress) -> ProfileEvidence:
             tracing = _read_tracing(shell, can_have_parts=can_have_parts)
             host = collecting.read_host_report(shell, devices) + tracing
             known = collecting.list_qemus(shell)
+            refused = collecting.count_refused(shell)
         spec = profiler.make_profile_spec([b.size for b in bars], "*", kvm="kvm=1" in tracing)
         spec = collecting.watch_any_qemu(spec)
         if not can_have_parts:
@@ -445,7 +446,7 @@ def record_next(request: WaitRequest, progress: Progress) -> ProfileEvidence:
             progress.note("armed: start the virtual machine now")
             with progress.stage("waiting for QEMU"):
                 pid: int = until(
-                    lambda: _find_next(shell, request.name, known), within=A_DAY,
+                    lambda: _find_next(shell, request.name, known, refused), within=A_DAY,
                     every=_LOOK_SECONDS, waiting_for="a QEMU that opens VFIO",
                 )  # fmt: skip
             ended: ProfileEnd = "start-failed"
@@ -468,14 +469,16 @@ _FAILED = 0
 """In place of a process id: QEMU ended before anybody saw it."""
 
 
-def _find_next(shell: Commands, name: str, known: Sequence[str]) -> int | None:
-    """Return the process id of the next QEMU, _FAILED if one ended after a refused map, or None if
-    there is none yet."""
+def _find_next(shell: Commands, name: str, known: Sequence[str], refused: int) -> int | None:
+    """Return the process id of the next QEMU, _FAILED if one ended after a map or its device was
+    refused, or None if there is none yet. `refused`: devices that were refused before."""
     pid = collecting.find_qemu(shell, name, known)
+    if pid is not None:
+        return pid
     trace = f"{armer.TRACEFS}/instances/{profiler.INSTANCE}/trace"
-    if pid is None and collecting.has_failed_start(shell, trace):
+    if collecting.has_failed_start(shell, trace) or collecting.count_refused(shell) > refused:
         return _FAILED
-    return pid
+    return None
 
 
 def _read_tracing(shell: Commands, *, can_have_parts: bool) -> str:

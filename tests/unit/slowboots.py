@@ -59,12 +59,14 @@ class SlowBoot:
     facts: dict[str, Any] = field(default_factory=dict)
     misaligned: int = 0
     """Bytes by which QEMU's mappings are off their BARs' alignment."""
+    iova: int = IOVA
+    """Guest address of the first BAR."""
 
     def address(self, bar: ProfileBar) -> int:
         return 0x7E0000000000 + self.bars.index(bar) * TIB + self.misaligned
 
     def map_bar(self, bar: ProfileBar, at: float, seconds: float, **how: Any) -> None:
-        place = IOVA + self.bars.index(bar) * TIB
+        place = self.iova + self.bars.index(bar) * bar.size
         self.trace.mapped(at, seconds, self.address(bar), bar.size, iova=place, **how)
 
     def evidence(self) -> ProfileEvidence:
@@ -159,7 +161,7 @@ def kata_13270() -> SlowBoot:
     """kata-containers#13270, edk2#12997, kubevirt#11093: of eight GPUs of 128 GiB three have a BAR
     in the guest; its CPU model has no phys-bits of its own, which makes 40."""
     boot = SlowBoot(start(), list_bars(8, 128 * GIB), write_xml("<cpu mode='custom'/>"))
-    boot.host = {"cpuinfo": print_cpu(46)}
+    boot.host, boot.iova = {"cpuinfo": print_cpu(46)}, 1 << 39
     for number, bar in enumerate(boot.bars[:3]):
         boot.map_bar(bar, 8.0 + number, 0.001)
     boot.trace.mark(30.0, "agent")
@@ -329,6 +331,35 @@ def checkbox_2007() -> SlowBoot:
         "q35-pcihost.pci-hole64-size=64G\n-drive\nif=pflash,file=/OVMF_CODE.fd"
     }
     boot.map_bar(boot.bars[0], 8.0, 0.001)
+    boot.trace.mark(30.0, "agent")
+    return boot
+
+
+def kata_10582() -> SlowBoot:
+    """kata-containers#10582: the second of two T4 gets the guest addresses of the first
+    (EEXIST); cloud-hypervisor."""
+    boot = SlowBoot(start(16 * GIB), list_bars(2, 256 * MIB))
+    boot.facts = {"boot": "wait", "uri": "", "libvirt": "none", "qemu": "unknown",
+                  "memory": 16 * GIB}  # fmt: skip
+    boot.after = {"cmdline": "/usr/bin/cloud-hypervisor\n--memory\nsize=16G"}
+    boot.map_bar(boot.bars[0], 8.0, 0.001)
+    boot.trace.mapped(9.0, 0.001, boot.address(boot.bars[1]), 256 * MIB, iova=IOVA, result=-17)
+    boot.trace.mark(20.0, "agent")
+    return boot
+
+
+def cloudpods_25408() -> SlowBoot:
+    """yunionio/cloudpods#25408, lxd#14381: of eight V100 four have no BAR. The CPU has bits
+    enough; OVMF of QEMU 4.2's time has a window of 32 GiB, unless X-PciMmio64Mb sets another."""
+    boot = SlowBoot(start(), list_bars(8, 16 * GIB))
+    boot.facts = {"boot": "wait", "uri": "", "libvirt": "none", "qemu": "4.2.0"}
+    boot.host = {"cpuinfo": print_cpu(46)}
+    boot.after = {
+        "cmdline": "/usr/local/qemu-4.2.0/bin/qemu-system-x86_64\n-cpu\nhost\n-m\n64G\n-drive\n"
+        "if=pflash,file=/OVMF_CODE.fd"
+    }
+    for number, bar in enumerate(boot.bars[:4]):
+        boot.map_bar(bar, 8.0 + number, 0.001)
     boot.trace.mark(30.0, "agent")
     return boot
 

@@ -1,10 +1,12 @@
-"""Sixteen public reports of slow and failing boots: what is said of each. The inputs and their
-sources are in slowboots.py."""
+"""Twenty-eight public reports of slow and failing boots: what is said of each. The inputs and
+their sources are in slowboots.py and failedstarts.py."""
 
 from __future__ import annotations
 
+import errno
 import html
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -26,7 +28,7 @@ from orchestrator.report.text.profile_text import (
     profile_sentence,
     text_profile,
 )
-from tests.unit import slowboots
+from tests.unit import failedstarts, slowboots
 from tests.unit.analysis.test_findings import LOCKDOWN, bar
 from tests.unit.checkups import file, server, value
 from tests.unit.machine.test_passthrough import FREE, altered, idle, refused
@@ -76,6 +78,21 @@ REPORTS = [
     Row(slowboots.wide_guest, ("guest-bits",), ("46 address bits", "the host's has 39")),
     Row(slowboots.managed_device, ("before-exec",), ("40 s, 81.6%", "managed='no'")),
     Row(slowboots.amd_hole, ("reserved-range",), ("HyperTransport", "0xfd00000000")),
+    # twelve more reports
+    Row(failedstarts.harvester_8294, ("group-busy",), ("/dev/vfio/1", "fuser -v /dev/vfio/1")),
+    Row(failedstarts.harvester_7348, ("not-bound",), ("its driver is nvidia", "driverctl")),
+    Row(failedstarts.kata_runtime_2774, ("vfio-node",),
+        ("EPERM", "device cgroup", "/dev/vfio/84")),
+    Row(failedstarts.macos_simple_kvm_579, ("no-iommu",), ("0000:17:00.0", "AMD-Vi")),
+    Row(failedstarts.harvester_11029, ("no-vfio",), ("/dev/vfio/vfio", "container")),
+    Row(failedstarts.qubes_10885, ("device-gone",), ("0000:17:00.0", "power cycle")),
+    Row(failedstarts.incus_os_1146, ("device-gone",), ("0000:17:00.0", "D3cold")),
+    Row(failedstarts.kubevirt_10379, ("host-memory",), ("its cgroup", "64GiB", "overcommit")),
+    Row(failedstarts.kata_10360, ("host-memory",), ("EFAULT", "64GiB", "/dev/shm")),
+    Row(slowboots.kata_10582, ("map-overlap",), ("EEXIST", "0x10000000000")),
+    Row(slowboots.cloudpods_25408, ("bar-not-placed",),
+        ("4 of 8 BARs", "262144 for opt/ovmf/X-PciMmio64Mb")),
+    Row(failedstarts.rvvm_197, ("bar-unassigned",), ("0000:17:00.0 BAR 2", "above 4G")),
 ]  # fmt: skip
 IDS = [row.boot.__name__ for row in REPORTS]
 
@@ -226,6 +243,30 @@ def test_any_number_of_devices_is_one_item(count: int, maps: int, seconds: float
         assert items[0].problem.startswith(f"{count * maps} maps of ")
 
 
+@given(st.integers(36, 44), st.integers(1, 8), st.data())
+def test_a_bar_beyond_the_guests_bits_has_no_place(
+    bits: int, count: int, data: st.DataObject
+) -> None:
+    """SeaBIOS puts what has no place above the address space, where it is mapped for DMA, too."""
+    bars = slowboots.list_bars(count, GIB)
+    beyond = data.draw(st.sets(st.sampled_from(range(count))))
+    cpu = f"<cpu mode='custom'><maxphysaddr mode='emulate' bits='{bits}'/></cpu>"
+    boot = SlowBoot(slowboots.start(4 * GIB), bars, slowboots.write_xml(cpu))
+    boot.host = {"cpuinfo": slowboots.print_cpu(46)}
+    for number, each in enumerate(bars):
+        iova = (1 << bits) - GIB * (count - number)
+        iova = (1 << bits) + GIB * number if number in beyond else iova
+        boot.trace.mapped(9.0 + number, 0.001, boot.address(each), GIB, iova=iova)
+    boot.trace.mark(30.0, "agent")
+    wrong = [advice for advice in boot.profile().advice if advice.is_wrong]
+    names = {bars[number].name for number in beyond}
+    assert {bar for advice in wrong for bar in advice.bars} == names
+    for advice in wrong:
+        if len(beyond) < count:
+            assert advice.name == "bar-not-placed"
+            assert f"within {bits} address bits" in advice.problem
+
+
 def test_a_bar_that_has_room_may_be_switched_off() -> None:
     boot = slowboots.kata_13270()
     boot.xml = slowboots.write_xml()
@@ -234,6 +275,73 @@ def test_a_bar_that_has_room_may_be_switched_off() -> None:
     assert "or not switched on by the guest" in first.problem
     assert "edk2-stable202211" in first.help
     assert "maxphysaddr" not in first.help  # it has enough
+
+
+@given(st.sampled_from(sorted(errno.errorcode)), st.integers(0, 4096), st.booleans())
+def test_the_errno_of_a_node_decides(code: int, number: int, is_legacy: bool) -> None:
+    """Whatever QEMU's words before it: a known errno has its cause, another one is quoted."""
+    prefix = "vfio error: 0000:17:00.0" if is_legacy else "vfio 0000:17:00.0"
+    node = f"/dev/vfio/{number}"
+    profile = failedstarts.quote(f"{prefix}: failed to open {node}: {os.strerror(code)}").profile()
+    (only,) = profile.advice
+    names = {errno.EBUSY: "group-busy", errno.EPERM: "vfio-node", errno.EACCES: "vfio-node",
+             errno.ENOENT: "not-bound"}  # fmt: skip
+    assert only.name == names.get(code, "start-failed")
+    assert node in only.problem
+
+
+@pytest.mark.parametrize(
+    ("driver", "name"), [("nvidia", "not-bound"), ("vfio-pci", "start-failed")]
+)
+def test_a_device_that_is_not_there_may_be_at_another_driver(driver: str, name: str) -> None:
+    """VFIO_GROUP_GET_DEVICE_FD: ENODEV for a device that VFIO does not have, and for one that
+    could not be switched on."""
+    boot = failedstarts.quote(
+        "vfio 0000:17:00.0: error getting device from group 2: No such device"
+    )
+    boot.host = {"device/0000:17:00.0/driver": driver}
+    (only,) = boot.profile().advice
+    assert only.name == name
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_bars_that_iommufd_leaves_out_hide_nothing(before: int, after: int) -> None:
+    """kata-containers#12549, #13270: iommufd has no pages of a BAR, and QEMU goes on. That is in
+    every log, whatever the start failed of."""
+    left_out = (
+        "qemu-kvm: IOMMU_IOAS_MAP failed: Bad address, PCI BAR?\n"
+        "qemu-kvm: vfio_container_dma_map(0x55558771a400, 0xfa800000, 0x4000, 0x7788e9d2c000) ="
+        " -14 (Bad address)\n"
+    )
+    refused = "qemu-kvm: IOMMU_IOAS_MAP failed: Cannot allocate memory\n"
+    boot = SlowBoot(slowboots.fail(), xml=slowboots.write_xml(), facts={**slowboots.FAILED})
+    boot.after = {"qemu-log": left_out * before + refused + left_out * after}
+    assert [advice.name for advice in boot.profile().advice] == ["memlock"]
+    boot.after = {"qemu-log": left_out * before}
+    assert [advice.name for advice in boot.profile().advice] == ["start-failed"]
+
+
+def test_an_older_line_of_a_device_that_answers_is_nothing() -> None:
+    boot = slowboots.kata_11721()
+    device = boot.bars[0].device
+    line = f"[ 1.7] vfio-pci {device}: Unable to change power state from D3cold to D0,"
+    boot.host = {"dmesg": f"{line} device inaccessible", f"device/{device}/config": " de 10 30 23"}
+    assert [advice.name for advice in boot.profile().advice] == ["dma-entry-limit"]
+
+
+@pytest.mark.parametrize("iommu", [None, "", "dmar0"])
+@pytest.mark.parametrize("vendor", [None, "GenuineIntel", "AuthenticAMD"])
+def test_intels_word_is_for_intels_machines(iommu: str | None, vendor: str | None) -> None:
+    boot = failedstarts.macos_simple_kvm_579()
+    boot.host = {} if iommu is None else {"iommu": iommu}
+    if vendor:
+        boot.host["cpuinfo"] = slowboots.print_cpu(46, vendor)
+    (only,) = boot.profile().advice
+    assert only.name == "no-iommu"
+    assert ("intel_iommu=on" in only.help) == (vendor != "AuthenticAMD")
+    assert ("AMD-Vi" in only.help) == (vendor != "GenuineIntel")
+    # it is off only if the host says so
+    assert ("no IOMMU in use" in only.problem) == (iommu == "")
 
 
 def test_a_window_that_the_bits_have_no_room_for_is_no_remedy() -> None:

@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 
+from orchestrator.analysis.boot.timeline import DmaStep
 from orchestrator.analysis.diagnosis.advice import Advice, ProfiledBoot, Remedy, list_names
 from orchestrator.analysis.diagnosis.guest import GuestSetup
 from orchestrator.evidence.surveys.host_report import DeviceReport, HostReport
@@ -43,7 +44,7 @@ def list_unreached(boot: ProfiledBoot) -> Iterator[Advice]:
     yield from _beyond_host(boot)
     claimed = find_claimed_bars(boot)
     yield from _claimed(claimed)
-    mapped = {step.bar for step in boot.select_bar_steps("map")}
+    mapped = {step.bar for step in boot.select_bar_steps("map") if not _is_beyond(boot, step)}
     missing = [
         bar for bar in boot.facts.bars
         if bar.size >= _LEAST and bar.name not in mapped and bar.name not in claimed
@@ -52,6 +53,13 @@ def list_unreached(boot: ProfiledBoot) -> Iterator[Advice]:
         yield _unplaced(boot, missing, mapped)
     elif not mapped and not claimed:
         yield _not_mapped(boot)
+
+
+def _is_beyond(boot: ProfiledBoot, step: DmaStep) -> bool:
+    """True for a map that ends above the guest's address bits: SeaBIOS puts a BAR there if it has
+    no other place (pci_bios_map_devices()), and the guest's kernel takes it away."""
+    bits = boot.guest.physical_bits
+    return bits is not None and step.iova is not None and step.iova + step.size > 1 << bits
 
 
 def _beyond_host(boot: ProfiledBoot) -> Iterator[Advice]:
@@ -107,9 +115,13 @@ def _unplaced(
     why = "no place in the guest's address space"
     if boot.guest.physical_bits is not None and not _is_narrow(boot):
         why = "either no place in the guest's address space, or not switched on by the guest"
+    beyond = {step.bar for step in boot.select_bar_steps("map") if _is_beyond(boot, step)}
+    how = "never mapped"
+    if beyond & {bar.name for bar in missing}:
+        how += f" within {boot.guest.physical_bits} address bits"
     head = (
         f"{len(missing)} of {len(large)} BARs ({list_names(b.name for b in missing)}, {sizes})"
-        f" {'was' if len(missing) == 1 else 'were'} never mapped, and {reached}"
+        f" {'was' if len(missing) == 1 else 'were'} {how}, and {reached}"
         f" {'was' if reached == 1 else 'were'}: {why}"
     )
     return Advice(

@@ -8,18 +8,14 @@ The kernel's checks are those of vfio_dma_do_map() and vfio_iommu_type1_attach_g
 from __future__ import annotations
 
 import errno
-import os
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from orchestrator.analysis.boot.timeline import RAM, DmaStep
 from orchestrator.analysis.diagnosis.advice import Advice, ProfiledBoot, Remedy, list_names
-from orchestrator.analysis.diagnosis.places import (
-    describe_room,
-    find_claimed_bars,
-    tell_bits,
-)
+from orchestrator.analysis.diagnosis.messages import find_errno, list_messages, read_log
+from orchestrator.analysis.diagnosis.places import find_claimed_bars, tell_bits
 from orchestrator.evidence.surveys.host_report import UNLIMITED, ReservedRegion
 from orchestrator.formats.units import GIB, format_size
 
@@ -47,12 +43,15 @@ _GONE = re.compile(
     re.IGNORECASE,
 )
 """pci_power_up() of drivers/pci/pci.c."""
-_NARROW = re.compile(
-    r"Address space limit 0x([0-9a-f]+) < 0x([0-9a-f]+) phys-bits too low \((\d+)\)"
+_GIVEN_UP = re.compile(
+    r"([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]): not ready \d+ms after [^;]+; giving up"
 )
-"""pc_memory_init() of QEMU's hw/i386/pc.c."""
-_GROUP = re.compile(r"group (\d+) is not viable")
-_NO_RAM = re.compile(r"cannot set up guest memory '([^']+)': ([\w ]+)")
+"""pci_dev_wait() of drivers/pci/pci.c."""
+_ALL_ONES = re.compile(
+    r"[Uu]nknown PCI header type '127' for device '([0-9a-f]{4,}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])'"
+)
+"""libvirt's message of a device whose configuration space reads all ones
+(virPCIDeviceReadClass(), virPCIGetHeaderType())."""
 _FIRMWARE_OPTION = (
     "an option of the firmware's setup that frees it (the shared memory of the controller's"
     " management: HP's `HP Shared Memory features`, `Pre-boot DMA Protection`), newer firmware, or"
@@ -77,14 +76,16 @@ class RefusedMap:
 
 def list_refusals(boot: ProfiledBoot) -> Iterator[Advice]:
     """Yield an item for each kind of refusal: of the devices first, then of maps."""
-    causes = [*_devices(boot), *_messages(boot)]
+    causes = [*_devices(boot), *list_messages(boot)]
     yield from causes
     for refusal in _select(boot):
         yield _explain(boot, refusal)
 
 
 def _select(boot: ProfiledBoot) -> Iterator[RefusedMap]:
-    """Yield the failed maps: those of the trace or, without one there, those of QEMU's log."""
+    """Yield the failed maps: those of the trace or, without one there, the first of QEMU's log.
+    EFAULT of iommufd is none: it says that a BAR has no pages to pin, without a dma-buf, and QEMU
+    goes on."""
     failed = [step for step in boot.timeline.steps if step.result]
     for result in dict.fromkeys(step.result for step in failed):
         steps = [step for step in failed if step.result == result]
@@ -94,34 +95,22 @@ def _select(boot: ProfiledBoot) -> Iterator[RefusedMap]:
         )  # fmt: skip
     if failed:
         return
-    log = _read_log(boot)
-    if match := _LOG_MAP.search(log):
-        iova, size = int(match[1], 16), int(match[2], 16)
-        yield RefusedMap(int(match[3]), iova, size, _find_bar(boot, size))
-        return
-    match = _FAILED_MAP.search(log)
-    code = _find_errno(match[2]) if match else None
-    if match and code is not None and not _is_missing_dma_buf(match[1], code):
-        yield RefusedMap(code, None, None, RAM)
-
-
-def _is_missing_dma_buf(call: str, code: int) -> bool:
-    """True if iommufd refused a BAR because it has no pages to pin: EFAULT, and nothing else."""
-    return call == "IOMMU_IOAS_MAP" and code == errno.EFAULT
-
-
-def _find_errno(words: str) -> int | None:
-    """Return the errno of a message of strerror(3)."""
-    return next((code for code in errno.errorcode if words.startswith(os.strerror(code))), None)
+    log = read_log(boot)
+    has_no_dma_buf = "IOMMU_IOAS_MAP failed: Bad address" in log
+    for match in _LOG_MAP.finditer(log):
+        code, iova, size = int(match[3]), int(match[1], 16), int(match[2], 16)
+        if not (has_no_dma_buf and code == errno.EFAULT):
+            yield RefusedMap(code, iova, size, _find_bar(boot, size))
+            return
+    for match in _FAILED_MAP.finditer(log):
+        named = find_errno(match[2])
+        if named is not None and not (has_no_dma_buf and named == errno.EFAULT):
+            yield RefusedMap(named, None, None, RAM)
+            return
 
 
 def _find_bar(boot: ProfiledBoot, size: int) -> str:
     return next((bar.name for bar in boot.facts.bars if bar.size == size), RAM)
-
-
-def _read_log(boot: ProfiledBoot) -> str:
-    """Return what libvirt and QEMU said of a failed start."""
-    return "\n".join(boot.report.text(f"after/{name}") for name in ("error", "qemu-log"))
 
 
 # maps ------------------------------------------------------------------------------------------
@@ -138,7 +127,7 @@ def _explain(boot: ProfiledBoot, refusal: RefusedMap) -> Advice:
     calls_text = f"{calls} refused ({name}){first} of {refusal.of}{size}{place}"
     explain = {
         errno.ENOSPC: _no_entries, errno.ENOMEM: _no_memory, errno.EINVAL: _bad_address,
-        errno.EPERM: _no_memory,
+        errno.EPERM: _no_memory, errno.EFAULT: _no_pages, errno.EEXIST: _mapped_before,
     }.get(refusal.errno)  # fmt: skip
     cause, text, remedies = explain(boot, refusal) if explain else ("map-refused", "", ())
     return Advice(
@@ -197,6 +186,39 @@ def _no_memory(boot: ProfiledBoot, refusal: RefusedMap) -> Explanation:
         (Remedy("memlock", "<memtune><hard_limit unit='GiB'>"
                 f"{-(-boot.facts.memory // GIB) + _count_devices(boot)}</hard_limit> in the"
                 " domain's XML; without libvirt: ulimit -l unlimited, LimitMEMLOCK=infinity"),),
+    )  # fmt: skip
+
+
+def _no_pages(boot: ProfiledBoot, refusal: RefusedMap) -> Explanation:
+    """Explain EFAULT: a page behind the addresses could not be had (pin_user_pages_remote(),
+    follow_fault_pfn())."""
+    if refusal.of != RAM:
+        return (
+            "bar-fault",
+            "the host's kernel found no page of the BAR: the device does not answer, sleeps, or"
+            " has its memory decoding switched off",
+            (Remedy("bar-fault", "the host's kernel log from this time; a reset or a power cycle"
+                    " of the device"),),
+        )  # fmt: skip
+    return (
+        "host-memory",
+        "the kernel could not get all pages behind it: what holds the guest's"
+        f" {format_size(boot.facts.memory)} (a file, huge pages) has less room than that, or a"
+        " part of it is another device's memory, which has no pages",
+        (Remedy("less-memory", "more room where the memory lies (huge pages, /dev/shm, the limit"
+                " of the container), or less memory for the guest"),),
+    )  # fmt: skip
+
+
+def _mapped_before(_boot: ProfiledBoot, _refusal: RefusedMap) -> Explanation:
+    """Explain EEXIST: a part of the range is mapped already (vfio_find_dma())."""
+    return (
+        "map-overlap",
+        "a part of this range of the guest's addresses is mapped already: two devices, or a"
+        " device and memory, have the same guest addresses",
+        (Remedy("map-overlap", "that is the work of the program that runs the guest, or of the"
+                " guest's firmware: a newer release of it; until then one large device for each"
+                " guest, or each behind a root port of its own"),),
     )  # fmt: skip
 
 
@@ -269,13 +291,12 @@ def _reserved(region: ReservedRegion) -> Explanation:
     )  # fmt: skip
 
 
-# devices and messages --------------------------------------------------------------------------
+# devices ---------------------------------------------------------------------------------------
 
 
 def _devices(boot: ProfiledBoot) -> Iterator[Advice]:
-    log = "\n".join((*boot.report.new_kernel_log, boot.report.text("dmesg")))
     own = {bar.device for bar in boot.facts.bars}
-    gone = {match[1] for match in _GONE.finditer(log)} & own
+    gone = _find_gone(boot) & own
     gone |= {device.address for device in boot.report.devices.values() if device.answers is False}
     if gone:
         yield Advice(
@@ -291,7 +312,7 @@ def _devices(boot: ProfiledBoot) -> Iterator[Advice]:
     locked = {match[1] for match in _RMRR.finditer("\n".join(boot.report.new_kernel_log))} & own
     locked |= {
         device.address for device in boot.report.devices.values()
-        if any(region.kind == "direct" for region in device.reserved) and _is_failed_start(boot)
+        if any(region.kind == "direct" for region in device.reserved) and boot.has_failed
     }  # fmt: skip
     if locked:
         ranges = [
@@ -310,6 +331,20 @@ def _devices(boot: ProfiledBoot) -> Iterator[Advice]:
         )  # fmt: skip
 
 
+def _find_gone(boot: ProfiledBoot) -> set[str]:
+    """Return the devices that do not answer by the kernel's log or libvirt's message. What the
+    log said before the boot is about devices only that did not answer later, either."""
+    new = "\n".join(boot.report.new_kernel_log)
+    awake = {device.address for device in boot.report.devices.values() if device.answers}
+    gone = {match[1] for match in _GONE.finditer(boot.report.text("dmesg"))} - awake
+    gone |= {match[1] for match in _GONE.finditer(new)}
+    if boot.has_failed:
+        # in a boot that went on, such a wait is a cost
+        gone |= {match[1] for match in _GIVEN_UP.finditer(new)}
+        gone |= {match[1] for match in _ALL_ONES.finditer(read_log(boot))}
+    return gone
+
+
 def _quote_power(boot: ProfiledBoot, addresses: Collection[str]) -> str:
     states = [
         f"{device.address}: {device.power_state}"
@@ -319,70 +354,12 @@ def _quote_power(boot: ProfiledBoot, addresses: Collection[str]) -> str:
     return f" (power_state of {', '.join(states)})" if states else ""
 
 
-def _is_failed_start(boot: ProfiledBoot) -> bool:
-    return boot.facts.ended == "start-failed"
-
-
-def _messages(boot: ProfiledBoot) -> Iterator[Advice]:
-    """Yield what QEMU's own messages of a failed start mean."""
-    if not _is_failed_start(boot):
-        return
-    log = _read_log(boot)
-    if "failed to set iommu for container: Operation not permitted" in log and _has_no_remapping(
-        boot
-    ):
-        yield Advice(
-            "interrupt-remapping", "interrupt remapping",
-            "interrupts are not remapped: VFIO refuses every device (EPERM)",
-            remedies=(
-                Remedy("interrupt-remapping", "turn it on in the firmware's setup (and take"
-                       " intremap=off out of the host's command line); where the guests are"
-                       " trusted: vfio_iommu_type1.allow_unsafe_interrupts=1"),
-            ), is_wrong=True,
-        )  # fmt: skip
-    if match := _GROUP.search(log):
-        yield Advice(
-            "group-shared", "a group with other devices",
-            f"IOMMU group {match[1]} has devices with other drivers: a guest gets a group as a"
-            " whole",
-            remedies=(Remedy("group-shared", "bind every device of"
-                             f" /sys/kernel/iommu_groups/{match[1]}/devices to vfio-pci, or move"
-                             " the device to another slot"),), is_wrong=True,
-        )  # fmt: skip
-    if match := _NARROW.search(log):
-        needed = int(match[2], 16).bit_length()
-        yield Advice(
-            "phys-bits", "too few address bits",
-            f"the guest's memory and its 64-bit hole end at {int(match[2], 16):#x}, which needs"
-            f" {needed} address bits; its CPU has {match[3]}. {describe_room(boot)}",
-            remedies=(Remedy("phys-bits", tell_bits(boot.guest, needed) + "; or a smaller"
-                             " <pcihole64>"),), is_wrong=True,
-        )  # fmt: skip
-    if match := _NO_RAM.search(log):
-        yield Advice(
-            "host-memory", "memory of the host",
-            f"the host has no {format_size(boot.facts.memory)} for the guest's {match[1]}:"
-            f" {match[2]}",
-            remedies=(Remedy("less-memory", "less memory for the guest; of huge pages: set more"
-                             " aside"),), is_wrong=True,
-        )  # fmt: skip
-
-
-def _has_no_remapping(boot: ProfiledBoot) -> bool:
-    """True if the host says that no interrupt is remapped: no chip IR-* in /proc/interrupts, or
-    VFIO's own message."""
-    log = "\n".join(boot.report.new_kernel_log)
-    return "No interrupt remapping support" in log or (
-        "interrupts" in boot.report.sections and not boot.report.text("interrupts").strip()
-    )
-
-
 def describe_failure(boot: ProfiledBoot, causes: Sequence[Advice]) -> Iterator[Advice]:
     """Yield what is left to say of a failed start for which no cause was found: the line of the
     message that is QEMU's."""
-    if not _is_failed_start(boot) or causes or find_claimed_bars(boot):
+    if not boot.has_failed or causes or find_claimed_bars(boot):
         return
-    lines = [line.strip() for line in _read_log(boot).splitlines() if line.strip()]
+    lines = [line.strip() for line in read_log(boot).splitlines() if line.strip()]
     own = [line for line in lines if "qemu" in line and ("vfio" in line or "error" in line)]
     last = (own or [line for line in lines if not _is_dump(line)] or lines or ["nothing"])[-1]
     yield Advice(

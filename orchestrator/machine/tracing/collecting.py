@@ -83,6 +83,12 @@ def has_failed_start(shell: Commands, trace: str) -> bool:
     return _report(shell, "find_failed", trace).strip() != ""
 
 
+def count_refused(shell: Commands) -> int:
+    """Return how often the kernel's log says that VFIO was refused a device as a whole."""
+    count = _report(shell, "count_refused").strip()
+    return int(count) if count.isdecimal() else 0
+
+
 def collecting_script(
     until: float, longest: float = _LONGEST, *, tracefs: str = TRACEFS, proc: str = PROC
 ) -> str:
@@ -186,7 +192,7 @@ fi
     section collected
     echo "barometer={__version__} until=$UNTIL"
 }} >> "$W/host.txt"
-known=$(list_qemus)
+known=$(list_qemus) refused=$(count_refused)
 if [ $parts = 1 ]; then arm_whole; else arm_short; fi
 put "$I/tracing_on" 1
 echo "armed: start the virtual machine now" >&2
@@ -196,6 +202,7 @@ while [ -z "$pid" ] && [ $ended = limit ]; do
     # shellcheck disable=SC2086
     pid=$(find_qemu "$NAME" $known)
     [ -n "$pid" ] || [ -z "$(find_failed "$I/trace")" ] || ended=start-failed
+    [ -n "$pid" ] || [ "$(count_refused)" -le "$refused" ] || ended=start-failed
 done
 if [ -n "$pid" ]; then
     echo "QEMU is process $pid; waiting for the end of its boot" >&2

@@ -256,6 +256,33 @@ def test_qemu_by_every_name_is_watched() -> None:
     assert '"*/kvm"' in names
 
 
+def test_a_qemu_that_is_refused_its_device_is_a_start_that_failed(
+    host: Host, sh: list[str]
+) -> None:
+    """It ends before its first map. An older refusal, of another start, does not count."""
+    line = (
+        f"vfio-pci {DEVICE}: Device is ineligible for IOMMU domain attach due to platform RMRR"
+        " requirement. Contact your platform vendor."
+    )
+    log = host.bin.parent / "log"
+    log.write_text(f"[ 1.0] {line}\n")
+    host.program("dmesg", f"cat {log}")
+    with host.collect(sh) as process:
+        wait_until_armed(process)
+        (host.instance / "trace_clock").write_text("local [mono]\n")
+        (host.instance / "per_cpu/cpu0/stats").write_text("entries: 9\noverrun: 0\n")
+        (host.instance / "trace").write_text(Trace().exec(1.0).text() + "\n")
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.communicate(timeout=1)
+        log.write_text(f"[ 1.0] {line}\n[ 9.0] {line}\n")
+        out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    evidence = load_evidence(host.bin.parent / out.strip().splitlines()[-1])
+    assert evidence.facts.ended == "start-failed"
+    profile = analyse_profile(evidence.facts, evidence.files, evidence.xml)
+    assert profile.advice[0].name == "rmrr"
+
+
 def test_a_qemu_that_ends_at_a_refused_map_is_a_start_that_failed(
     host: Host, sh: list[str]
 ) -> None:
