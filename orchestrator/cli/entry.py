@@ -23,6 +23,7 @@ from orchestrator.base.errors import BarometerError, BenchError, ScenarioError
 from orchestrator.base.extras import missing_extra_explained
 from orchestrator.base.reasons import Reason
 from orchestrator.cli import machine, measure, read
+from orchestrator.cli.history import history
 
 # UsageError of the click that typer bundles, which is not always the installed one.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
@@ -52,6 +53,7 @@ _VERBS: dict[str, Callable[..., None]] = {
 }  # fmt: skip
 for _name, _verb in _VERBS.items():
     app.command(_name)(_verb)
+app.add_typer(history, name="history")
 
 
 def _print_version(value: bool) -> None:
