@@ -124,6 +124,43 @@ def export(
             print(f"parquet: {parquet}")
 
 
+@history.command("trend")
+def trend(
+    metric: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Only this metric; repeatable.")
+    ] = None,
+    scenario: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only runs of this scenario.")
+    ] = None,
+    machine: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Only runs of this machine.")
+    ] = None,
+    last: Annotated[
+        int | None, typer.Option(min=2, metavar="NIGHTS", help="Only the last so many nights.")
+    ] = None,
+    store: StoreOption = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find the nights since which a metric is at another level: how large, how sure, and whether
+    it is the kernel or the machine."""
+    from orchestrator.run.remember import open_history
+
+    with open_history(store, create=False) as history_store:
+        from orchestrator.history.moves import read_trend
+        from orchestrator.history.wording import format_trend, trend_json
+
+        chosen = [
+            series for series in history_store.series()
+            if (not metric or series.metric in metric)
+            and scenario in (None, series.scenario) and machine in (None, series.machine)
+        ]  # fmt: skip
+        trends = [read_trend(history_store, series, last) for series in chosen]
+    if as_json:
+        print_json({"schema": 1, "series": [trend_json(of_series) for of_series in trends]})
+    else:
+        print("\n".join(map(format_trend, trends)))
+
+
 @history.command("prune")
 def prune(
     folder: Annotated[Path, typer.Argument(help="Folder whose subfolders are nights.")],

@@ -12,9 +12,11 @@ from typing import NamedTuple
 from orchestrator.analysis.statistics.summary import summarize
 from orchestrator.analysis.trial import TrialResult
 from orchestrator.analysis.verdict.comparison import Comparison
+from orchestrator.analysis.verdict.power import measure_noise
 from orchestrator.base.hashing import digest_of
+from orchestrator.evidence.noise import NightNoise
 from orchestrator.evidence.plan import Plan
-from orchestrator.scenario.vocabulary import ARMS, CONTROL, WARM_UP, ArmName
+from orchestrator.scenario.vocabulary import ARMS, CONTROL, WARM_UP, ArmName, Metric
 
 _ROLES: dict[ArmName, tuple[str, ...]] = {
     "baseline": ("baseline", CONTROL),
@@ -50,6 +52,8 @@ class RunRow(NamedTuple):
     candidate_source: str
     candidate_commit: str | None
     """Commit that the candidate was built from; None if it was not built from a repository."""
+    candidate_digest: str | None
+    """Digest of the candidate's kernel. None in runs that an older barometer added."""
 
 
 class TrialRow(NamedTuple):
@@ -86,6 +90,8 @@ class EffectRow(NamedTuple):
     p: float | None
     baseline: float
     candidate: float
+    pairs: int | None
+    spread: float | None
 
 
 class SampleRow(NamedTuple):
@@ -121,9 +127,10 @@ class StoredRun:
 
 def make_rows(
     comparison: Comparison, plan: Plan, *, machine: str, workload: str, folder: str, digest: str,
-    exit_code: int,
+    exit_code: int, shares_boots: bool = False,
 ) -> StoredRun:  # fmt: skip
-    """Return what the store keeps of a judged run. `digest`: that of its evidence."""
+    """Return what the store keeps of a judged run. `digest`: that of its evidence. `shares_boots`:
+    that of `measure_noise`."""
     results = comparison.results
     started = min((r.started for r in results if r.started), default="")
     identity = {
@@ -140,7 +147,7 @@ def make_rows(
         started, plan.barometer, comparison.verdict, comparison.outcome.title, exit_code,
         comparison.planned, counts["measured"], counts["failed"], counts["invalid"],
         old["release"], old["source"], new["release"], new["source"],
-        source.commit if source is not None else None,
+        source.commit if source is not None else None, plan.kernels.candidate.digest,
     )  # fmt: skip
     return StoredRun(
         run,
@@ -153,7 +160,7 @@ def make_rows(
             for position, attempt in enumerate(result.attempts)
             if attempt.reason
         ),
-        tuple(_effects(comparison)),
+        tuple(_effects(comparison, dict(measure_noise(comparison, shares_boots=shares_boots)))),
         tuple(
             SampleRow(metric.name, number, value)
             for metric in comparison.metrics
@@ -174,14 +181,16 @@ def _trial(number: int, result: TrialResult) -> TrialRow:
     )  # fmt: skip
 
 
-def _effects(comparison: Comparison) -> Iterable[EffectRow]:
+def _effects(comparison: Comparison, noises: Mapping[Metric, NightNoise]) -> Iterable[EffectRow]:
     for metric in comparison.metrics:
         estimate = metric.effect.estimate
         low, high = estimate.interval or (None, None)
-        medians = (summarize(metric.unit, getattr(metric, arm)).middle for arm in ARMS)
+        old, new = (summarize(metric.unit, getattr(metric, arm)).middle for arm in ARMS)
+        noise = noises.get(metric.name)
+        pairs, spread = (noise.trials // 2, noise.spread) if noise is not None else (None, None)
         yield EffectRow(
             metric.name, metric.unit, metric.verdict, metric.name in comparison.deciding,
-            metric.ratio, low, high, estimate.p, *medians,
+            metric.ratio, low, high, estimate.p, old, new, pairs, spread,
         )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
 from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.hashing import digest_of
 from orchestrator.base.reasons import Reason
+from orchestrator.evidence.noise import NightNoise
 from orchestrator.history.rows import EffectRow, NightRow, RunRow, StoredRun
 from orchestrator.history.schema import check_version, damaged, read_version, update_schema
 from orchestrator.history.tables import (
@@ -78,6 +79,9 @@ class Point(NamedTuple):
     high: float | None
     baseline: float
     candidate: float
+    kernel: str
+    """The candidate's release, and its commit if that is known."""
+    kernel_digest: str | None
 
 
 class KnownRun(NamedTuple):
@@ -144,10 +148,18 @@ class Store:
         with self._write() as connection:
             there = connection.execute(
                 select(RUN.c.id, RUN.c.key, RUN.c.digest, RUN.c.folder, RUN.c.verdict,
-                       RUN.c.exit_code, RUN.c.title)
+                       RUN.c.exit_code, RUN.c.title, RUN.c.candidate_digest)
                 .where((RUN.c.key == row.key) | (RUN.c.folder == row.folder))
             ).all()  # fmt: skip
-            same = (row.key, row.digest, row.folder, row.verdict, row.exit_code, row.title)
+            same = (
+                row.key,
+                row.digest,
+                row.folder,
+                row.verdict,
+                row.exit_code,
+                row.title,
+                row.candidate_digest,
+            )
             if [tuple(found)[1:] for found in there] == [same]:
                 return False
             for found in there:
@@ -197,14 +209,47 @@ class Store:
         that are invalid as a whole tell nothing and are left out."""
         query = (
             select(RUN.c.id, RUN.c.started, RUN.c.folder, EFFECT.c.verdict, EFFECT.c.ratio,
-                   EFFECT.c.low, EFFECT.c.high, EFFECT.c.baseline, EFFECT.c.candidate)
+                   EFFECT.c.low, EFFECT.c.high, EFFECT.c.baseline, EFFECT.c.candidate,
+                   RUN.c.candidate_kernel, RUN.c.candidate_commit, RUN.c.candidate_digest)
             .select_from(EFFECT.join(RUN).join(METRIC))
             .where(RUN.c.machine == series.machine, RUN.c.scenario == series.scenario,
                    RUN.c.accel == series.accel, METRIC.c.name == series.metric,
                    EFFECT.c.unit == series.unit, RUN.c.verdict != "invalid")
             .order_by(RUN.c.started.desc(), RUN.c.id.desc()).limit(last)
         )  # fmt: skip
-        return [Point(*row) for row in self._fetch(query)][::-1]
+        points = []
+        for *numbers, release, commit, digest in self._fetch(query)[::-1]:
+            kernel = f"{release} ({commit[:12]})" if commit else release
+            points.append(Point._make([*numbers, kernel, digest]))
+        return points
+
+    def condition_sets(self, series: Series) -> dict[int, int]:
+        """Return run -> number of the baseline's set of conditions, for the runs of a series."""
+        query = select(RUN.c.id, RUN.c.baseline_conditions).where(
+            RUN.c.machine == series.machine, RUN.c.scenario == series.scenario,
+            RUN.c.accel == series.accel,
+        )  # fmt: skip
+        return {row[0]: row[1] for row in self._fetch(query)}
+
+    def condition_set(self, number: int) -> dict[str, str]:
+        query = select(CONDITION.c.name, CONDITION.c.value).where(
+            CONDITION.c.conditions_id == number
+        )
+        return dict(self._fetch(query.order_by(CONDITION.c.name)))
+
+    def noise(self, machine: str, scenario: str, metric: str, last: int) -> list[NightNoise]:
+        """Return the noise of a metric in the last nights that measured it, the oldest first."""
+        query = (
+            select(RUN.c.started, EFFECT.c.pairs, EFFECT.c.spread, EFFECT.c.ratio)
+            .select_from(EFFECT.join(RUN).join(METRIC))
+            .where(RUN.c.machine == machine, RUN.c.scenario == scenario, METRIC.c.name == metric,
+                   RUN.c.verdict != "invalid", EFFECT.c.spread.is_not(None), EFFECT.c.ratio > 0)
+            .order_by(RUN.c.started.desc()).limit(last)
+        )  # fmt: skip
+        return [
+            NightNoise(at=at, trials=2 * pairs, spread=spread, ratio=ratio)
+            for at, pairs, spread, ratio in self._fetch(query)[::-1]
+        ]
 
     def effects(self, run: int) -> list[EffectRow]:
         """Return the metrics of a run, by name."""

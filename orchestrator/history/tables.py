@@ -71,6 +71,7 @@ RUN = Table(
     _text("candidate_kernel"),
     _text("candidate_source"),
     Column("candidate_commit", String),
+    Column("candidate_digest", String),
     Column("baseline_conditions", ForeignKey("conditions.id"), nullable=False),
     Column("candidate_conditions", ForeignKey("conditions.id"), nullable=False),
     Index("run_by_series", "machine", "scenario", "accel", "started"),
@@ -125,9 +126,12 @@ EFFECT = Table(
     Column("p", Double),
     Column("baseline", Double),
     Column("candidate", Double),
+    Column("pairs", Integer),
+    Column("spread", Double),
     Index("effect_by_metric", "metric_id", "run_id"),
 )  # fmt: skip
-"""A metric of a run: ratio and interval as comparison.json has them, and each arm's median."""
+"""A metric of a run: ratio and interval as comparison.json has them, and each arm's median.
+`pairs` and `spread` are the night's noise: the robust deviation of a trial's log, by its pairs."""
 
 SAMPLE = Table(
     "sample", METADATA,

@@ -62,7 +62,7 @@ def make_stored(run: Run, machine: str | None = None) -> StoredRun:
     return make_rows(
         run.comparison, run.plan, machine=machine_of(run, machine),
         workload=run.scenario.workload, folder=str(run.path.resolve()), digest=run.suite.digest,
-        exit_code=run.exit_code,
+        exit_code=run.exit_code, shares_boots=not run.scenario.host.fresh_boots,
     )  # fmt: skip
 
 

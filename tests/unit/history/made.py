@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from statistics import median
 
 from orchestrator.base.hashing import digest_of
 from orchestrator.history.rows import (
@@ -36,6 +35,7 @@ def night_of(
     conditions: Mapping[ArmName, Mapping[str, str]] = CONDITIONS,
     folder: str = "",
     commit: str | None = None,
+    kernel: str = "",
     failures: Sequence[FailureRow] = (),
 ) -> StoredRun:
     """Return the run of a night in which each metric has this ratio in every pair."""
@@ -53,7 +53,7 @@ def night_of(
         ]
     effects = [
         EffectRow(metric, "s", verdict, metric == next(iter(ratios)), ratio, ratio * 0.99,
-                  ratio * 1.01, 0.5, baseline, median([baseline * ratio]))
+                  ratio * 1.01, 0.5, baseline, baseline * ratio, pairs, 0.01)
         for metric, ratio in ratios.items()
     ]  # fmt: skip
     folder = folder or f"/nights/{machine}/{scenario}/{started}"
@@ -62,7 +62,7 @@ def night_of(
         key, digest_of({"trials": [trial.digest for trial in trials], "v": verdict}), folder,
         machine, scenario, "none", "guest-boot", started, "0.1.0", verdict, verdict,
         1 if verdict == "regressed" else 0, len(trials), len(trials), 0, 0, "6.12.1", "deb:x@y",
-        f"7.{day}", "tree:linux@HEAD", commit,
+        f"7.{day}", "tree:linux@HEAD", commit, kernel or digest_of({"day": day}),
     )  # fmt: skip
     return StoredRun(
         run, tuple(trials), tuple(failures), tuple(effects), tuple(samples), conditions
