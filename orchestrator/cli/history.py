@@ -161,6 +161,25 @@ def trend(
         print("\n".join(map(format_trend, trends)))
 
 
+@history.command("page")
+def page(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the pages.")],
+    link: Annotated[
+        str, typer.Option(metavar="URL", help="Address of the page, for the feed and the mail.")
+    ] = "",
+    store: StoreOption = None,
+) -> None:
+    """Write static pages: an index, a page for each series, a feed and a mail of changes, numbers
+    for Prometheus. Prints the mail, which is empty if nothing changed."""
+    from orchestrator.run.remember import open_history
+
+    with open_history(store, create=False) as history_store:
+        from orchestrator.history.events import format_mail
+        from orchestrator.history.pages import write_pages
+
+        print(format_mail(write_pages(history_store, out.absolute(), link), link), end="")
+
+
 @history.command("prune")
 def prune(
     folder: Annotated[Path, typer.Argument(help="Folder whose subfolders are nights.")],
