@@ -126,6 +126,10 @@ class Reason(StrEnum):
     HISTORY_UNREACHABLE = "history-unreachable", _BENCH, (
         "the database of the history does not answer"), (
         "mend what the message names, then `barometer history add RUN...`")
+    NIGHT_AT_WORK = "night-at-work", _BENCH, "another night of the scenario is at work", (
+        "wait for it")
+    NIGHT_KILLED = "night-killed", _BENCH, "the run of a night was killed", (
+        "see who ends processes on the runner")
     NO_HISTORY = "no-history", _INPUT, "no history is named", (
         "set BAROMETER_HISTORY, or give --store")
     # kernels: names, packages, sources

@@ -24,6 +24,7 @@ from orchestrator.base.extras import missing_extra_explained
 from orchestrator.base.reasons import Reason
 from orchestrator.cli import machine, measure, read
 from orchestrator.cli.history import history
+from orchestrator.cli.nightly import nightly
 
 # UsageError of the click that typer bundles, which is not always the installed one.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
@@ -50,6 +51,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "timeline": read.timeline, "profile": machine.profile,
     "explain": read.explain_metrics, "schema": read.schema,
     "recover": machine.recover, "doctor": machine.doctor, "clean": machine.clean,
+    "nightly": nightly,
 }  # fmt: skip
 for _name, _verb in _VERBS.items():
     app.command(_name)(_verb)

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from orchestrator.base.errors import BarometerError
+from orchestrator.base.reasons import Reason
+from orchestrator.evidence.model import read_evidence
+from orchestrator.evidence.night import NIGHT, NightRecord
 from orchestrator.history.place import find_place, require_place
-from orchestrator.history.rows import StoredRun, make_rows
+from orchestrator.history.rows import NightRow, StoredRun, make_rows
 from orchestrator.history.store import Store
 from orchestrator.run.judging.judge import Run, judge, open_run
 from orchestrator.run.judging.matrix import MatrixDir, judge_cells
@@ -77,9 +80,27 @@ def add_folders(store: Store, folders: Iterable[Path], machine: str | None) -> I
     """Judge the runs and matrices in these folders, and add them. `machine` is that of
     `make_stored`. Raises the errors of `judge` for a folder that holds no run."""
     for folder in folders:
+        if (folder / NIGHT).is_file():
+            store.add_night(_make_night(folder.absolute()))
+            if not _has_run(folder):
+                yield Added(folder, "added")
+                continue
         for run in judge_runs(folder.absolute()):
             is_new = store.add(make_stored(run, machine))
             yield Added(run.path, "added" if is_new else "there")
+
+
+def _has_run(folder: Path) -> bool:
+    return MatrixDir.is_at(folder) or (folder / "plan.json").is_file()
+
+
+def _make_night(folder: Path) -> NightRow:
+    record = read_evidence(NightRecord, folder / NIGHT)
+    return NightRow(
+        record.machine, record.scenario, record.started, str(folder.resolve()), record.exit_code,
+        "" if _has_run(folder) else record.reason or Reason.NIGHT_KILLED, record.message,
+        record.put_back, record.seconds,
+    )  # fmt: skip
 
 
 def judge_runs(folder: Path) -> list[Run]:

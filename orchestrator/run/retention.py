@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from orchestrator.base.errors import BarometerError
 from orchestrator.base.folderlock import only_writer
 from orchestrator.base.hashing import digest_of
 from orchestrator.evidence.layout import RunDir
-from orchestrator.history.rows import RunRow
+from orchestrator.evidence.night import NIGHT
+from orchestrator.history.rows import NightRow, RunRow
 from orchestrator.history.store import Store
 from orchestrator.run.judging.matrix import MatrixDir
 
@@ -31,13 +32,11 @@ class Kept:
 @dataclass(frozen=True)
 class _Night:
     folder: Path
+    started: str
+    """Start of the night, or of its last run."""
     runs: tuple[RunRow, ...]
     why: str
     """Why the folder must stay; empty if the history has all of it."""
-
-    @property
-    def started(self) -> str:
-        return max((run.started for run in self.runs), default="")
 
     @property
     def is_red(self) -> bool:
@@ -55,8 +54,9 @@ def prune_nights(store: Store, folder: Path, keep: int, keep_red: int) -> Iterat
     for left in sorted(folder.glob(f".*{_REMOVED}")):
         shutil.rmtree(left)  # an earlier removal was killed
     by_folder = {run.row.folder: run.row for run in store.runs()}
+    known = {night.folder: night for night in store.nights()}
     nights = [
-        _look_at(path, by_folder)
+        _look_at(path, by_folder, known)
         for path in folder.iterdir()
         if not path.name.startswith(".") and not path.is_symlink() and _is_night(path)
     ]
@@ -80,27 +80,36 @@ def prune_nights(store: Store, folder: Path, keep: int, keep_red: int) -> Iterat
 
 
 def _is_night(path: Path) -> bool:
-    return MatrixDir.is_at(path) or (path / "plan.json").is_file()
+    return MatrixDir.is_at(path) or any((path / name).is_file() for name in ("plan.json", NIGHT))
 
 
-def _look_at(path: Path, by_folder: Mapping[str, RunRow]) -> _Night:
+def _look_at(
+    path: Path, by_folder: Mapping[str, RunRow], nights: Mapping[str, NightRow]
+) -> _Night:
+    rows: list[RunRow] = []
+    night = nights.get(str(path.resolve()))
+    started, why = night.started if night is not None else "", ""
     try:
-        runs: Sequence[RunDir | None] = (
-            [*MatrixDir(path).runs().values()] if MatrixDir.is_at(path) else [RunDir.open(path)]
-        )
-        rows: list[RunRow] = []
-        for run in runs:
-            if run is None:
-                continue
+        for run in _list_runs(path):
             row = by_folder.get(str(run.path.resolve()))
             if row is None:
-                return _Night(path, tuple(rows), f"{run.path} is not in the history")
-            if digest_evidence(run) != row.digest:
-                return _Night(path, tuple(rows), f"{run.path} has changed since it was added")
-            rows.append(row)
-        return _Night(path, tuple(rows), "")
+                why = f"{run.path} is not in the history"
+            elif digest_evidence(run) != row.digest:
+                why = f"{run.path} has changed since it was added"
+            if row is not None:
+                rows.append(row)
+                started = max(started, row.started)
+        if (path / NIGHT).is_file() and night is None:
+            why = f"{path} is not in the history"
     except BarometerError as exc:
-        return _Night(path, (), exc.message)
+        why = exc.message
+    return _Night(path, started, tuple(rows), why)
+
+
+def _list_runs(path: Path) -> list[RunDir]:
+    if MatrixDir.is_at(path):
+        return [run for run in MatrixDir(path).runs().values() if run is not None]
+    return [RunDir.open(path)] if (path / "plan.json").is_file() else []
 
 
 def digest_evidence(run: RunDir) -> str:
