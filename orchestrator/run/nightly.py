@@ -48,6 +48,9 @@ _log = logging.getLogger("barometer.nightly")
 _KILL_SECONDS = 1800.0
 """Time that a run has to end in order: its machine may have to boot."""
 _LOCK_SECONDS = 1800.0
+_POLL_SECONDS = 0.5
+_RUN_LOG = "run.log"
+"""What the last run said on standard error; it goes into the night's folder."""
 _OWN_CODES = (0, 1, 2, 3, 4, 70, 130)
 _PUBLISHED = ("report.*", "junit.xml", "results.csv", "comparison.json", "compare.txt", NIGHT)
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -120,6 +123,8 @@ class Night:
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     reason: str = ""
     message: str = ""
+    _process: subprocess.Popen[bytes] | None = None
+    _is_late: bool = False
 
     @classmethod
     def of(cls, scenario: Path, plan: NightPlan) -> Night:
@@ -184,40 +189,45 @@ class Night:
                 message=self.message, put_back=is_back, seconds=time.monotonic() - begun,
             )  # fmt: skip
             self.run_folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / _RUN_LOG).replace(self.run_folder / _RUN_LOG)
             write_json(self.run_folder / NIGHT, record.to_json())
             return self._follow_up(code)
 
     # the run -----------------------------------------------------------------------------------
 
     def _measure(self, lock: int) -> int:
-        """Make the run, and return its exit code."""
-        command = [*_DIES_TOO, *PROGRAM, "run", str(self.scenario), "--out", str(self.run_folder),
-                   *self.plan.options]  # fmt: skip
-        process = subprocess.Popen(
-            command, pass_fds=[lock], process_group=0, stderr=subprocess.PIPE,
-            stdin=subprocess.DEVNULL,
-        )  # fmt: skip
-        tail = _Tail(process)
-        is_late = False
+        """Make the run, and return its exit code. A signal ends it in order."""
+        log = _Log(self.folder / _RUN_LOG)
         try:
-            code = process.wait(self.plan.limit)
-        except subprocess.TimeoutExpired:
-            is_late = True
-            code = _end(process)
+            code = self._make_run(lock, log)
         except KeyboardInterrupt:
-            code = _end(process)
-        words = tail.read()
-        self.reason, self.message = _parse_end(words)
-        if is_late:
-            self.reason = Reason.TIMEOUT
+            code = 130 if self._process is None else _end(self._process)
+        self.reason, self.message = _parse_end(log.close())
+        if self._is_late:
+            self.reason = str(Reason.TIMEOUT)
             self.message = f"the run was not done within {self.plan.limit:g} s"
         elif code not in _OWN_CODES:
             self.message = f"the run was killed (exit code {code})"
-            self.reason = Reason.INTERRUPTED if interrupts.is_requested() else Reason.NIGHT_KILLED
-        if is_late or code not in _OWN_CODES:
-            _say(f"error: {self.message}")
-            return 130 if interrupts.is_requested() else BenchError.exit_code
-        return code
+            is_ours = interrupts.is_requested()
+            self.reason = str(Reason.INTERRUPTED if is_ours else Reason.NIGHT_KILLED)
+        else:
+            return code
+        _say(f"error: {self.message}")
+        return 130 if interrupts.is_requested() else BenchError.exit_code
+
+    def _make_run(self, lock: int, log: _Log) -> int:
+        # what it says goes into a file: if this process is killed, a broken pipe must not disturb
+        # how the run puts its machine back
+        self._process = subprocess.Popen(
+            [*_DIES_TOO, *PROGRAM, "run", str(self.scenario), "--out", str(self.run_folder),
+             *self.plan.options],
+            pass_fds=[lock], process_group=0, stderr=log.file, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            return self._process.wait(self.plan.limit)
+        except subprocess.TimeoutExpired:
+            self._is_late = True
+            return _end(self._process)
 
     def _put_back_surely(self) -> bool | None:
         """Put the machine back. A signal comes once, and does not cut it short."""
@@ -247,7 +257,8 @@ class Night:
         """Report, compare, store, publish, remove old nights. What fails here costs no night: its
         folder has everything. Return the exit code."""
         steps: list[Callable[[], int | None]] = [
-            self._report, self._compare, self._remember, self._publish,
+            self._report, self._compare, self._remember, self._write_pages, self._publish,
+            self._prune,
         ]  # fmt: skip
         for step in steps:
             try:
@@ -290,11 +301,18 @@ class Night:
         return worst
 
     def _remember(self) -> None:
-        """Add the night to the store, make the pages, and remove old nights."""
+        """Add the night to the store."""
         with Store.open(self.place) as store:
             for _ in add_folders(store, [self.run_folder], self.machine):
                 pass
+
+    def _write_pages(self) -> None:
+        with Store.open(self.place) as store:
             write_pages(store, self.plan.folder / "page", self.plan.link)
+
+    def _prune(self) -> None:
+        """Remove old nights."""
+        with Store.open(self.place) as store:
             nights = self.run_folder.parent
             for night in prune_nights(store, nights, self.plan.keep, self.plan.keep_red):
                 if isinstance(night, Kept):
@@ -328,26 +346,32 @@ def _is_whole(folder: Path) -> bool:
         return False
 
 
-class _Tail:
-    """Passes on what a process says on standard error, and keeps its end."""
+class _Log:
+    """The file that a run's standard error goes to. What comes is passed on."""
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._end = b""
-        self._thread = threading.Thread(target=self._copy, args=(process,), daemon=True)
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("wb")
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._pass_on, daemon=True)
         self._thread.start()
 
-    def _copy(self, process: subprocess.Popen[bytes]) -> None:
-        assert process.stderr is not None
-        while data := os.read(process.stderr.fileno(), 65536):
-            self._end = (self._end + data)[-8192:]
-            with contextlib.suppress(OSError):  # nobody reads it any more
-                os.write(2, data)
+    def _pass_on(self) -> None:
+        with self.path.open("rb") as file:
+            while True:
+                is_last = self._is_over.wait(_POLL_SECONDS)
+                while data := file.read(65536):
+                    with contextlib.suppress(OSError):  # nobody reads it any more
+                        os.write(2, data)
+                if is_last:
+                    return
 
-    def read(self) -> str:
-        """Return the end of it. A program that the process left behind may keep it open: then
-        what came so far."""
-        self._thread.join(5)
-        return self._end.decode(errors="replace")
+    def close(self) -> str:
+        """Return the end of what came."""
+        self._is_over.set()
+        self._thread.join()
+        self.file.close()
+        return self.path.read_bytes()[-8192:].decode(errors="replace")
 
 
 def _parse_end(words: str) -> tuple[str, str]:
