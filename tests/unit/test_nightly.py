@@ -383,7 +383,7 @@ def test_nights_of_several_scenarios_are_in_one_store(lab: Lab) -> None:
     copied_run(lab.bin / "whole")
     lab.exits("run", 1)
     assert lab(lab.scenario, other)[0] == 1
-    assert lab.verbs == ["run", "clean", "recover", "recovered"] * 2
+    assert lab.verbs == ["run", "clean", "recover", "recovered", "report"] * 2
     with Store.open(str(lab.dir / "history.db"), create=False) as store:
         folders = {Path(run.row.folder).parents[1].name for run in store.runs()}
         assert folders <= {"gpu", "gpu2"}
@@ -430,6 +430,7 @@ def test_cells_of_a_matrix_are_compared_each(lab: Lab) -> None:
 
 def test_old_nights_are_removed_if_the_store_has_them(lab: Lab) -> None:
     """Nights without a run are stored by their night.json; one that nobody stored stays."""
+    (lab.folder / "runs").mkdir(parents=True)
     unknown = copied_run(lab.folder / "runs/20260810T011700Z")
     for _ in range(3):
         assert lab("--keep", 1, lab.scenario)[0] == 0
