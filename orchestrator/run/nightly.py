@@ -18,6 +18,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -382,8 +383,9 @@ def _parse_end(words: str) -> tuple[str, str]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> int:
-    """End a run in order, and return its exit code."""
-    process.terminate()
+    """End a run and its programs in order, and return its exit code."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + _KILL_SECONDS
     while True:
         try:

@@ -322,6 +322,7 @@ def test_options_of_the_run_are_handed_on(lab: Lab) -> None:
 
 
 def test_what_a_failed_run_has_is_reported(lab: Lab) -> None:
+    copied_run(lab.bin / "whole")
     lab.exits("run", 3)
     lab.exits("report", 4)
     assert lab()[0] == 3
@@ -331,7 +332,7 @@ def test_what_a_failed_run_has_is_reported(lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--keep", "0", "gpu.toml"], "0 is not in the range"),
+        (["--keep", "0", "gpu.toml"], "Invalid value for '--keep'"),
         (["--limit", "soon", "gpu.toml"], "--limit soon: not a time"),
         (["gpu.toml", "--set", "host.address=b"], "the scenario names the machine"),
         (["gpu.toml", "--out", "x"], "No such option"),
