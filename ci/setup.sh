@@ -44,7 +44,8 @@ running=(
 #   fdisk mtools                     the EFI system partition of the metal tests' machine
 #   procps                           tests that look for what a run left behind
 #   gnupg                            a mirror that is signed
-for_tests=(make openssh-server fdisk mtools procps gnupg)
+#   postgresql                       a history that a team shares; the tests start the server
+for_tests=(make openssh-server fdisk mtools procps gnupg postgresql)
 #   chromium                         the browser lane: reports as a reader sees them
 for_late=(chromium)
 # On Debian 12 these come from bookworm-backports: its own QEMU (7.2) neither aligns BAR mappings
@@ -114,6 +115,12 @@ if [ ${#missing[@]} -gt 0 ]; then
     say "adding the suite $unlisted in /etc/apt/sources.list.d/barometer-backports.list"
     printf 'deb %s %s main\n' "${BAROMETER_MIRROR:-http://deb.debian.org/debian}" "$unlisted" \
       | "${root[@]}" tee /etc/apt/sources.list.d/barometer-backports.list >/dev/null
+  fi
+  if [[ " ${missing[*]} " == *" postgresql "* ]] && ! [ -e /etc/postgresql-common ]; then
+    # a new server of Debian's would begin to run, with a cluster that nobody needs
+    "${root[@]}" install -d /etc/postgresql-common/createcluster.d
+    echo 'create_main_cluster = false' \
+      | "${root[@]}" tee /etc/postgresql-common/createcluster.d/barometer.conf >/dev/null
   fi
   "${root[@]}" "${apt[@]}" update >/dev/null || say "apt-get update failed, trying with the lists that are here"
   "${root[@]}" env DEBIAN_FRONTEND=noninteractive "${apt_install[@]}" "${missing[@]}" >&2

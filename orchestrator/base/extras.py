@@ -10,6 +10,7 @@ from orchestrator.base.reasons import Reason
 
 MODULES = {
     "bench": ("elftools", "libvirt", "libvirt_qemu", "paramiko", "tenacity"),
+    "history": ("alembic", "psycopg", "pyarrow", "ruptures", "sqlalchemy"),
     "report": ("google", "jinja2", "markupsafe", "perfetto"),
 }
 """Modules that each extra installs. Judging alone needs none of them."""

@@ -116,6 +116,22 @@ class Reason(StrEnum):
     NOT_MEASURED = "not-measured", _BENCH | _JUDGE, "no trial has the metric", "see its report"
     CELL_FAILED = "cell-failed", _BENCH, "the bench kept failing in a cell of a matrix", (
         "see the report of the cell, then run it again with the same --out")
+    # the history
+    HISTORY_NEWER = "history-newer", _BENCH, "the history was written by a newer barometer", (
+        "update barometer, or name another store")
+    HISTORY_DAMAGED = "history-damaged", _BENCH, "the history is damaged", (
+        "move it away; `barometer history add RUN...` fills a new one")
+    HISTORY_FOREIGN = "history-foreign", _BENCH, (
+        "the database of the history holds something else"), "name another file or database"
+    HISTORY_UNREACHABLE = "history-unreachable", _BENCH, (
+        "the database of the history does not answer"), (
+        "mend what the message names, then `barometer history add RUN...`")
+    NIGHT_AT_WORK = "night-at-work", _BENCH, "another night of the scenario is at work", (
+        "wait for it")
+    NIGHT_KILLED = "night-killed", _BENCH, "the run of a night was killed", (
+        "see who ends processes on the runner")
+    NO_HISTORY = "no-history", _INPUT, "no history is named", (
+        "set BAROMETER_HISTORY, or give --store")
     # kernels: names, packages, sources
     KERNEL_SPELLING = "kernel-spelling", _INPUT, (
         "a kernel is not spelled as any kind of kernel is"), "see `barometer ab --help`"

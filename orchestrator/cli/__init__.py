@@ -4,6 +4,8 @@ what it needs when it runs, so that help is quick.
     measure.py    who compares kernels: plan, run, ab, bisect
     read.py       who reads runs: report, compare, timeline, schema
     machine.py    who keeps machines: profile, recover, doctor, clean
+    nightly.py    who owns a lab's nights: nightly
+    history.py    who follows many runs: history add, list, show, trend, export, prune
 """
 
 from orchestrator.cli.entry import app, main

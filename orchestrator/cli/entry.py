@@ -24,6 +24,8 @@ from orchestrator.base.extras import missing_extra_explained
 from orchestrator.base.printable import escape_unprintable
 from orchestrator.base.reasons import Reason
 from orchestrator.cli import machine, measure, read
+from orchestrator.cli.history import history
+from orchestrator.cli.nightly import nightly
 from orchestrator.cli.streams import guard_streams
 
 # UsageError of the click that typer bundles, which is not always the installed one.
@@ -51,9 +53,11 @@ _VERBS: dict[str, Callable[..., None]] = {
     "timeline": read.timeline, "profile": machine.profile,
     "explain": read.explain_metrics, "schema": read.schema,
     "recover": machine.recover, "doctor": machine.doctor, "clean": machine.clean,
+    "nightly": nightly,
 }  # fmt: skip
 for _name, _verb in _VERBS.items():
     app.command(_name)(_verb)
+app.add_typer(history, name="history")
 
 
 def _print_version(value: bool) -> None:

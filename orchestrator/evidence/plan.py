@@ -37,6 +37,13 @@ class TrialRecord(Evidence):
     passes: tuple[Pass, ...]
 
 
+class RunnerRecord(Evidence):
+    """The machine that barometer ran on."""
+
+    name: str = ""
+    """Its name in the network. Older runs lack it."""
+
+
 class Plan(Evidence):
     """plan.json."""
 
@@ -53,6 +60,8 @@ class Plan(Evidence):
     """Older runs lack it. They had no settings besides the kernel."""
     guest_kernel: KernelRecord | None
     """Kernel of the guests of both arms; null if the workload has no guest."""
+    runner: RunnerRecord = RunnerRecord()
+    """Older runs may lack it."""
     trials: tuple[TrialRecord, ...]
     """Every trial in the order of execution, up to the largest number of pairs."""
 

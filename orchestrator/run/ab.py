@@ -12,13 +12,15 @@ from orchestrator.analysis.verdict.power import check_power
 from orchestrator.base import interrupts
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ScenarioError, key_named
+from orchestrator.base.extras import missing_extra_explained
 from orchestrator.base.folderlock import LOCK, only_writer
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
+from orchestrator.history.place import find_place
 from orchestrator.machine.runner.accel import choose_accel
 from orchestrator.run.cells import is_every_cell_made, run_cells
 from orchestrator.run.diskspace import no_space_explained
-from orchestrator.run.judging.judge import Judged, stop_rule
+from orchestrator.run.judging.judge import Judged, Run, stop_rule
 from orchestrator.run.judging.judgefolder import judge_folder, replace_exit_code
 from orchestrator.run.judging.noise import remember_noise
 from orchestrator.run.kernels import RunKernels
@@ -148,6 +150,7 @@ def measure(
     a metal host may not be as it was."""
     for cell in cells:
         check_power(cell.scenario)
+    _check_histories(cells)
     with progress.task("run"):
         try:
             with (
@@ -156,7 +159,7 @@ def measure(
             ):
                 _run(file, cells, folder, here)
             with progress.stage("judging"):
-                return judge_folder(folder, judged_run=remember_noise)
+                return judge_folder(folder, judged_run=_remember)
         except KeyboardInterrupt as exc:
             if not _is_made(file, cells, folder):
                 raise
@@ -168,6 +171,26 @@ def measure(
                 judged = judge_folder(folder)
             on_metal = any(isinstance(cell.scenario.host, MetalHost) for cell in cells)
             return replace_exit_code(judged, interrupts.EXIT_CODE) if on_metal else judged
+
+
+def _check_histories(cells: tuple[Cell, ...]) -> None:
+    """Find out before anything boots whether the run can be added to its history, if it has
+    one."""
+    if any(find_place(cell.scenario.history.store) for cell in cells):
+        with missing_extra_explained():
+            # only here: it loads the libraries for databases, which are an extra
+            from orchestrator.run.remember import check_history  # noqa: PLC0415
+
+        check_history(cell.scenario for cell in cells)
+
+
+def _remember(run: Run) -> None:
+    """Add a judged run to the noise of its machine, and to its history if it has one."""
+    remember_noise(run)
+    if find_place(run.scenario.history.store):
+        from orchestrator.run.remember import record_run  # noqa: PLC0415
+
+        record_run(run)
 
 
 def _run(file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, here: Runner) -> None:

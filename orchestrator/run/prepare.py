@@ -152,8 +152,8 @@ def build_plan(scenario: Scenario, prepared: Prepared) -> Plan:
         "kernels": kernels,
         "arm_settings": {arm: scenario.arms[arm].settings for arm in ARMS},
         "guest_kernel": guest_kernel and guest_kernel.to_json(),
-        "runner": {"system": platform.platform(), "machine": platform.machine(),
-                   "cpus": os.cpu_count()},
+        "runner": {"name": platform.node(), "system": platform.platform(),
+                   "machine": platform.machine(), "cpus": os.cpu_count()},
         "trials": [{"name": t.name, "pair": t.pair, "arm": t.arm, "passes": list(t.passes)}
                    for t in make_plan(scenario)],
     }  # fmt: skip

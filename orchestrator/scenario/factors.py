@@ -35,7 +35,7 @@ from orchestrator.scenario.model import Scenario
 
 MOST_CELLS = 64
 _NAME_LENGTH = 60
-_NO_FACTORS = ("arms", "trials", "matrix", "name", "expect", "workload")
+_NO_FACTORS = ("arms", "trials", "matrix", "name", "expect", "workload", "history")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from orchestrator.scenario.fields import LONGEST_CMDLINE, Expectation, ScenarioM
 from orchestrator.scenario.machines import Device, EmulatedDevice, Guest, HostSpec, NestedHost
 from orchestrator.scenario.map_workload import Map
 from orchestrator.scenario.metrics import METRIC_WORDS
-from orchestrator.scenario.trials import Arms, Judgement, Trace, Trials
+from orchestrator.scenario.trials import Arms, History, Judgement, Trace, Trials
 from orchestrator.scenario.vocabulary import (
     ARMS,
     AT_POINTS,
@@ -54,6 +54,7 @@ class Scenario(ScenarioModel):
     trials: Trials = Trials()
     trace: Trace = Trace()
     judgement: Judgement = Judgement()
+    history: History = History()
     expect: Annotated[dict[Metric, Expectation], Field(json_schema_extra=_describe_metrics)] = (
         Field(default_factory=dict)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -149,6 +150,24 @@ def explain_no_condition(names: Iterable[str]) -> str | None:
         if name == room and room not in _CONDITIONS_ALONE:
             return f'"{name}" is not a condition; "{room}.*" is all that begin with it'
     return None
+
+
+class History(ScenarioModel):
+    """The store of results that a run is added to."""
+
+    store: str = ""
+    """Path of a SQLite file, or postgresql://USER@HOST/DATABASE. Without it, that of
+    BAROMETER_HISTORY; without either, a run is in no history."""
+
+    @field_validator("store")
+    @classmethod
+    def _check_no_password(cls, store: str) -> str:
+        if re.match(r"\w[\w+]*://[^/@]*:[^/@]*@", store):
+            raise ValueError(
+                "has a password, and each run keeps a copy of its scenario: libpq reads the"
+                " password from ~/.pgpass"
+            )
+        return store
 
 
 class Judgement(ScenarioModel):

@@ -17,10 +17,13 @@ from playwright.sync_api import Browser, BrowserContext, sync_playwright
 from orchestrator.analysis.trial import Findings
 from orchestrator.analysis.verdict.comparison import Comparison
 from orchestrator.evidence.plan import Plan
+from orchestrator.history.pages import write_pages
+from orchestrator.history.store import Store
 from orchestrator.report.html.html import html_report
 from orchestrator.run.judging.matrix import MatrixDir, judge_cells
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, Role
+from tests.unit.history.weeks import fill, with_reports
 from tests.unit.report.pages import PLAN, RECORDED, RUNS, bad, compared, recorded, trials
 from tests.unit.scenarios import scenario
 from tests.unit.timelines import booted
@@ -136,6 +139,39 @@ def test_page_of_a_matrix_is_sound(chromium: Browser, tmp_path: Path, scheme: An
         assert seen.faults == []
         seen.page.locator(".cell a").first.click()
         seen.page.locator("#table").wait_for()  # the cell's own page
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_of_a_history_are_sound(chromium: Browser, tmp_path: Path, scheme: Any) -> None:
+    """On a phone: the index and a series, and the way from one to the other by keyboard."""
+    with Store.open(str(tmp_path / "history.db")) as store:
+        fill(store, 60, str(tmp_path / "nights"))
+        with_reports(tmp_path / "nights", 60)
+        write_pages(store, tmp_path / "out")
+    [series] = (tmp_path / "out/series").glob("gpu2-*-bar_map_cost-*.html")
+    with chromium.new_context(
+        color_scheme=scheme, viewport={"width": 400, "height": 800}
+    ) as context:
+        for path in (tmp_path / "out/index.html", series):
+            seen = Seen(context, path)
+            for details in seen.page.locator("details").all():
+                details.evaluate("details => { details.open = true }")
+            assert seen.page.evaluate("document.documentElement.scrollWidth") <= 400
+            found = Axe().run(seen.page)
+            assert found.violations_count == 0, found.generate_report()
+            assert seen.faults == []
+        page = Seen(context, tmp_path / "out/index.html").page
+        page.locator("summary").first.focus()
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")  # the table's region
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        chart = page.locator("svg.series")
+        chart.wait_for()
+        assert chart.locator("circle").count() == 60
+        page.locator("header a").click()
+        page.locator(".strip a").last.click()
+        page.locator("h1", has_text="A report").wait_for()
 
 
 def test_page_is_whole_without_scripts(chromium: Browser, report: Path) -> None:

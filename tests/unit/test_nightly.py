@@ -1,4 +1,4 @@
-"""ci/nightly/nightly.sh with a barometer that only records its calls."""
+"""`barometer nightly`, whose other verbs are those of a program that only records its calls."""
 
 from __future__ import annotations
 
@@ -15,11 +15,21 @@ from pathlib import Path
 import pytest
 
 from orchestrator.evidence.layout import RunDir
+from orchestrator.history.rows import NightRow
+from orchestrator.history.store import Store
 from tests.unit.recorded import copied_run
 from tests.unit.recorded import judge_and_save as judge
 
-NIGHTLY = Path(__file__).parents[2] / "ci/nightly/nightly.sh"
-SECONDS = 30.0
+pytestmark = pytest.mark.slow  # each starts processes
+ROOT = Path(__file__).parents[2]
+DRIVER = """
+import sys
+from orchestrator.run import nightly
+nightly.PROGRAM = [sys.argv.pop(1)]
+from orchestrator.cli import main
+main()
+"""
+SECONDS = 300.0
 HEADER = "time,bar_map_cost.ratio\n"
 FAKE = """#!/bin/bash
 # Each call is a line; what it does stands in files beside: the exit code of a verb, and of `run`
@@ -56,7 +66,7 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.bin, self.dir = folder / "bin", folder / "nights"
         self.scenario = folder / "gpu.toml"
-        self.scenario.touch()
+        shutil.copy(ROOT / "fixtures/scenarios/metal-gpu.toml", self.scenario)
         self.bin.mkdir()
         self.replaced_by(FAKE)
 
@@ -73,10 +83,11 @@ class Lab:
             whole(folder)
 
     def begin(self, *arguments: object) -> subprocess.Popen[str]:
-        path = f"{self.bin}:{Path(sys.executable).parent}:/usr/bin:/bin"
         return subprocess.Popen(
-            [NIGHTLY, "--dir", self.dir, *map(str, arguments or (self.scenario,))],
-            env={"PATH": path}, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            [sys.executable, "-c", DRIVER, self.bin / "barometer", "nightly", "--dir", self.dir,
+             *map(str, arguments or (self.scenario,))],
+            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), "HOME": str(self.dir.parent)},
+            text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             cwd=self.scenario.parent, start_new_session=True,
         )  # fmt: skip
 
@@ -97,7 +108,12 @@ class Lab:
 
     @property
     def nights(self) -> list[str]:
-        return sorted(path.name for path in (self.dir / "runs").iterdir())
+        return sorted(path.name for path in (self.folder / "runs").iterdir())
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the scenario."""
+        return self.dir / "gpu"
 
     def until(self, call: str) -> None:
         deadline = time.monotonic() + SECONDS
@@ -107,7 +123,7 @@ class Lab:
 
     def night(self, name: str, *cells: str) -> Path:
         """Add an earlier night. It is whole if it has cells; "" is the run itself."""
-        folder = self.dir / "runs" / name
+        folder = self.folder / "runs" / name
         folder.mkdir(parents=True)
         for cell in cells:
             whole(folder / cell)
@@ -180,7 +196,7 @@ def test_a_machine_that_is_not_as_it_was_outweighs_a_verdict(lab: Lab, code: int
     ended, said = lab()
     assert ended == 3
     assert "the machine is not as it was; once that is mended: barometer recover" in said
-    assert (lab.dir / "published/report.html").exists()
+    assert (lab.folder / "published/report.html").exists()
 
 
 def test_a_runner_that_cannot_be_cleaned_is_no_reason_to_leave_the_machine(lab: Lab) -> None:
@@ -246,7 +262,7 @@ def test_a_run_that_is_killed_is_put_back_after(lab: Lab) -> None:
     (lab.bin / "dies").touch()
     ended, said = lab()
     assert ended == 3
-    assert "the run was killed (exit code 137)" in said
+    assert "the run was killed (exit code -9)" in said
     assert lab.verbs[:4] == ["run", "clean", "recover", "recovered"]
 
 
@@ -254,7 +270,7 @@ def test_a_run_ends_at_its_limit(lab: Lab) -> None:
     (lab.bin / "hangs").touch()
     ended, said = lab("--limit", "1s", lab.scenario)
     assert ended == 3
-    assert "error: the run was not done within 1s" in said
+    assert "error: the run was not done within 1 s" in said
     assert lab.verbs[:6] == ["run", "hangs", "ended", "clean", "recover", "recovered"]
 
 
@@ -263,15 +279,19 @@ def test_of_two_nights_at_once_the_second_touches_nothing(
 ) -> None:
     ended, said = lab()
     assert ended == 3
-    assert f"another night is at work in {lab.dir}" in said
+    assert f"another night is at work in {lab.folder}" in said
     assert lab.verbs == ["run", "hangs"]
 
 
 def test_what_fails_after_the_run_is_no_regression(lab: Lab) -> None:
     lab.measures()
-    (lab.dir / "history.csv").mkdir(parents=True)
-    assert lab()[0] == 3
+    lab.dir.mkdir()
+    (lab.dir / "history.db").write_text("no database, " * 1000)
+    ended, said = lab()
+    assert ended == 3
+    assert "history add RUN" in said
     assert "recovered" in lab.verbs
+    assert (lab.folder / "published/report.html").exists()
 
 
 def test_recover_alone(lab: Lab) -> None:
@@ -281,97 +301,95 @@ def test_recover_alone(lab: Lab) -> None:
     assert lab("--recover", lab.scenario)[0] == 3
 
 
-def test_a_wrong_scenario_is_no_machine_that_is_not_as_it_was(lab: Lab) -> None:
-    lab.exits("run", 2)
-    lab.exits("recover", 2)
+def test_a_wrong_scenario_touches_nothing(lab: Lab) -> None:
+    lab.scenario.write_text("name = 1")
     assert lab()[0] == 2
-    lab.exits("recover", 3)
-    assert lab()[0] == 3
+    assert lab.calls == []
+
+
+def test_a_nested_host_ends_with_its_run_and_is_not_put_back(lab: Lab) -> None:
+    shutil.copy(ROOT / "fixtures/recorded/map-exact/scenario.toml", lab.scenario)
+    lab.measures()
+    assert lab()[0] == 0
+    assert lab.verbs == ["run", "clean"]
+    assert night_of(lab).put_back is None
 
 
 def test_options_of_the_run_are_handed_on(lab: Lab) -> None:
     lab("--keep", 3, lab.scenario, "--pairs", 3, "--set", "host.wait=60")
-    night = f"{lab.dir}/runs/{lab.nights[0]}"
+    night = f"{lab.folder}/runs/{lab.nights[0]}"
     assert lab.calls[0] == f"run {lab.scenario} --out {night} --pairs 3 --set host.wait=60"
 
 
 def test_what_a_failed_run_has_is_reported(lab: Lab) -> None:
+    copied_run(lab.bin / "whole")
     lab.exits("run", 3)
     lab.exits("report", 4)
     assert lab()[0] == 3
-    assert lab.calls[-1] == f"report {lab.dir}/runs/{lab.nights[0]}"
+    assert lab.calls[-1] == f"report {lab.folder}/runs/{lab.nights[0]}"
 
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "no scenario"),
-        (["--keep"], "--keep needs a value"),
-        (["--keep", "0", "gpu.toml"], "--keep 0: not a number of nights"),
+        (["--keep", "0", "gpu.toml"], "Invalid value for '--keep'"),
         (["--limit", "soon", "gpu.toml"], "--limit soon: not a time"),
-        (["--pairs", "3", "gpu.toml"], "--pairs is unknown here"),
-        (["gpu.toml", "--set", "host.address=b"], "which machine it is stands in gpu.toml"),
-        (["gpu.toml", "--out", "x"], "--out: a night's run is in DIR/runs"),
-        (["missing.toml"], "missing.toml: no scenario file"),
-        (["root@gpu1.lab"], "root@gpu1.lab: no scenario file"),
+        (["gpu.toml", "--set", "host.address=b"], "the scenario names the machine"),
+        (["gpu.toml", "--out", "x"], "No such option"),
+        (["missing.toml"], "missing.toml"),
+        (["gpu.toml", "gpu.toml"], "one name"),
     ],
 )
 def test_a_wrong_command_line_touches_nothing(
     lab: Lab, arguments: list[str], expected: str
 ) -> None:
-    ended, text = lab(*(arguments or ["--dir", str(lab.dir)]))
+    ended, text = lab(*arguments)
     assert ended == 2
     assert expected in text
     assert lab.calls == []
 
 
-def test_history_grows_by_a_row_for_each_whole_night(lab: Lab) -> None:
-    lab.dir.mkdir()
-    (lab.dir / "history.csv").write_text(HEADER + "2026-08-31,0.6\n")
-    lab.measures()
-    lab()
-    whole_history = HEADER + "2026-08-31,0.6\n2026-09-01,0.5\n"
-    assert (lab.dir / "history.csv").read_text() == whole_history
-    assert (lab.dir / "published/history.csv").read_text() == whole_history
+def night_of(lab: Lab) -> NightRow:
+    """Return what the store has of the last night."""
+    with Store.open(str(lab.dir / "history.db"), create=False) as store:
+        return store.nights()[-1]
 
 
-def test_a_night_that_measured_nothing_has_no_row(lab: Lab) -> None:
-    lab.measures()
-    (lab.bin / "whole/results.csv").write_text(HEADER)
-    lab.night("20260831T011700Z", "")
-    assert lab()[0] == 0
-    assert not (lab.dir / "history.csv").exists()
-    assert "compare" not in lab.verbs
-
-
-def test_history_with_former_names_goes_on(lab: Lab) -> None:
-    former = (
-        "time,branch,run,verdict,host_boot_seconds.ratio,bar_map_seconds@full/1GiB/cold.ratio\n"
-        '2026-08-30,gpu/none,"r,1",improved,1,0.5\n2026-08-31,gpu/exact,r2,improved,1,0.6\n'
+def test_a_night_without_a_run_is_stored_with_its_reason(lab: Lab) -> None:
+    lab.exits("run", 3)
+    fails = FAKE.replace(
+        'said "$*"\n',
+        'said "$*"\n[ "$1" != run ] || printf '
+        "'barometer: error: no SSH server\\nreason: host-no-ssh\\n' >&2\n",
     )
-    columns = (
-        "time,branch,unit,run,verdict,host_boot_seconds.ratio,bar_map_cost@full/1GiB/cold.ratio\n"
-    )
-    lab.dir.mkdir()
-    (lab.dir / "history.csv").write_text(former)
-    lab.measures()
-    tonight = "2026-09-01,gpu/tcg,emulated s,r3,improved,1,0.7\n"
-    (lab.bin / "whole/results.csv").write_text(columns + tonight)
-    lab()
-    assert (lab.dir / "history.csv").read_text() == (
-        columns + '2026-08-30,gpu/none,s,"r,1",improved,1,0.5\n'
-        "2026-08-31,gpu/exact,Ginsn,r2,improved,1,0.6\n" + tonight
-    )
+    lab.replaced_by(fails)
+    assert lab()[0] == 3
+    night = night_of(lab)
+    assert (night.reason, night.message) == ("host-no-ssh", "no SSH server")
+    assert (night.exit_code, night.put_back) == (3, True)
+    assert "no run, host-no-ssh" in (lab.dir / "page/index.html").read_text()
+    assert "no run, host-no-ssh" in (lab.folder / "published/mail.txt").read_text()
 
 
-def test_a_history_of_other_columns_is_put_aside(lab: Lab) -> None:
-    lab.dir.mkdir()
-    (lab.dir / "history.csv").write_text("time,verdict\n2026-08-31,improved\n")
-    lab.measures()
-    lab()
-    assert (lab.dir / "history.csv").read_text() == HEADER + "2026-09-01,0.5\n"
-    [old] = lab.dir.glob("history-until-*.csv")
-    assert old.read_text() == "time,verdict\n2026-08-31,improved\n"
+def test_a_machine_that_is_not_as_it_was_is_stored(lab: Lab) -> None:
+    lab.exits("recover", 3)
+    assert lab()[0] == 3
+    assert night_of(lab).put_back is False
+    assert "not as it was" in (lab.dir / "page/mail.txt").read_text()
+
+
+def test_nights_of_several_scenarios_are_in_one_store(lab: Lab) -> None:
+    other = lab.scenario.with_name("gpu2.toml")
+    other.write_text(lab.scenario.read_text().replace('name = "', 'name = "second-'))
+    copied_run(lab.bin / "whole")
+    lab.exits("run", 1)
+    assert lab(lab.scenario, other)[0] == 1
+    assert lab.verbs == ["run", "clean", "recover", "recovered", "report"] * 2
+    with Store.open(str(lab.dir / "history.db"), create=False) as store:
+        folders = {Path(run.row.folder).parents[1].name for run in store.runs()}
+        assert folders <= {"gpu", "gpu2"}
+        assert len(store.nights()) == 2
+        assert store.series()
 
 
 @pytest.mark.parametrize(
@@ -389,75 +407,74 @@ def test_a_night_is_compared_with_the_last_whole_one(
     lab.exits("compare", compare)
     ended, said = lab()
     assert ended == code
-    assert lab.calls[-1] == f"compare {before} {lab.dir}/runs/{lab.nights[-1]}"
-    assert (lab.dir / "published/compare.txt").read_text() == f"tonight against {before}\n"
+    assert lab.calls[-1] == f"compare {before} {lab.folder}/runs/{lab.nights[-1]}"
+    assert (lab.folder / "published/compare.txt").read_text() == f"tonight against {before}\n"
     assert ("the candidate regressed since" in said) == (compare == 1)
 
 
-def test_cells_of_a_matrix_have_histories_of_their_own(lab: Lab) -> None:
+def test_cells_of_a_matrix_are_compared_each(lab: Lab) -> None:
     before = lab.night("20260831T011700Z", "cells/ovmf", "cells/seabios")
     lab.measures("cells/ovmf", "cells/seabios")
     lab()
-    tonight = lab.dir / "runs" / lab.nights[-1]
+    tonight = lab.folder / "runs" / lab.nights[-1]
     assert lab.calls[-2:] == [
         f"compare {before}/cells/{cell} {tonight}/cells/{cell}" for cell in ("ovmf", "seabios")
     ]
     published = {
-        path.relative_to(lab.dir / "published").as_posix()
-        for path in (lab.dir / "published").rglob("*.*")
+        path.relative_to(lab.folder / "published").as_posix()
+        for path in (lab.folder / "published").rglob("*.*")
         if path.is_file()
     }
-    assert {"history-ovmf.csv", "cells/ovmf/report.html", "cells/seabios/compare.txt"} <= published
+    assert {"cells/ovmf/report.html", "cells/seabios/compare.txt"} <= published
     assert not any("trials" in name for name in published)
 
 
-def test_so_many_nights_are_kept(lab: Lab) -> None:
-    names = [f"202608{day}T011700Z" for day in range(10, 16)]
-    for name in names:
-        lab.night(name, "")
-    (lab.dir / "runs/by-hand").mkdir()
-    lab.measures()
-    lab("--keep", 3, lab.scenario)
-    assert lab.nights[:3] == [*names[-2:], lab.nights[2]]
-    assert lab.nights[3:] == ["by-hand"]
+def test_old_nights_are_removed_if_the_store_has_them(lab: Lab) -> None:
+    """Nights without a run are stored by their night.json; one that nobody stored stays."""
+    (lab.folder / "runs").mkdir(parents=True)
+    unknown = copied_run(lab.folder / "runs/20260810T011700Z")
+    for _ in range(3):
+        assert lab("--keep", 1, lab.scenario)[0] == 0
+        time.sleep(1.0)  # a night's folder is named after its second
+    assert len(lab.nights) == 2
+    assert lab.nights[0] == unknown.name
+    with Store.open(str(lab.dir / "history.db"), create=False) as store:
+        assert len(store.nights()) == 3
 
 
-def test_the_last_whole_night_is_kept_for_the_next_one(lab: Lab) -> None:
-    lab.night("20260810T011700Z", "")
-    lab.night("20260811T011700Z", "cells/ovmf")
-    for day in range(12, 16):
-        lab.night(f"202608{day}T011700Z")
-    lab.exits("run", 3)
-    lab("--keep", 2, lab.scenario)
-    assert lab.nights == ["20260811T011700Z", "20260815T011700Z", lab.nights[-1]]
-
-
-def test_what_was_published_is_of_this_night_or_gone(lab: Lab) -> None:
-    (lab.dir / "published").mkdir(parents=True)
-    (lab.dir / "published/report.html").touch()
-    lab.replaced_by("#!/bin/sh\nexit 2\n")  # leaves no folder
-    assert lab()[0] == 2
-    assert not (lab.dir / "published").exists()
+def test_what_was_published_is_of_this_night(lab: Lab) -> None:
+    (lab.folder / "published").mkdir(parents=True)
+    (lab.folder / "published/report.html").touch()
+    lab.replaced_by("#!/bin/sh\nexit 2\n")  # leaves nothing
+    assert lab()[0] == 3  # not put back, either
+    assert {path.name for path in (lab.folder / "published").iterdir()} == {
+        "night.json", "mail.txt"
+    }  # fmt: skip
 
 
 def test_two_nights_judged_by_barometer_itself(lab: Lab, tmp_path: Path) -> None:
     """Only `run` and `recover` are fake."""
-    real = Path(sys.executable).parent / "barometer"
+    real = f"{sys.executable} -m orchestrator.cli"
     copied_run(tmp_path / "recorded")
     lab.replaced_by(
         "#!/bin/sh\n"
         f'[ "$1" != recover ] || exit 0\n[ "$1" = run ] || exec {real} "$@"\n'
         f'cp -r {tmp_path}/recorded "$4"\nexec {real} report "$4"\n'
     )
-    before = lab.dir / "runs/20260831T011700Z"
+    before = lab.folder / "runs/20260831T011700Z"
     shutil.copytree(tmp_path / "recorded", before)
     judge(RunDir.open(before))
     ended, said = lab()
     assert ended == 0, said
-    assert len((lab.dir / "history.csv").read_text().splitlines()) == 2
-    published = {path.name for path in (lab.dir / "published").iterdir()}
+    with Store.open(str(lab.dir / "history.db"), create=False) as store:
+        assert [run.row.folder for run in store.runs()] == [
+            str(lab.folder / "runs" / lab.nights[-1])
+        ]
+        assert store.nights()[0].reason == ""
+    assert (lab.dir / "page/index.html").exists()
+    published = {path.name for path in (lab.folder / "published").iterdir()}
     assert published == {
         "report.html", "report.txt", "junit.xml", "results.csv", "comparison.json", "compare.txt",
-        "history.csv",
+        "night.json", "mail.txt",
     }  # fmt: skip
-    assert "against" in (lab.dir / "published/compare.txt").read_text()
+    assert "against" in (lab.folder / "published/compare.txt").read_text()

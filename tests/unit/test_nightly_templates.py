@@ -1,5 +1,5 @@
 """The templates in ci/nightly/ that a lab copies, checked by the schemas of GitHub and GitLab and
-by systemd. Each has to call the script with options that exist, run one night at a time for a
+by systemd. Each has to call the verb with options that exist, run one night at a time for a
 machine, put the machine back whatever happened, and leave the time for it."""
 
 from __future__ import annotations
@@ -8,11 +8,14 @@ import re
 import shutil
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+
+from orchestrator.cli.nightly import nightly
 
 ROOT = Path(__file__).parents[2]
 NIGHTLY = ROOT / "ci/nightly"
@@ -38,7 +41,11 @@ def limit(command: str) -> float:
 
 @pytest.mark.parametrize(
     ("name", "schema"),
-    [("github-actions.yml", "vendor.github-workflows"), ("gitlab-ci.yml", "vendor.gitlab-ci")],
+    [
+        ("github-actions.yml", "vendor.github-workflows"),
+        ("gitlab-ci.yml", "vendor.gitlab-ci"),
+        ("buildkite.yml", "vendor.buildkite"),
+    ],
 )
 def test_what_a_lab_copies_has_its_form(name: str, schema: str) -> None:
     program = Path(sys.executable).parent / "check-jsonschema"
@@ -55,9 +62,9 @@ def test_units_are_what_systemd_knows(tmp_path: Path) -> None:
         pytest.skip("no systemd-analyze here: systemd is not what barometer needs")
     for name in UNITS:
         text = (NIGHTLY / name).read_text()
-        (tmp_path / name.replace("@", "@gpu1")).write_text(
-            text.replace("/opt/barometer", str(ROOT))
-        )
+        # systemd looks for the program
+        program_there = text.replace("/opt/barometer/.venv/bin/barometer", sys.executable)
+        (tmp_path / name.replace("@", "@gpu1")).write_text(program_there)
     done = subprocess.run(
         [program, "verify", "--man=no", *sorted(tmp_path.iterdir())],
         capture_output=True, text=True, timeout=60, check=False,
@@ -112,16 +119,35 @@ def test_systemd_restores_after_the_service_within_its_time() -> None:
     assert " --recover " in service["ExecStopPost"]
     for key in ("ExecStart", "ExecStopPost"):
         assert service[key].endswith("/etc/barometer/%i.toml")
-        assert "--dir %S/barometer-nightly/%i " in service[key]
+        assert "--dir %S/barometer-nightly " in service[key]
     # /var/lib/barometer holds barometer's files on a machine under test, and is removed as a whole
     assert "barometer" not in service["StateDirectory"].split()
 
 
-@pytest.mark.parametrize("name", ["github-actions.yml", "gitlab-ci.yml", UNITS[0]])
-def test_templates_use_options_that_the_script_has(name: str) -> None:
-    calls = re.findall(r"nightly\.sh\"?((?: .*)?)", (NIGHTLY / name).read_text())
-    known = set(re.findall(r"^#   (--[a-z]+)", (NIGHTLY / "nightly.sh").read_text(), re.MULTILINE))
+def test_buildkite_restores_in_a_step_of_its_own_whatever_became_of_the_night() -> None:
+    measure, wait, restore = template("buildkite.yml")["steps"]
+    assert wait["continue_on_failure"] is True
+    assert measure["concurrency"] == restore["concurrency"] == 1
+    assert measure["concurrency_group"] == restore["concurrency_group"]
+    assert measure["timeout_in_minutes"] / 60 >= limit(measure["command"][0]) + 1
+    assert "--recover" in restore["command"][-1]
+
+
+def test_jenkins_restores_after_every_build() -> None:
+    text = (NIGHTLY / "Jenkinsfile").read_text()
+    timeout = re.search(r"timeout\(time: (\d+), unit: 'HOURS'\)", text)
+    assert timeout is not None
+    assert int(timeout[1]) >= limit(text) + 1
+    assert "disableConcurrentBuilds()" in text
+    assert "--recover" in text.partition("always {")[2]
+
+
+@pytest.mark.parametrize(
+    "name", ["github-actions.yml", "gitlab-ci.yml", "buildkite.yml", "Jenkinsfile", UNITS[0]]
+)
+def test_templates_use_options_that_the_verb_has(name: str) -> None:
+    calls = re.findall(r"barometer\"? nightly( .*)", (NIGHTLY / name).read_text())
+    known = {f"--{parameter.replace('_', '-')}" for parameter in signature(nightly).parameters}
     assert len(calls) == 2
     for call in calls:
-        before_scenario = re.split(r'"\$SCENARIO"|/etc/barometer', call)[0]
-        assert {*re.findall(r"--[a-z]+", before_scenario)} <= known
+        assert {*re.findall(r"--[a-z-]+", call)} <= known | {"--dir"}

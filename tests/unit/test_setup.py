@@ -14,22 +14,24 @@ from orchestrator.analysis.doctor.checks_runner import FOR_BUILDS, FOR_USERS, PR
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-RUNNING = [*PROJECT["dependencies"], *EXTRAS["bench"], *EXTRAS["report"], *EXTRAS["build"]]
+RUNNING = [*PROJECT["dependencies"], *EXTRAS["bench"], *EXTRAS["history"],
+           *EXTRAS["report"], *EXTRAS["build"]]  # fmt: skip
 TESTS = EXTRAS["dev"]
-_LOCKED = re.compile(r"(?m)^([a-z0-9-]+)(==.*(?:\n    --hash=.*)+)")
+_LOCKED = re.compile(r"(?m)^([a-z0-9-]+)(?:\[\w+\])?(==.*(?:\n    --hash=.*)+)")
 
 
 def locked(name: str) -> dict[tuple[str, str], set[str]]:
-    """Return name, version and marker of each requirement -> its hashes."""
+    """Return name and version of each requirement -> its hashes. Its marker may differ: what one
+    list needs on some systems only, another may need on all."""
     found = {}
     for project, pin in _LOCKED.findall((ROOT / "ci" / name).read_text()):
         version, *hashes = pin.replace("\\", "").split("\n")
-        found[project, version.strip()] = {line.strip() for line in hashes}
+        found[project, version.partition(";")[0].strip()] = {line.strip() for line in hashes}
     return found
 
 
 def names(requirements: list[str]) -> set[str]:
-    return {re.split(r"[<>=]", requirement)[0] for requirement in requirements}
+    return {re.split(r"[\[<>=]", requirement)[0] for requirement in requirements}
 
 
 @pytest.mark.parametrize(

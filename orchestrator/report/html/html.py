@@ -50,6 +50,11 @@ def html_profile(page: ProfilePage) -> str:
     return _environment().get_template("profile.html.jinja").render(page=page, **_assets())
 
 
+def html_page(template: str, **values: object) -> str:
+    """Return a whole page from a template of this room."""
+    return _environment().get_template(template).render(**values, **_assets())
+
+
 @cache
 def _assets() -> dict[str, object]:
     """Return the page's style, its script, and the script's hash."""

@@ -7,8 +7,10 @@ import os
 
 from orchestrator.analysis.verdict.power import measure_noise
 from orchestrator.base.errors import BarometerError
+from orchestrator.base.extras import missing_extra_explained
 from orchestrator.base.folderlock import only_writer
-from orchestrator.evidence.noise import MetricNoise, load_noise, save_noise
+from orchestrator.evidence.noise import MOST_NIGHTS, MetricNoise, load_noise, save_noise
+from orchestrator.history.place import find_place
 from orchestrator.machine.runner.state import default_state_folder
 from orchestrator.run.judging.judge import Run
 from orchestrator.scenario.machines import HostSpec
@@ -28,7 +30,33 @@ def machine_of(host: HostSpec) -> str:
 def recall_noise(scenario: Scenario, metric: Metric) -> MetricNoise | None:
     """Return what earlier runs of the scenario on this machine showed of a metric."""
     memory = load_noise(default_state_folder() / _FOLDER)
-    return memory.find(machine_of(scenario.host), scenario.name, metric)
+    own = memory.find(machine_of(scenario.host), scenario.name, metric)
+    stored = _recall_from_history(scenario, metric)
+    known = [noise for noise in (own, stored) if noise is not None]
+    return max(known, key=lambda noise: len(noise.nights), default=None)
+
+
+def _recall_from_history(scenario: Scenario, metric: Metric) -> MetricNoise | None:
+    """Return what the history has of the machine's noise. None if there is no history, or if it
+    cannot be read: noise is a help, and no evidence."""
+    if not (place := find_place(scenario.history.store)):
+        return None
+    machine = machine_of(scenario.host)
+    try:
+        with missing_extra_explained():
+            # only here: it loads the libraries for databases, which are an extra
+            from orchestrator.history.store import Store  # noqa: PLC0415
+
+        with Store.open(place, create=False) as store:
+            nights = store.noise(machine, scenario.name, metric, MOST_NIGHTS)
+    except (OSError, BarometerError) as exc:
+        log.warning("barometer: the history is not asked for noise: %s", exc)
+        return None
+    if not nights:
+        return None
+    return MetricNoise(
+        machine=machine, scenario=scenario.name, metric=metric, nights=tuple(nights)
+    )
 
 
 def recall_usual_change(scenario: Scenario, metric: Metric) -> float | None:
