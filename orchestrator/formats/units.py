@@ -1,8 +1,15 @@
-"""Sizes in binary units: parse and format them."""
+"""Units of sizes, times and instruction counts: parse and format sizes."""
 
 from __future__ import annotations
 
 import re
+
+PREFIXES = {
+    "s": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9},
+    "Ginsn": {"Ginsn": 1.0, "Minsn": 1e-3, "kinsn": 1e-6, "insn": 1e-9},
+}
+"""Unit of a cost -> its unit with each SI prefix, the largest first, and what that is in it."""
+
 
 KIB, MIB, GIB, TIB = 2**10, 2**20, 2**30, 2**40
 

@@ -21,7 +21,8 @@ from pydantic import (
     WithJsonSchema,
 )
 
-from orchestrator.formats.units import MIB, SIZE, TIB, format_size, parse_size
+from orchestrator.formats.units import MIB, PREFIXES, SIZE, TIB, format_size, parse_size
+from orchestrator.scenario.metrics import MetricKind
 from orchestrator.scenario.vocabulary import word_name
 
 
@@ -75,19 +76,45 @@ Percent = Annotated[
 _OUTCOMES = ("improved", "equivalent", "not-regressed", "regressed")
 
 
-_BOUND = re.compile(r"(<=|>=|<|>)\s*([0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)")
+_INSTRUCTIONS = tuple(PREFIXES["Ginsn"])
+
+
+_BOUND = re.compile(
+    r"(<=|>=|<|>)\s*(([0-9]+(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?)\s*"
+    rf"(x|{'|'.join((*PREFIXES['s'], *_INSTRUCTIONS))})?)"
+)
+
+
+Bounded = Literal["ratio", "count", "s", "Ginsn"]
+"""What a bound limits: the ratio candidate / baseline, or the candidate's own number in a unit."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A bound that a scenario sets on a ratio, candidate / baseline: `<= 1.02`."""
+    """A bound that a scenario sets: on the ratio candidate / baseline (`<= 1.02`, `<= 2x`), or on
+    the candidate's own number (`<= 1ms`, `<= 50 kinsn`; of a count `<= 32`)."""
 
     sign: Literal["<=", ">=", "<", ">"]
     limit: float
+    """In the unit of what is bounded."""
+    unit: Literal["", "x", "s", "Ginsn"] = ""
+    """The spelled unit without its prefix; x: times the baseline's."""
+    spelled: str = ""
+    """The number with its unit, as the scenario spells it."""
 
-    def holds(self, ratio: float) -> bool:
+    def bounded(self, kind: MetricKind) -> Bounded | None:
+        """Return what the bound limits of a metric of this kind; None if it cannot apply. Without
+        a unit a whole number limits a count, and any other number a ratio."""
+        if self.unit == "s":
+            return None if kind == "count" else "s"
+        if self.unit == "Ginsn":
+            return "Ginsn" if kind == "cost" else None
+        is_number = kind == "count" and not self.unit and self.spelled.isdecimal()
+        return "count" if is_number else "ratio"
+
+    def holds(self, number: float) -> bool:
         compare = {"<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt}
-        return bool(compare[self.sign](ratio, self.limit))
+        return bool(compare[self.sign](number, self.limit))
 
     @property
     def limits_above(self) -> bool:
@@ -95,20 +122,37 @@ class Bound:
         return self.sign in ("<=", "<")
 
     def __str__(self) -> str:
-        return f"{self.sign} {self.limit:g}"
+        return f"{self.sign} {self.spelled or f'{self.limit:g}'}"
+
+
+def parse_bound(text: str) -> Bound | None:
+    """Parse a bound as a scenario spells it; None if the text is none."""
+    match = _BOUND.fullmatch(text.strip())
+    if match is None:
+        return None
+    sign, spelled, number, suffix = match.groups()
+    limit, unit = float(number), ""
+    for name, prefixes in PREFIXES.items():
+        if suffix in prefixes:
+            limit, unit = limit * prefixes[suffix], name
+    return Bound(
+        cast(Literal["<="], sign), limit, cast(Literal["x"], suffix if suffix == "x" else unit),
+        spelled,
+    )  # fmt: skip
 
 
 def _parse_expectation(text: object) -> object:
     if isinstance(text, str) and text not in _OUTCOMES:
-        match = _BOUND.fullmatch(text.strip())
-        if match is None:
+        bound = parse_bound(text)
+        if bound is None:
             near = difflib.get_close_matches(text, _OUTCOMES, 1, 0.5)
             raise ValueError(
                 f'"{text}" is not an expectation'
                 + (f'; did you mean "{near[0]}"?' if near else "")
-                + f': one of {", ".join(_OUTCOMES)}, or a bound of the ratio as "<= 1.02"'
+                + f': one of {", ".join(_OUTCOMES)}, a bound of the ratio as "<= 1.02", or a'
+                ' bound of the candidate\'s own number as "<= 1ms", "<= 50 kinsn", "<= 32"'
             )
-        return Bound(cast(Literal["<="], match[1]), float(match[2]))
+        return bound
     return text
 
 
@@ -122,7 +166,7 @@ Expectation = Annotated[
     PlainSerializer(str, return_type=str),
     WithJsonSchema({
         "anyOf": [{"enum": list(_OUTCOMES)}, {"type": "string", "pattern": _BOUND.pattern}],
-        "examples": ["improved", "<= 1.02"],
+        "examples": ["improved", "<= 1.02", "<= 1ms", "<= 50 kinsn", "<= 32"],
     }),
 ]  # fmt: skip
 

@@ -10,7 +10,12 @@ from pydantic import Field, field_validator, model_validator
 from orchestrator.base.spelling import nearest_name
 from orchestrator.formats.abi import LEAVES, PAGE
 from orchestrator.formats.units import MIB, format_size
-from orchestrator.scenario.fields import LONGEST_CMDLINE, Expectation, ScenarioModel
+from orchestrator.scenario.fields import (
+    LONGEST_CMDLINE,
+    Bound,
+    Expectation,
+    ScenarioModel,
+)
 from orchestrator.scenario.machines import Device, EmulatedDevice, Guest, HostSpec, NestedHost
 from orchestrator.scenario.map_workload import Map
 from orchestrator.scenario.metrics import METRIC_WORDS
@@ -59,7 +64,8 @@ class Scenario(ScenarioModel):
         Field(default_factory=dict)
     )
     """Results that the metrics must have for exit code 0: improved, equivalent, not-regressed,
-    regressed, or a bound of the ratio candidate / baseline such as "<= 1.02"."""
+    regressed, or a bound: of the ratio candidate / baseline ("<= 1.02", "<= 2x"), or of the
+    candidate's own number ("<= 1ms"; "<= 50 kinsn" with accel exact; of a count "<= 32")."""
 
     @property
     def nested(self) -> NestedHost:
@@ -238,8 +244,10 @@ class Scenario(ScenarioModel):
     def _check_expected(self) -> Scenario:
         names = self.metrics()
         headline = {f"{m}@{p.name}": m for p in self.points() if p.headline for m in AT_POINTS}
-        for name in self.expect:
+        for name, expectation in self.expect.items():
             if name in names:
+                if isinstance(expectation, Bound):
+                    self._check_bound(name, expectation)
                 continue
             known = name in METRICS or name.partition("@")[0] in AT_POINTS
             why = "is not measured by this workload and its passes" if known else "is not a metric"
@@ -249,3 +257,16 @@ class Scenario(ScenarioModel):
                 near = nearest_name(name, names, names)
             raise ValueError(f'expect.{name}: "{name}" {why}{near}')
         return self
+
+    def _check_bound(self, name: Metric, bound: Bound) -> None:
+        """Raise ValueError if the metric is not in the unit of its bound."""
+        kind = METRICS[name.partition("@")[0]]
+        bounded = bound.bounded(kind)
+        unit = kind if kind != "cost" else "Ginsn" if self.host.exact else "s"
+        if bounded not in ("ratio", unit):
+            example = {
+                "count": 'a number, such as "<= 32"',
+                "s": 'seconds, such as "<= 1ms"',
+                "Ginsn": 'instructions with host.accel = "exact", such as "<= 50 kinsn"',
+            }[unit]
+            raise ValueError(f'expect.{name}: "{bound}": the metric is {example}')

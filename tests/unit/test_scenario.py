@@ -131,7 +131,7 @@ def test_package_kernel_without_suite_and_version_is_refused() -> None:
         ("expect.bar_map_secs=improved", 'expect.bar_map_secs: "bar_map_secs" is '),
         ("expect.bar_map_cost=better", "one of improved, equivalent, not-regressed, regressed"),
         ("expect.bar_map_cost=improve", 'did you mean "improved"?'),
-        ("expect.bar_map_cost=<= x", 'or a bound of the ratio as "<= 1.02"'),
+        ("expect.bar_map_cost=<= x", 'a bound of the ratio as "<= 1.02"'),
         ("trials.until={precision = 2}", "trials.until.precision: 2 is not a percentage"),
         ('trials.until={precision = "60%"}', "not a percentage above 0 and up to 50"),
         ("trials={pairs = 3, until = {}}", "pairs and until exclude one another"),

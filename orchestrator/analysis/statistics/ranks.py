@@ -6,7 +6,7 @@ The null distributions are exact up to the sizes below, and normal beyond them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from statistics import NormalDist
 
@@ -83,6 +83,18 @@ def rank_sum_index(n: int, m: int, error: float) -> int | None:
             if 0 <= (step := i - k) <= m:
                 ways[k, step:] += ways[k - 1, : n * m + 1 - step]
     return _last_index(np.cumsum(ways[n] / ways[n].sum())[: n * m // 2], error)
+
+
+def find_median_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the two values between which the median of the population lies with 95 % or more,
+    whatever its distribution: order statistics, of the sign test. None for fewer than six."""
+    n, below = len(values), 0.0
+    index = -1
+    while index + 1 < n // 2 and below + math.comb(n, index + 1) / 2**n <= 0.025:
+        index += 1
+        below += math.comb(n, index) / 2**n
+    ordered = sorted(values)
+    return None if index < 0 else (ordered[index], ordered[n - 1 - index])
 
 
 def _last_index(below: NDArray[np.float64], error: float) -> int | None:

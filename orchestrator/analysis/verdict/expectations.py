@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
+from orchestrator.analysis.statistics.ranks import find_median_interval
+from orchestrator.analysis.statistics.summary import summarize
 from orchestrator.analysis.verdict.comparison import (
     Comparison,
     MetricComparison,
@@ -12,7 +15,7 @@ from orchestrator.analysis.verdict.comparison import (
 )
 from orchestrator.analysis.verdict.effect import LEAST_FOR_EQUIVALENCE, Verdict
 from orchestrator.scenario.fields import Bound
-from orchestrator.scenario.vocabulary import ARMS, Metric
+from orchestrator.scenario.vocabulary import ARMS, METRICS, Metric
 
 ExpectationOutcome = Literal["met", "not met", "not known"]
 """Outcome of an expectation."""
@@ -62,7 +65,9 @@ def _met(metric: MetricComparison, expectation: str | Bound, margin: float) -> E
     if metric.verdict == "invalid":
         return "not known"
     if isinstance(expectation, Bound):
-        return _within(metric, expectation)
+        if expectation.bounded(METRICS[metric.name.partition("@")[0]]) == "ratio":
+            return _within(metric, expectation)
+        return judge_bound(metric, metric.candidate, expectation)
     accepted = {"not-regressed": ("improved", "equivalent")}.get(expectation, (expectation,))
     if metric.verdict in accepted:
         return "met"
@@ -102,3 +107,18 @@ def _within(metric: MetricComparison, bound: Bound) -> ExpectationOutcome:
     if bound.holds(low) and bound.holds(high):
         return "not known" if bound.limits_above and _is_slow_at_times(metric) else "met"
     return "not known" if bound.holds(low) or bound.holds(high) else "not met"
+
+
+def judge_bound(
+    metric: MetricComparison, values: Sequence[float], bound: Bound
+) -> ExpectationOutcome:
+    """Return whether the numbers of one arm's trials keep a bound. Numbers without noise are one
+    number; a count that breaks the bound in any trial has a cause. Noisy numbers keep it (or break
+    it) if all do, or if the whole 95 % interval of their median does."""
+    if metric.unit == "count":
+        return "met" if all(map(bound.holds, values)) else "not met"
+    if not metric.effect.is_noisy:
+        return "met" if bound.holds(summarize(metric.unit, values).middle) else "not met"
+    ends = find_median_interval(values) or (min(values), max(values))
+    kept = {bound.holds(value) for value in ends}
+    return "not known" if len(kept) > 1 else "met" if kept == {True} else "not met"

@@ -7,12 +7,9 @@ from collections.abc import Iterable, Sequence
 from orchestrator.analysis.statistics.summary import LEAST_FOR_QUARTILES, summarize
 from orchestrator.analysis.verdict.comparison import MetricComparison
 from orchestrator.analysis.verdict.effect import Effect
+from orchestrator.formats.units import PREFIXES
 from orchestrator.scenario.vocabulary import ARMS
 
-_PREFIXES = {
-    "s": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")),
-    "Ginsn": ((1.0, "Ginsn"), (1e-3, "Minsn"), (1e-6, "kinsn"), (1e-9, "insn")),
-}
 _LARGE, _SMALL = 2.0, 0.1
 """A ratio of _LARGE or more, or of _SMALL or less, is printed as a factor: `2.3x`, `1/20151`."""
 
@@ -22,10 +19,10 @@ def format_quantity(value: float, unit: str) -> str:
     Minsn`. A `count` has all its digits. The caller has to say if seconds are emulated."""
     if unit == "count":
         return f"{value:.10g}"
-    prefixes = _PREFIXES.get(unit, _PREFIXES["s"])
+    prefixes = [*PREFIXES.get(unit, PREFIXES["s"]).items()]
     if not value:
-        return f"0 {prefixes[0][1]}"
-    factor, name = next((p for p in prefixes if abs(value) >= 0.99995 * p[0]), prefixes[-1])
+        return f"0 {prefixes[0][0]}"
+    name, factor = next((p for p in prefixes if abs(value) >= 0.99995 * p[1]), prefixes[-1])
     return f"{format_digits(value / factor)} {name}"
 
 
