@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.base.reasons import Ends, Reason
+from orchestrator.base.ends import Ends
+from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import FAULTS
 
 README = Path(__file__).parents[1] / "README.md"

@@ -8,28 +8,10 @@ invalid has the name as `reason`. Names are a public contract: scripts and old e
 
 from __future__ import annotations
 
-from enum import Flag, StrEnum, auto
+from enum import StrEnum
 from typing import Self
 
-
-class Ends(Flag):
-    """What an error with a reason ends."""
-
-    INPUT = auto()
-    """A command, because its arguments or files are wrong: exit code 2 (ScenarioError)."""
-    BENCH = auto()
-    """A command, because the bench failed: exit code 3 (BenchError)."""
-    EVIDENCE = auto()
-    """A command that judges: exit code 4 (EvidenceError). A trial that is judged is invalid."""
-    LEFT = auto()
-    """`recover`, because something is left on the machine: exit code 4 (LeftError)."""
-    BUG = auto()
-    """A command, by an exception that is no BarometerError: exit code 70."""
-    INTERRUPT = auto()
-    """A command that was interrupted: exit code 130."""
-    TRIAL = auto()
-    """A trial while it is made. Any class of error; `faults.py` charges it."""
-
+from orchestrator.base.ends import Ends
 
 _INPUT, _BENCH, _JUDGE, _LEFT, _BUG, _INTERRUPT, _TRIAL = Ends
 _MADE = _BENCH | _TRIAL

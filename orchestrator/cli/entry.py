@@ -20,7 +20,7 @@ import typer
 
 from orchestrator.base import interrupts
 from orchestrator.base.errors import BarometerError, BenchError, ScenarioError
-from orchestrator.base.extras import missing_extra_explained
+from orchestrator.base.installed import missing_extra_explained
 from orchestrator.base.printable import escape_unprintable
 from orchestrator.base.reasons import Reason
 from orchestrator.cli import machine, measure, read

@@ -39,7 +39,7 @@ def add(
 ) -> None:
     """Judge saved runs and add them. A run that is there already is not added twice."""
     from orchestrator.base.progress import Progress
-    from orchestrator.run.remember import add_folders, open_history
+    from orchestrator.run.nights.remember import add_folders, open_history
 
     progress = Progress()
     with progress.task("history add"), open_history(store) as history_store:
@@ -65,7 +65,7 @@ def list_runs(
     as_json: AsJson = False,
 ) -> None:
     """List the runs of the store, the oldest first."""
-    from orchestrator.run.remember import open_history
+    from orchestrator.run.nights.remember import open_history
 
     with open_history(store, create=False) as history_store:
         runs = history_store.runs(scenario=scenario, machine=machine)
@@ -86,7 +86,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show a run as the store has it: its verdict, its metrics; with --json its conditions."""
-    from orchestrator.run.remember import open_history
+    from orchestrator.run.nights.remember import open_history
 
     with open_history(store, create=False) as history_store:
         from orchestrator.history.listing import find_run, format_run, run_document
@@ -112,7 +112,7 @@ def export(
         raise ScenarioError(
             "history export: --csv and --parquet exclude one another", reason=Reason.COMMAND_LINE
         )
-    from orchestrator.run.remember import open_history
+    from orchestrator.run.nights.remember import open_history
 
     with open_history(store, create=False) as history_store:
         from orchestrator.history.listing import export_csv, export_parquet
@@ -143,7 +143,7 @@ def trend(
 ) -> None:
     """Find the nights since which a metric is at another level: how large, how sure, and whether
     it is the kernel or the machine."""
-    from orchestrator.run.remember import open_history
+    from orchestrator.run.nights.remember import open_history
 
     with open_history(store, create=False) as history_store:
         from orchestrator.history.moves import read_trend
@@ -171,7 +171,7 @@ def page(
 ) -> None:
     """Write static pages: an index, a page for each series, a feed and a mail of changes, numbers
     for Prometheus. Prints the mail, which is empty if nothing changed."""
-    from orchestrator.run.remember import open_history
+    from orchestrator.run.nights.remember import open_history
 
     with open_history(store, create=False) as history_store:
         from orchestrator.history.events import format_mail
@@ -192,8 +192,8 @@ def prune(
 ) -> None:
     """Remove the evidence of old nights, whose numbers the store keeps. What the store has not is
     never removed."""
-    from orchestrator.run.remember import open_history
-    from orchestrator.run.retention import Kept, prune_nights
+    from orchestrator.run.nights.remember import open_history
+    from orchestrator.run.nights.retention import Kept, prune_nights
 
     with open_history(store, create=False) as history_store:
         for night in prune_nights(history_store, folder, keep, keep_red or 4 * keep):

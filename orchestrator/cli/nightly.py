@@ -57,7 +57,7 @@ def nightly(
                 reason=Reason.COMMAND_LINE,
             )
     from orchestrator.cli.output import set_logging
-    from orchestrator.run.nightly import NightPlan, parse_limit, recover_nights, run_nights
+    from orchestrator.run.nights.nightly import NightPlan, parse_limit, recover_nights, run_nights
 
     set_logging(verbose)
     options = [] if pairs is None else ["--pairs", str(pairs)]

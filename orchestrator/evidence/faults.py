@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from math import comb
 from typing import Literal, NamedTuple
 
-from orchestrator.base.reasons import Ends, Reason, parse_reason
+from orchestrator.base.ends import Ends
+from orchestrator.base.reasons import Reason, parse_reason
 from orchestrator.formats.kernelreports import BROKEN, CalledFunction, KernelReport, first_of
 from orchestrator.scenario.vocabulary import ARMS, ArmName
 

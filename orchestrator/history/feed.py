@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from xml.etree import ElementTree as ET
 
+from orchestrator.base.printable import escape_unprintable
 from orchestrator.history.events import Event
 from orchestrator.history.moves import Trend
 from orchestrator.history.rows import NightRow
-from orchestrator.report.words.printable import escape_unprintable
 
 _ATOM = "http://www.w3.org/2005/Atom"
 _MOST_ENTRIES = 100

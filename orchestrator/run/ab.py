@@ -12,8 +12,8 @@ from orchestrator.analysis.verdict.power import check_power
 from orchestrator.base import interrupts
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ScenarioError, key_named
-from orchestrator.base.extras import missing_extra_explained
 from orchestrator.base.folderlock import LOCK, only_writer
+from orchestrator.base.installed import missing_extra_explained
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.history.place import find_place
@@ -179,7 +179,7 @@ def _check_histories(cells: tuple[Cell, ...]) -> None:
     if any(find_place(cell.scenario.history.store) for cell in cells):
         with missing_extra_explained():
             # only here: it loads the libraries for databases, which are an extra
-            from orchestrator.run.remember import check_history  # noqa: PLC0415
+            from orchestrator.run.nights.remember import check_history  # noqa: PLC0415
 
         check_history(cell.scenario for cell in cells)
 
@@ -188,7 +188,7 @@ def _remember(run: Run) -> None:
     """Add a judged run to the noise of its machine, and to its history if it has one."""
     remember_noise(run)
     if find_place(run.scenario.history.store):
-        from orchestrator.run.remember import record_run  # noqa: PLC0415
+        from orchestrator.run.nights.remember import record_run  # noqa: PLC0415
 
         record_run(run)
 

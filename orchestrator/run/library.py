@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.base.errors import ScenarioError
-from orchestrator.base.extras import missing_extra_explained
+from orchestrator.base.installed import missing_extra_explained
 from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.run.judging.judge import Run, judge, open_run

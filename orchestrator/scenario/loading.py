@@ -13,7 +13,7 @@ import tomlkit.exceptions
 from pydantic import ValidationError
 
 from orchestrator.base.errors import ScenarioError
-from orchestrator.base.packaged import packaged
+from orchestrator.base.installed import packaged
 from orchestrator.base.reasons import Reason
 from orchestrator.scenario.explaining import explain
 from orchestrator.scenario.kernel_forms import resolve_kernel_paths

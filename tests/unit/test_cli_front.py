@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.base.extras import MODULES
+from orchestrator.base.installed import MODULES
 from orchestrator.cli.entry import app
 from tests.unit.recorded import copied_run
 

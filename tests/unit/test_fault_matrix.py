@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.base.reasons import Ends, find_reason
+from orchestrator.base.ends import Ends
+from orchestrator.base.reasons import find_reason
 from tests.faults.table import EXIT_CODES, ROWS, Row
 
 ROOT = Path(__file__).parents[2]

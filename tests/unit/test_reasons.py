@@ -15,8 +15,9 @@ import pytest
 import orchestrator
 from ci.reasons import EXIT_CODES, README, write_table
 from orchestrator.base import interrupts
+from orchestrator.base.ends import Ends
 from orchestrator.base.errors import BarometerError, BenchError, EvidenceError, ScenarioError
-from orchestrator.base.reasons import Ends, Reason, find_reason, parse_reason
+from orchestrator.base.reasons import Reason, find_reason, parse_reason
 from orchestrator.evidence.faults import FAULTS, fault_of
 from orchestrator.formats.kernelreports import STALLS
 from orchestrator.machine.metal import keeper

@@ -86,7 +86,7 @@ def test_installed_program_works_without_a_checkout(installed: Path, tmp_path: P
     program = """
 from orchestrator.machine.runner import images
 from orchestrator.kernels.source import buildroot
-from orchestrator.base.packaged import packaged
+from orchestrator.base.installed import packaged
 from orchestrator.scenario.factors import load_scenarios
 assert images.GUESTS.parent.name == "orchestrator"
 assert (images.GUESTS / "agents/keeper/verbs.py").is_file()

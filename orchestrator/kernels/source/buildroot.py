@@ -18,7 +18,7 @@ from pathlib import Path
 from orchestrator.base.cache import Cache
 from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.hashing import digest_of
-from orchestrator.base.packaged import packaged
+from orchestrator.base.installed import packaged
 from orchestrator.base.process import run, run_logged, tail
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.debian.apt import source_lines

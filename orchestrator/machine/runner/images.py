@@ -22,7 +22,7 @@ from typing import Any
 from orchestrator.base.cache import Cache, remove_tree
 from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.hashing import digest_of, sha256_file
-from orchestrator.base.packaged import packaged
+from orchestrator.base.installed import packaged
 from orchestrator.base.process import run
 from orchestrator.base.reasons import Reason
 from orchestrator.kernels.debian.apt import AptArchive, Package, source_lines

@@ -29,7 +29,7 @@ from orchestrator.analysis.verdict.comparison_file import COMPARISON_SCHEMA, com
 from orchestrator.analysis.verdict.metrics import unit_of, values_by_pair
 from orchestrator.analysis.verdict.stopping import is_enough
 from orchestrator.base.errors import EvidenceError, ScenarioError
-from orchestrator.base.extras import MissingExtraError, missing_extra_explained
+from orchestrator.base.installed import MissingExtraError, missing_extra_explained
 from orchestrator.base.plainfile import find_below, replace_file
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import MANIFEST, RunDir, TrialDir, write_json

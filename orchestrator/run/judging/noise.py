@@ -7,8 +7,8 @@ import os
 
 from orchestrator.analysis.verdict.power import measure_noise
 from orchestrator.base.errors import BarometerError
-from orchestrator.base.extras import missing_extra_explained
 from orchestrator.base.folderlock import only_writer
+from orchestrator.base.installed import missing_extra_explained
 from orchestrator.evidence.noise import MOST_NIGHTS, MetricNoise, load_noise, save_noise
 from orchestrator.history.place import find_place
 from orchestrator.machine.runner.state import default_state_folder

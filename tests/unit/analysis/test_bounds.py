@@ -120,7 +120,7 @@ def test_the_interval_of_a_median_covers_it_as_often_as_it_says(n: int) -> None:
     assert ends[1] == n - 1 - first
 
     def coverage(index: int) -> float:
-        return 1 - 2 * sum(math.comb(n, k) for k in range(index + 1)) / 2**n
+        return 1 - 2 * sum(math.comb(n, k) for k in range(index + 1)) / float(2**n)
 
     assert coverage(first) >= 0.95 > coverage(first + 1)
 

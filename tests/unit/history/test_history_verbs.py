@@ -18,7 +18,7 @@ import orchestrator
 from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.reasons import Reason
 from orchestrator.history.store import TABLES, Store
-from orchestrator.run.remember import check_history, make_stored, record_run
+from orchestrator.run.nights.remember import check_history, make_stored, record_run
 from orchestrator.scenario.loading import parse_scenario
 from orchestrator.scenario.vocabulary import ARMS
 from tests.unit.recorded import copied_run

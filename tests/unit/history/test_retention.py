@@ -16,8 +16,8 @@ from orchestrator.base.folderlock import only_writer
 from orchestrator.evidence.layout import RunDir
 from orchestrator.history.rows import RunRow
 from orchestrator.history.store import Store
-from orchestrator.run.remember import make_stored
-from orchestrator.run.retention import Kept, digest_evidence, prune_nights
+from orchestrator.run.nights.remember import make_stored
+from orchestrator.run.nights.retention import Kept, digest_evidence, prune_nights
 from tests.unit.recorded import RUN, copied_run
 
 

@@ -36,8 +36,8 @@ from orchestrator.evidence.night import NIGHT, NightRecord
 from orchestrator.history.pages import write_pages
 from orchestrator.history.place import find_place
 from orchestrator.history.store import Store
-from orchestrator.run.remember import add_folders
-from orchestrator.run.retention import Kept, prune_nights
+from orchestrator.run.nights.remember import add_folders
+from orchestrator.run.nights.retention import Kept, prune_nights
 from orchestrator.scenario.factors import load_scenarios
 from orchestrator.scenario.machines import MetalHost
 

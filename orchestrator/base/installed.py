@@ -1,19 +1,32 @@
-"""The optional parts of an installation: pyproject.toml lists what each of them installs."""
+"""What is installed: files that come with the program besides its code, and its optional parts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
 
 from orchestrator.base.errors import BenchError
 from orchestrator.base.reasons import Reason
+
+_PACKAGE = Path(__file__).parents[1]
 
 MODULES = {
     "bench": ("elftools", "libvirt", "libvirt_qemu", "paramiko", "tenacity"),
     "history": ("alembic", "psycopg", "pyarrow", "ruptures", "sqlalchemy"),
     "report": ("google", "jinja2", "markupsafe", "perfetto"),
 }
-"""Modules that each extra installs. Judging alone needs none of them."""
+"""Modules that each extra installs (pyproject.toml lists its packages). Judging needs none."""
+
+
+def packaged(name: Literal["guests", "fixtures"]) -> Path:
+    """Return a folder that comes with the program. `guests`: what runs in virtual machines and on
+    metal hosts. `fixtures`: in a wheel, the example scenarios and series alone.
+
+    A checkout has them beside the package, a wheel within it (force-include in pyproject.toml)."""
+    inside = _PACKAGE / f"_{name}"
+    return inside if inside.is_dir() else _PACKAGE.parent / name
 
 
 class MissingExtraError(BenchError):
