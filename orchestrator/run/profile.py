@@ -237,7 +237,7 @@ def _connected_machine(
         return
     endpoint = remote.resolve_address(f"ssh://{parts.netloc}", ssh_config)
     for key in parse_qs(parts.query).get("keyfile", []):
-        endpoint = replace(endpoint, identities=(Path(key), *endpoint.identities))
+        endpoint = replace(endpoint, identity=Path(key))
     with remote.logged_in(endpoint) as shell:
         yield FoundMachine(shell), endpoint
 

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -149,7 +150,6 @@ def test_unknown_host_key_is_refused(runner: Runner) -> None:
     runner.knows(f"127.0.0.2 {runner.server.keys.host.public_line}")
     failure = refused(runner.endpoint())
     assert failure.reason == "host-unknown-host-key"
-    assert str(runner.folder / "known_hosts") in failure.message
     assert "ssh machine" in failure.hint
 
 
@@ -161,7 +161,7 @@ def test_another_host_key_is_refused(runner: Runner) -> None:
 def test_revoked_host_key_is_refused(runner: Runner) -> None:
     line = f"[127.0.0.1]:{runner.server.port} {runner.server.keys.host.public_line}"
     runner.knows(line, f"@revoked {line}")
-    assert refused(runner.endpoint()).reason == "host-unknown-host-key"
+    assert refused(runner.endpoint()).reason == "host-wrong-host-key"
 
 
 def test_identity_of_nobody_there_is_refused(runner: Runner) -> None:
@@ -169,8 +169,8 @@ def test_identity_of_nobody_there_is_refused(runner: Runner) -> None:
     failure = refused(runner.endpoint())
     assert failure.reason == "host-no-login"
     assert f"no key lets {USER} in" in failure.message
-    assert failure.evidence.startswith("ssh-ed25519 SHA256:")
-    assert failure.evidence.endswith(": refused")
+    assert "ED25519 SHA256:" in failure.evidence
+    assert "Permission denied" in failure.evidence
 
 
 def test_identity_that_is_not_there_is_none(runner: Runner) -> None:
@@ -188,7 +188,9 @@ def test_second_identity_is_tried(runner: Runner) -> None:
 def test_identity_with_a_passphrase_is_said_to_be_of_no_use(runner: Runner) -> None:
     path = runner.folder / "id"
     subprocess.run(["ssh-keygen", "-q", "-p", "-N", "secret", "-f", path], check=True)
-    assert f"{path}: " in refused(runner.endpoint()).evidence
+    failure = refused(runner.endpoint())
+    assert failure.reason == "host-no-login"
+    assert str(path) in failure.evidence
 
 
 @contextlib.contextmanager
@@ -217,7 +219,7 @@ def test_key_of_ssh_agent_lets_in_unless_the_configuration_is_against_it(
         monkeypatch.setenv("SSH_AUTH_SOCK", str(address))
         with logged_in(runner.endpoint(only=False)) as shell:
             assert shell.alive()
-        assert refused(runner.endpoint()).reason == "host-no-login"
+        assert refused(runner.endpoint("IdentityAgent none", only=False)).reason == "host-no-login"
 
 
 def test_port_that_nobody_serves_is_no_ssh_server(runner: Runner) -> None:
@@ -396,7 +398,7 @@ def test_machine_behind_another_is_reached_and_its_proxy_ends_with_it(behind: Be
         content = os.urandom(3_000_000)
         assert shell.run(["cksum"], stdin=content).stdout.endswith(" 3000000\n")
         assert len(shell.run(["head", "-c", "3000000", "/dev/zero"]).stdout) == 3_000_000
-        assert len(children() - before) == 1
+        assert len(children() - before) == 1  # a shell, which has ssh, which has the proxy
     assert children() == before
     assert not shell.alive()
 
@@ -414,11 +416,11 @@ def test_link_through_a_jump_host_is_made_anew(behind: Behind) -> None:
     assert children() == before
 
 
-def test_interrupt_of_the_terminal_is_not_the_proxys(behind: Behind) -> None:
+def test_interrupt_of_the_terminal_is_not_the_connections(behind: Behind) -> None:
     before = children()
     with logged_in(behind.endpoint()):
-        (proxy,) = children() - before
-        assert os.getsid(proxy) == proxy
+        (ssh,) = children() - before
+        assert os.getsid(ssh) == ssh
 
 
 def test_jump_host_with_another_key_is_said(behind: Behind) -> None:
@@ -426,7 +428,6 @@ def test_jump_host_with_another_key_is_said(behind: Behind) -> None:
     behind.knows_the_bastion(KeyPair.make())
     failure = refused(behind.endpoint())
     assert failure.reason == "host-no-ssh"
-    assert "ended with exit code 255" in failure.message
     assert "Host key verification failed" in failure.evidence
 
 
@@ -479,7 +480,7 @@ def test_proxy_command_of_a_real_ssh_program_ends_with_it(runner: Runner, tmp_pa
     pid = tmp_path / "pid"
     hangs = f"ProxyCommand sh -c 'echo $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 60'"
     program = client_program(runner.endpoint(hangs), tmp_path)
-    with subprocess.Popen([program, "host"], stdin=subprocess.DEVNULL) as ssh:
+    with subprocess.Popen([program, "--", "host"], stdin=subprocess.DEVNULL) as ssh:
         wait_for(pid.exists)
         proxy = Path(f"/proc/{pid.read_text().strip()}")
         assert proxy.exists()
@@ -493,3 +494,195 @@ def wait_for(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
+
+
+# what ssh reaches, barometer reaches ------------------------------------------------------------
+
+
+def sign(authority: Path, identity: str, *arguments: str, key: Path) -> Path:
+    """Make a certificate by ssh-keygen(1). Return its file."""
+    subprocess.run(
+        ["ssh-keygen", "-q", "-s", authority, "-I", identity, *arguments, key], check=True
+    )
+    return key.with_name(f"{key.name.removesuffix('.pub')}-cert.pub")
+
+
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server whose host key has a certificate, and that lets in whom an authority names."""
+    folder = tmp_path_factory.mktemp("certified")
+    for name in ("host_ca", "user_ca"):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True
+        )
+    server = server_in(
+        folder, f"HostCertificate {folder}/host_key-cert.pub",
+        f"TrustedUserCAKeys {folder}/user_ca.pub",
+    )  # fmt: skip
+    (folder / "host_key.pub").write_text(server.keys.host.public_line + "\n")
+    sign(folder / "host_ca", "host", "-h", "-n", "machine.lab", key=folder / "host_key.pub")
+    with serving(server):
+        yield server
+
+
+WAYS: dict[str, tuple[str, ...]] = {
+    "identity": ("IdentityFile {dir}/id",),
+    "identities-only": ("IdentityFile {dir}/id", "IdentitiesOnly yes"),
+    "identity-with-a-blank": ('IdentityFile "{dir}/my id"',),
+    "identity-by-user-and-host": ("IdentityFile {dir}/%r@%n.id",),
+    "identity-by-home": ("IdentityFile %d/.ssh/barometer-test-%L",),
+    "identity-by-variable": ("IdentityFile ${{LAB_KEYS}}/id",),
+    "second-identity": ("IdentityFile {dir}/other", "IdentityFile {dir}/id"),
+    "agent": ("IdentityAgent {dir}/agent",),
+    "agent-by-variable": ("IdentityAgent $LAB_AGENT",),
+    "agent-of-the-environment": ("IdentityAgent SSH_AUTH_SOCK",),
+    "agent-and-public-identity": (
+        "IdentityAgent {dir}/agent", "IdentityFile {dir}/public.pub", "IdentitiesOnly yes"),
+    "agent-and-identity-without-its-file": (
+        "IdentityAgent {dir}/agent", "IdentityFile {dir}/public", "IdentitiesOnly yes"),
+    "certificate": ("IdentityFile {dir}/signed", "CertificateFile {dir}/signed-cert.pub"),
+    "certificate-beside-its-key": ("IdentityFile {dir}/signed",),
+    "known-by-an-alias": ("IdentityFile {dir}/id", "HostKeyAlias m", "UserKnownHostsFile {dir}/m"),
+    "known-without-the-port": ("IdentityFile {dir}/id", "UserKnownHostsFile {dir}/no-port"),
+    "known-by-tokens": ("IdentityFile {dir}/id", "UserKnownHostsFile {dir}/%n.known"),
+    "known-by-a-file-with-a-blank": (
+        "IdentityFile {dir}/id", 'UserKnownHostsFile "{dir}/my known"'),
+    "known-by-the-second-file": (
+        "IdentityFile {dir}/id", "UserKnownHostsFile {dir}/nothing {dir}/m.known"),
+    "known-hashed": ("IdentityFile {dir}/id", "UserKnownHostsFile {dir}/hashed"),
+    "known-by-a-command": (
+        "IdentityFile {dir}/id", "UserKnownHostsFile none",
+        "KnownHostsCommand /bin/cat {dir}/m.known"),
+    "known-by-an-authority": (
+        "IdentityFile {dir}/id", "UserKnownHostsFile {dir}/authority",
+        "HostKeyAlias machine.lab"),
+    "proxy-command-with-tokens": (
+        "IdentityFile {dir}/id", "ProxyCommand python3 {dir}/connect.py %h %p"),
+    "proxy-that-passes-the-socket": (
+        "IdentityFile {dir}/id", "ProxyCommand python3 {dir}/pass.py %h %p",
+        "ProxyUseFdpass yes"),
+    "what-people-want-of-a-terminal": (
+        "IdentityFile {dir}/id", "RequestTTY force", "RemoteCommand tmux", "ForwardAgent yes",
+        "LocalForward 127.0.0.1:1 127.0.0.1:1", "ControlMaster auto", "ControlPath {dir}/mux",
+        "PermitLocalCommand yes", "LocalCommand touch {dir}/local", "LogLevel QUIET"),
+}  # fmt: skip
+
+CONNECT = """
+import os, socket, sys, threading
+peer = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+def pump():
+    while chunk := os.read(0, 65536):
+        peer.sendall(chunk)
+    peer.shutdown(socket.SHUT_WR)
+threading.Thread(target=pump, daemon=True).start()
+while chunk := peer.recv(65536):
+    os.write(1, chunk)
+"""
+PASS = """
+import socket, sys
+peer = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+socket.send_fds(socket.socket(fileno=1), [b"x"], [peer.fileno()])
+"""
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_ssh_reaches_is_reached(
+    way: str, certified: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ssh(1) itself is the reference: it gets in by the same configuration."""
+    private, place = certified.keys.runner, f"[127.0.0.1]:{certified.port}"
+    host_key = certified.keys.host.public_line
+    home = Path("~").expanduser()
+    identity = home / ".ssh" / f"barometer-test-{socket.gethostname().partition('.')[0]}"
+    keys = [tmp_path / name for name in ("id", "my id", f"{USER}@machine.id")]
+    with contextlib.ExitStack() as stack:
+        if way == "identity-by-home":
+            identity.parent.mkdir(mode=0o700, exist_ok=True)
+            stack.callback(identity.unlink)
+            keys.append(identity)
+        for path in keys:
+            path.touch(mode=0o600)
+            path.write_bytes(private.private_openssh)
+        for name in ("public", "public.pub"):
+            (tmp_path / name).write_text(private.public_line + "\n")
+            (tmp_path / name).chmod(0o600)
+        (tmp_path / "public").unlink()
+        for name, key in (("other", KeyPair.make()), ("signed", KeyPair.make())):
+            (tmp_path / name).touch(mode=0o600)
+            (tmp_path / name).write_bytes(key.private_openssh)
+            (tmp_path / f"{name}.pub").write_text(key.public_line + "\n")
+        sign(certified.folder / "user_ca", "user", "-n", USER, key=tmp_path / "signed.pub")
+        known = {
+            "m": f"m {host_key}", "no-port": f"127.0.0.1 {host_key}",
+            "machine.known": f"{place} {host_key}", "my known": f"{place} {host_key}",
+            "m.known": f"{place} {host_key}", "hashed": f"{place} {host_key}",
+            "authority": f"@cert-authority *.lab {(certified.folder / 'host_ca.pub').read_text()}",
+        }  # fmt: skip
+        for name, line in known.items():
+            (tmp_path / name).write_text(line + "\n")
+        subprocess.run(
+            ["ssh-keygen", "-q", "-H", "-f", tmp_path / "hashed"], check=True,
+            capture_output=True,
+        )  # fmt: skip
+        (tmp_path / "connect.py").write_text(CONNECT)
+        (tmp_path / "pass.py").write_text(PASS)
+        monkeypatch.setenv("LAB_KEYS", str(tmp_path))
+        monkeypatch.setenv("LAB_AGENT", str(tmp_path / "agent"))
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "agent"))
+        if "agent" in way:
+            stack.enter_context(agent(tmp_path, tmp_path / "id"))
+        options = [option.format(dir=tmp_path) for option in WAYS[way]]
+        if not any("KnownHostsFile" in option for option in options):
+            options.append(f"UserKnownHostsFile {tmp_path}/m.known")
+        config = tmp_path / "config"
+        config.write_text(
+            f"Host machine\n HostName 127.0.0.1\n Port {certified.port}\n User {USER}\n"
+            " GlobalKnownHostsFile none\n" + "".join(f" {option}\n" for option in options)
+        )
+        plain = ["-o", "RemoteCommand=none", "-o", "BatchMode=yes", "-o", "ControlPath=none"]
+        subprocess.run(
+            ["ssh", "-F", config, *plain, "machine", "true"], check=True, timeout=SECONDS,
+            stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        (tmp_path / "local").unlink(missing_ok=True)
+        endpoint = resolve_address("machine", config)
+        with logged_in(endpoint) as shell:
+            assert shell.run(["echo", "in"]).stdout == "in\n"
+        done = client(endpoint, tmp_path)
+        assert (done.returncode, done.stdout) == (0, "in\n")
+        assert not (tmp_path / "local").exists()
+        assert not (tmp_path / "mux").exists()
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from orchestrator.machine.transport.remote import logged_in, resolve_address
+with logged_in(resolve_address("machine", Path(sys.argv[1]))) as shell:
+    shell.run(["true"])
+    print("in", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_nothing_of_a_connection_is_left_by_a_runner_that_is_killed(
+    behind: Behind, tmp_path: Path
+) -> None:
+    endpoint = behind.endpoint()
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(endpoint.config)], capture_output=True, text=True,
+        timeout=SECONDS, check=False, env={**os.environ, "TMPDIR": str(temporary)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "in\n")
+    wait_for(lambda: not [*temporary.iterdir()])
+    wait_for(lambda: not [*running_with(str(endpoint.config))])
+
+
+def running_with(word: str) -> Iterator[int]:
+    """Yield the processes with this word in their command line."""
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word.encode() in path.read_bytes():
+                yield int(path.parent.name)

@@ -21,6 +21,7 @@ from orchestrator.base.cache import Cache
 from orchestrator.base.errors import ArmFailedError, BenchError
 from orchestrator.machine.metal.passthrough import survey_devices
 from orchestrator.machine.transport.keys import KeyPair
+from orchestrator.machine.transport.openssh import Master
 from orchestrator.machine.transport.shell import (
     ConnectionLostError,
     Shell,
@@ -49,9 +50,28 @@ def connection(server: Server) -> Iterator[Shell]:
         yield shell
 
 
-@pytest.fixture
-def shell(sshd: Server) -> Iterator[Shell]:
-    with connection(sshd) as opened:
+@contextlib.contextmanager
+def openssh_connection(server: Server) -> Iterator[Shell]:
+    """Connect by ssh(1), as to a machine that barometer did not make. It needs neither root nor
+    sudo here."""
+    folder = server.folder
+    (folder / "key").touch(mode=0o600)
+    (folder / "key").write_bytes(server.keys.runner.private_openssh)
+    (folder / "known").write_text(f"[127.0.0.1]:{server.port} {server.keys.host.public_line}\n")
+    argv = [
+        "ssh", "-F", "none", "-i", str(folder / "key"), "-o", "BatchMode=yes",
+        "-o", f"UserKnownHostsFile={folder}/known", "-o", "StrictHostKeyChecking=yes",
+    ]  # fmt: skip
+    master = Master(argv, f"ssh://{USER}@127.0.0.1:{server.port}", SECONDS)
+    try:
+        yield Shell("host", master)
+    finally:
+        master.close()
+
+
+@pytest.fixture(params=[connection, openssh_connection], ids=["paramiko", "openssh"])
+def shell(sshd: Server, request: pytest.FixtureRequest) -> Iterator[Shell]:
+    with request.param(sshd) as opened:
         yield opened
 
 
@@ -340,12 +360,14 @@ def test_channel_reaches_a_port_of_the_other_side(shell: Shell) -> None:
         def echo() -> None:
             peer, _ = server.accept()
             with peer:
+                peer.sendall(b"who?")
                 peer.sendall(peer.recv(100).upper())
 
         thread = threading.Thread(target=echo)
         thread.start()
         channel = shell.channel_to(server.getsockname()[1], SECONDS)
         channel.settimeout(SECONDS)
+        assert channel.recv(100) == b"who?"
         channel.sendall(b"hello")
         assert channel.recv(100) == b"HELLO"
         thread.join()

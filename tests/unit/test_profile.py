@@ -452,7 +452,7 @@ def test_a_remote_libvirt_has_a_shell_by_the_same_address(ways: Ways) -> None:
         assert isinstance(machine.shell, Remote)
     assert ways.endpoint is not None
     assert (ways.endpoint.user, ways.endpoint.port) == ("operator", 2222)
-    assert ways.endpoint.identities[0] == Path("/keys/one")
+    assert ways.endpoint.identity == Path("/keys/one")
     assert ways.opened == [uri]
 
 
@@ -463,7 +463,7 @@ def test_an_ssh_configuration_is_libvirts_too(ways: Ways, tmp_path: Path) -> Non
         (uri,) = ways.opened
         assert uri is not None
         program = uri.partition("command=")[2].partition("&")[0]
-        assert "Port=29" in Path(program).read_text()
+        assert f"-F {config}" in Path(program).read_text()
     assert not Path(program).exists()
 
 

@@ -1,6 +1,7 @@
 """Run commands on a host or guest over SSH: the one importer of paramiko.
 
-Host keys are pinned: a connection to anything but the machine that barometer made is refused.
+To machines that barometer made, paramiko connects, and their host keys are pinned. To others,
+ssh(1) does (`openssh.py`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias, cast
 
 import paramiko
 
@@ -33,8 +34,12 @@ from orchestrator.base.progress import waiting_for
 from orchestrator.base.reasons import Reason
 from orchestrator.machine.transport.calls import Call, in_time
 from orchestrator.machine.transport.keys import KeyPair
+from orchestrator.machine.transport.openssh import Master, Session
 
 _log = logging.getLogger("barometer.shell")
+
+Channel: TypeAlias = paramiko.Channel | Session
+"""A program on a machine, or a connection that a machine makes."""
 
 HANDSHAKE_SECONDS = 60
 _CLOSE_SECONDS = 2.0
@@ -115,7 +120,7 @@ class Shell:
     """One authenticated SSH connection."""
 
     def __init__(
-        self, name: str, transport: paramiko.Transport, become: tuple[str, ...] = ()
+        self, name: str, transport: paramiko.Transport | Master, become: tuple[str, ...] = ()
     ) -> None:
         """`become`: words that run the next argument, a command, as root (sudo)."""
         self.name = name
@@ -198,7 +203,7 @@ class Shell:
             if too_much:
                 raise too_much[0]
             # the program may have closed its output and still be running
-            if not channel.status_event.wait(deadline.left()):
+            if not _has_exited(channel, deadline.left()):
                 raise TimeoutError
             code = channel.recv_exit_status()
             if code < 0 and self._has_ended():
@@ -254,23 +259,34 @@ class Shell:
         self._transport.join(1)
         return not self.alive()
 
-    def channel_to(self, port: int, timeout: float) -> paramiko.Channel:
-        """Open a TCP connection from the machine to its 127.0.0.1:`port` (`direct-tcpip`).
+    def channel_to(self, port: int, timeout: float) -> Channel:
+        """Open a TCP connection from the machine to its 127.0.0.1:`port`, where an SSH server
+        listens.
 
         Raises ConnectionLostError if nothing listens.
         """
-        ends = ("127.0.0.1", port), ("127.0.0.1", 0)
+        transport, ends = self._transport, (("127.0.0.1", port), ("127.0.0.1", 0))
+
+        def connect() -> Channel:
+            if isinstance(transport, Master):
+                return transport.open_tcp(port, timeout)
+            return transport.open_channel("direct-tcpip", *ends, timeout=timeout)
+
         try:
-            return self._open(
-                lambda: self._transport.open_channel("direct-tcpip", *ends, timeout=timeout),
-                timeout,
-            )
+            return self._open(connect, timeout)
         except (OSError, EOFError, paramiko.SSHException) as exc:
             raise self._lost(exc, f"connecting to port {port}") from exc
 
     @contextlib.contextmanager
-    def _session(self, timeout: float) -> Iterator[paramiko.Channel]:
-        channel = self._open(lambda: self._transport.open_session(timeout=timeout), timeout)
+    def _session(self, timeout: float) -> Iterator[Channel]:
+        transport = self._transport
+
+        def connect() -> Channel:
+            if isinstance(transport, Master):
+                return transport.open_session()
+            return transport.open_session(timeout=timeout)
+
+        channel = self._open(connect, timeout)
         try:
             channel.settimeout(timeout)
             yield channel
@@ -282,7 +298,7 @@ class Shell:
             except TimeoutError:
                 self.drop()
 
-    def _open(self, open_one: Callable[[], paramiko.Channel], timeout: float) -> paramiko.Channel:
+    def _open(self, open_one: Callable[[], Channel], timeout: float) -> Channel:
         """Open a channel; one that arrives too late is closed. Raises TimeoutError."""
         return Call(open_one, undo=lambda channel: channel.close()).result(timeout)
 
@@ -319,8 +335,15 @@ def make_flood_error(name: str, doing: str, exc: TooMuchError) -> BenchError:
     )  # fmt: skip
 
 
+def _has_exited(channel: Channel, timeout: float) -> bool:
+    """Wait for the end of the channel's program."""
+    if isinstance(channel, Session):
+        return channel.has_exited(timeout)
+    return channel.status_event.wait(timeout)
+
+
 def _chunks(
-    channel: paramiko.Channel, receive: Callable[[int], bytes], deadline: _Deadline
+    channel: Channel, receive: Callable[[int], bytes], deadline: _Deadline
 ) -> Iterator[bytes]:
     """Yield what `receive` returns, until its end. Raises TimeoutError."""
     while True:
@@ -335,7 +358,7 @@ class Dialogue(Iterator[str]):
     way to answer it. Raises TimeoutError."""
 
     def __init__(
-        self, channel: paramiko.Channel | socket.socket, line_seconds: float, in_all: float
+        self, channel: Channel | socket.socket, line_seconds: float, in_all: float
     ) -> None:
         self._channel = channel
         self._line_seconds, self._deadline = line_seconds, _Deadline(in_all)
@@ -375,12 +398,13 @@ class Dialogue(Iterator[str]):
                 line_deadline = _Deadline(self._line_seconds)
 
 
-def close(transport: paramiko.Transport) -> None:
+def close(transport: paramiko.Transport | Master) -> None:
     """End a connection, without waiting for one that does not end."""
 
     def end() -> None:
         transport.close()
-        transport.sock.close()  # transport.close() leaves it open if no handshake has begun
+        if not isinstance(transport, Master):
+            transport.sock.close()  # transport.close() leaves it open if no handshake has begun
 
     with contextlib.suppress(TimeoutError):
         in_time(end, _CLOSE_SECONDS)
@@ -389,7 +413,7 @@ def close(transport: paramiko.Transport) -> None:
 @contextlib.contextmanager
 def connected(
     name: str,
-    endpoint: tuple[str, int] | paramiko.Channel,
+    endpoint: tuple[str, int] | Channel,
     *,
     key: KeyPair,
     host_key: KeyPair,
@@ -405,12 +429,12 @@ def connected(
     """
     try:
         if isinstance(endpoint, tuple):
-            sock: socket.socket | paramiko.Channel = socket.create_connection(
+            sock: socket.socket | Channel = socket.create_connection(
                 endpoint, timeout=HANDSHAKE_SECONDS
             )
         else:
             sock = endpoint
-        transport = paramiko.Transport(sock)
+        transport = paramiko.Transport(cast(socket.socket, sock))
     except (OSError, EOFError, paramiko.SSHException) as exc:
         raise error(
             f"no SSH connection to the {name}: {exc}", reason=_reasons(name).no_ssh

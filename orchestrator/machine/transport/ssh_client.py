@@ -41,24 +41,32 @@ def write_client_config(
     return write_client(folder, ["/usr/bin/ssh", "-F", str(config)])
 
 
-def write_client(folder: Path, argv: Sequence[str]) -> Path:
+def write_client(folder: Path, argv: Sequence[str], destination: str = "") -> Path:
     """Write a program for `qemu+ssh://?command=`, which executes `argv` with its own arguments
-    appended. It records its process id, by which `end_clients` ends it."""
+    appended. It leads a session, and records its process id, by which `end_clients` ends it.
+
+    `destination`: address in place of the host's name, which libvirt passes after `--`.
+    """
     program = folder / "ssh"
     pids = shlex.quote(str(_pids(program)))
-    program.write_text(f'#!/bin/sh\necho $$ >> {pids}\nexec {shlex.join(argv)} "$@"\n')
+    words = shlex.join(argv)
+    if destination:
+        words += f" -T -e none -- {shlex.quote(destination)}"
+    skip = 'while [ "$1" != -- ]; do shift; done\nshift 2\n' if destination else ""
+    program.write_text(f'#!/bin/sh\necho $$ >> {pids}\n{skip}exec setsid {words} "$@"\n')
     program.chmod(0o700)
     return program
 
 
 def end_clients(program: Path) -> None:
-    """End the children of this process that run `program` (of `write_client`), and so the
-    connections through them."""
+    """End the children of this process that run `program` (of `write_client`), with the programs
+    that they started, and so the connections through them."""
     with contextlib.suppress(FileNotFoundError):
         for pid in map(int, _pids(program).read_text().split()):
             if _parent(pid) == os.getpid():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+                for end in (os.killpg, os.kill):  # it leads no session before setsid(1)
+                    with contextlib.suppress(ProcessLookupError):
+                        end(pid, signal.SIGKILL)
 
 
 def _pids(program: Path) -> Path:

@@ -40,7 +40,7 @@ from tests.unit.manifests import facts_of
 
 SECONDS = 20.0
 OLD, NEW = "6.12.1-old", "7.3.4-new"
-ENDPOINT = Endpoint("gpu1", None, "gpu1.lab", 22, "root", "", (), (), agent=False)
+ENDPOINT = Endpoint("gpu1", None, "gpu1.lab", 22, "root", is_behind=False)
 DEVICE = HostDevice.model_validate({"kind": "hostdev", "pick": "largest-bar", "bar": "1GiB"})
 CPUINFO = "model name : Xeon\nflags : fpu vmx sse\n"
 PROGRAMS = {
