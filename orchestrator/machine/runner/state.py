@@ -35,6 +35,7 @@ from orchestrator.machine.runner.owner import Owner, process_start
 _END_SECONDS = 5.0
 """Time for killed processes to end. A process that is stuck in the kernel ends later."""
 _LONGEST_RECORD = 1 << 20
+_WRITERS_SECONDS = 3.0
 SHM = Path("/dev/shm")  # libvirt's ivshmem device has its file here
 
 _Token = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8,16}$")]
@@ -166,9 +167,10 @@ def bench_state(root: Path | None = None, *, keep: bool = False) -> Iterator[Ben
         finally:
             state.end()
             if not keep:
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_folder(folder)
     finally:
-        state.forget()
+        if keep or not folder.exists():  # else `barometer clean` has to know of it
+            state.forget()
 
 
 def token_prefix(root: Path | None = None) -> str:
@@ -254,8 +256,19 @@ def _set_aside(path: Path, exc: ValueError) -> Iterator[str]:
     )
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a private folder. What was ended a moment ago may still write into it: libvirt's log
+    of a machine that it did not end itself."""
+    end = time.monotonic() + _WRITERS_SECONDS
+    while path.exists():
+        shutil.rmtree(path, ignore_errors=True)
+        if time.monotonic() > end:
+            return
+        time.sleep(0.05)
+
+
 def _remove_folder(path: Path) -> str:
-    shutil.rmtree(path, ignore_errors=True)
+    remove_folder(path)
     return f"{path} cannot be removed" if path.exists() else f"removed {path}"
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -22,6 +25,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.base.folderlock import only_writer
+from orchestrator.machine.runner import state as state_module
 from orchestrator.machine.runner.owner import Owner, process_start
 from orchestrator.machine.runner.state import (
     SHM,
@@ -29,6 +33,7 @@ from orchestrator.machine.runner.state import (
     bench_state,
     clean_killed_runs,
     default_state_folder,
+    remove_folder,
     token_prefix,
 )
 
@@ -481,3 +486,36 @@ def test_metal_hosts_of_a_run_that_was_killed_are_named_once_with_what_to_do(
         "run abcd1234: cleaned",
     ]
     assert not path.exists()
+
+
+def test_folder_that_is_still_written_to_is_removed_in_the_end(tmp_path: Path) -> None:
+    """As libvirt's log of a machine that somebody else ended."""
+    ends = time.monotonic() + 0.5
+
+    def write() -> None:
+        while time.monotonic() < ends:
+            with contextlib.suppress(OSError):
+                (folder / "log").mkdir(parents=True, exist_ok=True)
+                (folder / "log/line").write_text("x")
+
+    folder = tmp_path / "barometer-x"
+    folder.mkdir()
+    writer = threading.Thread(target=write)
+    writer.start()
+    remove_folder(folder)
+    writer.join()
+    remove_folder(folder)
+    assert not folder.exists()
+
+
+def test_record_of_a_folder_that_cannot_be_removed_is_kept_for_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_module, "_WRITERS_SECONDS", 0.1)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", lambda *_arguments, **_more: None)
+        with bench_state(tmp_path / "state") as state:
+            folder = state.folder
+    assert folder.exists()
+    folder.rmdir()
+    assert [*(tmp_path / "state").glob("*.json")]
