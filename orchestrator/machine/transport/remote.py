@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.process import run, tail
@@ -92,8 +93,8 @@ def _ssh(config: Path | None) -> list[str]:
 
 
 def _client(endpoint: Endpoint, seconds: float, tries: int) -> list[str]:
-    """Return ssh's command line without the address. `seconds`: limit of the connection; `tries`:
-    messages without an answer after which the connection is given up."""
+    """Return ssh's command line without the address. `seconds`: limit of the connection and the
+    server's banner; `tries`: messages without an answer after which the connection is given up."""
     options = {
         **_UNATTENDED, "ConnectTimeout": str(math.ceil(seconds)),
         "ServerAliveInterval": str(_ALIVE_SECONDS), "ServerAliveCountMax": str(tries),
@@ -115,7 +116,7 @@ def logged_in(endpoint: Endpoint, *, patience: float = _SECONDS) -> Iterator[She
     try:
         master = Master(
             # a machine that is busy is given a while: commands have deadlines of their own
-            _client(endpoint, patience, 3 * ALIVE_TRIES),
+            _client(endpoint, 2 * patience, 3 * ALIVE_TRIES),
             endpoint.address, 2 * patience + _LOGIN_SECONDS,
         )  # fmt: skip
     except NoConnectionError as exc:
@@ -137,55 +138,68 @@ def logged_in(endpoint: Endpoint, *, patience: float = _SECONDS) -> Iterator[She
         close(master)
 
 
+class _Failure(NamedTuple):
+    """What ssh(1) prints, and what it tells."""
+
+    pattern: str
+    reason: Reason
+    message: str
+    hint: str = ""
+
+
 _FAILURES = (
-    # of a proxy command or a jump host: the connection that they are ended
-    (r"UNKNOWN port 65535|Connection to UNKNOWN", Reason.HOST_NO_SSH),
-    (r"REMOTE HOST IDENTIFICATION HAS CHANGED|REVOKED HOST KEY", Reason.HOST_WRONG_HOST_KEY),
-    (r"Host key verification failed|host key is known for", Reason.HOST_UNKNOWN_HOST_KEY),
-    (r"Permission denied \(|Too many authentication failures", Reason.HOST_NO_LOGIN),
-    (r"Could not resolve hostname", Reason.HOST_NO_NAME),
-)
-"""What ssh(1) prints, and the reason that it tells. The first that is found holds."""
-_NO_PROGRAM = re.compile(
-    r"^\S+: (?:.*: )?(?:not found|command not found|Permission denied|No such file or directory)$",
-    re.MULTILINE,
-)
-"""A shell's message about the proxy command that it cannot start."""
+    # of a proxy command or a jump host: the connection that they are has ended
+    _Failure(r"UNKNOWN port 65535|Connection to UNKNOWN", Reason.HOST_NO_SSH, ""),
+    _Failure(
+        r"REMOTE HOST IDENTIFICATION HAS CHANGED|REVOKED HOST KEY", Reason.HOST_WRONG_HOST_KEY,
+        "it shows another host key than the one that is known, or a revoked one",
+        "was it installed anew? Compare the fingerprint, then ssh-keygen -R",
+    ),
+    _Failure(
+        r"Host key verification failed|host key is known for", Reason.HOST_UNKNOWN_HOST_KEY,
+        "its host key is not known",
+        "connect once by hand and compare the fingerprint: ssh {endpoint}",
+    ),
+    _Failure(
+        r"Permission denied \(|Too many authentication failures", Reason.HOST_NO_LOGIN,
+        "no key lets {user} in",
+        "IdentityFile in ssh's configuration names one; it must have no passphrase",
+    ),
+    _Failure(
+        r"Could not resolve hostname", Reason.HOST_NO_NAME, "there is no machine called {host}"
+    ),
+)  # fmt: skip
+"""The first whose pattern is found holds."""
+_NO_PROXY = _Failure(
+    r"(?m)^\S+: (?:.*: )?(?:(?:command )?not found|Permission denied|No such file or directory)$",
+    Reason.HOST_NO_PROXY, "the proxy command cannot be started",
+    "ssh's configuration has it: ProxyCommand or ProxyJump",
+)  # fmt: skip
+"""A shell's message about a program that it cannot start."""
+_NO_SSH = _Failure(
+    "", Reason.HOST_NO_SSH, "no SSH server answers at {host} port {port}: {last}"
+)  # fmt: skip
 
 
 def _explain(endpoint: Endpoint, why: str, log: str) -> BenchError:
     """Return the error for a connection that ssh(1) did not make."""
-    said = [line for line in log.splitlines() if not line.startswith("debug")]
-    words = "\n".join(said)
-    reason = next(
-        (reason for pattern, reason in _FAILURES if re.search(pattern, words)), Reason.HOST_NO_SSH
-    )
-    if endpoint.is_behind and reason == Reason.HOST_NO_SSH and _NO_PROGRAM.search(words):
-        reason = Reason.HOST_NO_PROXY
-    last = said[-1].strip() if said else why
-    evidence = tail(words)
-    match reason:
-        case Reason.HOST_NO_NAME:
-            message, hint = f"there is no machine called {endpoint.hostname}", ""
-        case Reason.HOST_UNKNOWN_HOST_KEY:
-            message = "its host key is not known"
-            hint = f"connect once by hand and compare the fingerprint: ssh {endpoint}"
-        case Reason.HOST_WRONG_HOST_KEY:
-            message = "it shows another host key than the one that is known, or a revoked one"
-            hint = "was it installed anew? Compare the fingerprint, then ssh-keygen -R"
-        case Reason.HOST_NO_LOGIN:
-            message = f"no key lets {endpoint.user} in"
-            evidence = "\n".join([*_list_keys(log), evidence])
-            hint = "IdentityFile in ssh's configuration names one; it must have no passphrase"
-        case Reason.HOST_NO_PROXY:
-            message, hint = (
-                "the proxy command cannot be started",
-                ("ssh's configuration has it: ProxyCommand or ProxyJump"),
-            )
-        case _:
-            message = f"no SSH server answers at {endpoint.hostname} port {endpoint.port}: {last}"
-            hint = ""
-    return BenchError(f"{endpoint}: {message}", evidence=evidence, hint=hint, reason=reason)
+    lines = [line.rstrip() for line in log.splitlines() if not line.startswith("debug")]
+    text = "\n".join(lines)
+    failure = next((one for one in _FAILURES if re.search(one.pattern, text)), _NO_SSH)
+    evidence = tail(text)
+    if failure.reason == Reason.HOST_NO_SSH:
+        is_missing = endpoint.is_behind and re.search(_NO_PROXY.pattern, text)
+        failure = _NO_PROXY if is_missing else _NO_SSH
+    elif failure.reason == Reason.HOST_NO_LOGIN:
+        evidence = "\n".join([*_list_keys(log), evidence])
+    words = {
+        "endpoint": endpoint, "user": endpoint.user, "host": endpoint.hostname,
+        "port": endpoint.port, "last": lines[-1] if lines else why,
+    }  # fmt: skip
+    return BenchError(
+        f"{endpoint}: {failure.message.format(**words)}", evidence=evidence,
+        hint=failure.hint.format(**words), reason=failure.reason,
+    )  # fmt: skip
 
 
 def _list_keys(log: str) -> list[str]:
