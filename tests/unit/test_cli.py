@@ -486,10 +486,10 @@ def test_plan_that_barometer_did_not_write_is_exit_code_4(
 def test_report_on_a_full_disk_is_exit_code_3(
     barometer: Command, capsys: Said, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, *_: Any, **__: Any) -> int:
+    def full(path: Path, *_: Any, **__: Any) -> Path:
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(Path, "rename", full)
     assert barometer("report", finished) == 3
     assert f"no space left on the disk of {finished}" in capsys.readouterr().err
 
@@ -657,10 +657,14 @@ def test_timelines_that_cannot_be_saved_are_no_failure(
     barometer: Command, capsys: Said, finished: Path, monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
-    def refusing(path: Path, data: bytes) -> int:
-        raise PermissionError(13, "Permission denied", str(path))
+    rename = Path.rename
 
-    monkeypatch.setattr(Path, "write_bytes", refusing)
+    def refusing(path: Path, target: Path) -> Path:
+        if target.name.endswith(".pftrace"):
+            raise PermissionError(13, "Permission denied", str(target))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refusing)
     assert barometer("report", finished, "--table") == 0
     assert "the timelines are not saved: " in caplog.text
     assert capsys.readouterr().out.startswith((finished / "report.txt").read_text())

@@ -40,7 +40,7 @@ class Command:
         return ProfileEvidence(
             profile_facts(process=PROCESS),
             FILES | {"trace.txt": booted().text()},
-            "<domain/>",
+            "<domain><cpu><maxphysaddr mode='emulate' bits='52'/></cpu></domain>",
         )
 
 

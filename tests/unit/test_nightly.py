@@ -24,12 +24,12 @@ pytestmark = pytest.mark.slow  # each starts processes
 ROOT = Path(__file__).parents[2]
 DRIVER = """
 import sys
-from orchestrator.run import nightly
+from orchestrator.run.nights import nightly
 nightly.PROGRAM = [sys.argv.pop(1)]
 from orchestrator.cli import main
 main()
 """
-SECONDS = 300.0
+SECONDS = 60.0
 HEADER = "time,bar_map_cost.ratio\n"
 FAKE = """#!/bin/bash
 # Each call is a line; what it does stands in files beside: the exit code of a verb, and of `run`
@@ -44,7 +44,7 @@ case $1 in
     out=$2
     mkdir -p "$out"
     if [ -e "$here/hangs" ]; then
-      trap 'sleep 0.2; said ended; exit 130' TERM
+      trap 'kill $!; sleep 0.2; said ended; exit 130' TERM
       said hangs
       sleep 60 & wait
     fi

@@ -115,9 +115,10 @@ class BenchState:
         end_machines(self._record.domains)
         _remove_shm(self._record.shm)
 
-    def forget(self) -> None:
-        """Remove the record and give up its lock."""
-        self._path.unlink(missing_ok=True)
+    def forget(self, *, unlink: bool = True) -> None:
+        """Remove the record, unless `unlink` is off, and give up its lock."""
+        if unlink:
+            self._path.unlink(missing_ok=True)
         if self._locked is not None:
             self._locked.close()
 
@@ -160,6 +161,7 @@ def bench_state(root: Path | None = None, *, keep: bool = False) -> Iterator[Ben
     folder = Path(tempfile.gettempdir()).absolute() / f"barometer-{token}"
     record = BenchRecord(token=token, owner=Owner.here(), folder=str(folder))
     state = BenchState(root / f"{token}.json", record)
+    is_left = False
     try:
         folder.mkdir(mode=0o700)
         try:
@@ -167,10 +169,9 @@ def bench_state(root: Path | None = None, *, keep: bool = False) -> Iterator[Ben
         finally:
             state.end()
             if not keep:
-                remove_folder(folder)
+                is_left = not remove_folder(folder)
     finally:
-        if keep or not folder.exists():  # else `barometer clean` has to know of it
-            state.forget()
+        state.forget(unlink=not is_left)  # `barometer clean` has to know of what is left
 
 
 def token_prefix(root: Path | None = None) -> str:
@@ -256,20 +257,21 @@ def _set_aside(path: Path, exc: ValueError) -> Iterator[str]:
     )
 
 
-def remove_folder(path: Path) -> None:
-    """Remove a private folder. What was ended a moment ago may still write into it: libvirt's log
-    of a machine that it did not end itself."""
+def remove_folder(path: Path) -> bool:
+    """Remove a private folder; return whether it is gone. What was ended a moment ago may still
+    write into it: libvirt's log of a machine that it did not end itself."""
     end = time.monotonic() + _WRITERS_SECONDS
-    while path.exists():
+    while True:
         shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return True
         if time.monotonic() > end:
-            return
+            return False
         time.sleep(0.05)
 
 
 def _remove_folder(path: Path) -> str:
-    remove_folder(path)
-    return f"{path} cannot be removed" if path.exists() else f"removed {path}"
+    return f"removed {path}" if remove_folder(path) else f"{path} cannot be removed"
 
 
 def _beside(path: Path) -> Path:
