@@ -49,7 +49,7 @@ OTHER_WORDS = {
     "build-root": {"buildroot.py"},  # a kind of entry in the cache
     # names of the doctor's findings
     "address-bits": {"checks_passthrough.py", "refusals.py"},
-    "interrupt-remapping": {"checks_passthrough.py", "refusals.py"},
+    "interrupt-remapping": {"checks_passthrough.py", "messages.py"},
     "large-bar": {"checks_passthrough.py"},
     "libvirt-library": {"checks_runner.py"},
 }
