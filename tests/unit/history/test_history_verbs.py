@@ -101,12 +101,13 @@ def test_recorded_runs_are_added_listed_shown_and_exported(tmp_path: Path) -> No
 
 def test_a_store_is_rebuilt_from_the_folders(tmp_path: Path) -> None:
     runs = [RECORDED / name for name in RUNS]
-    exports = []
+    exports: list[list[tuple[object, list[object]]]] = []
     for order in (runs, runs[::-1]):
         place = tmp_path / f"{len(exports)}.db"
         barometer("history", "add", *order, store=place)
         with Store.open(str(place)) as store:
-            exports.append([store.table(table) for table in TABLES])
+            tables = [store.table(table) for table in TABLES]
+            exports.append([(names, [*rows]) for names, rows in tables])
     assert exports[0] == exports[1]
 
 
