@@ -198,7 +198,10 @@ class Session:
         return ""
 
     def recv(self, size: int) -> bytes:
-        return self._receive(self._socket, size)
+        chunk = self._receive(self._socket, size)
+        if not chunk and self.has_exited(_LOOK_SECONDS):
+            self.recv_exit_status()  # whoever looks next finds a connection that ended as ended
+        return chunk
 
     def recv_stderr(self, size: int) -> bytes:
         return self._receive(self._errors, size)
