@@ -169,5 +169,5 @@ def guest_kernel_record(scenario: Scenario, prepared: Prepared) -> KernelRecord 
 
 def _kernel_record(bundle: KernelBundle, kernel: Kernel) -> KernelRecord:
     record = {"release": bundle.release, "source": str(kernel), "digest": bundle.digest,
-              "provenance": bundle.provenance}  # fmt: skip
+              "provenance": bundle.provenance.to_json()}  # fmt: skip
     return KernelRecord.model_validate_json(json.dumps(record))

@@ -29,6 +29,7 @@ from orchestrator.kernels.source.buildroot import build_root
 from orchestrator.kernels.source.config import parse_config
 from orchestrator.scenario.kernel_forms import SourceKernel, TreeKernel
 from tests.lab.pared.tree import PARED_SERIES, pared_tarball
+from tests.lab.test_module import made_of
 
 pytestmark = [pytest.mark.build, pytest.mark.timeout(3600)]
 
@@ -148,7 +149,7 @@ def test_kernel_has_the_modules_that_are_asked_for(pared: Sources) -> None:
     assert found.config is not None
     config = parse_config(found.config.read_text())
     assert [name for name, value in config.items() if value == "m"] == ["PARED"]
-    assert found.provenance["config"]["asked"] == ["CONFIG_PARED=m"]
+    assert made_of(found)["config"]["asked"] == ["CONFIG_PARED=m"]
 
 
 def test_series_makes_another_kernel_and_the_base_comes_back(
@@ -160,10 +161,10 @@ def test_series_makes_another_kernel_and_the_base_comes_back(
     assert base.release.rpartition("-base-")[0] == name
     assert len(found.release) == len(base.release)
     assert content != base.release.rpartition("-")[2]
-    assert found.provenance["base_built"] == base.provenance["built"]
-    assert found.provenance["config"] == base.provenance["config"]
-    assert found.provenance["compiler"] == base.provenance["compiler"]
-    assert [patch["subject"] for patch in found.provenance["series"]] == [
+    assert made_of(found)["base_built"] == made_of(base)["built"]
+    assert made_of(found)["config"] == made_of(base)["config"]
+    assert made_of(found)["compiler"] == made_of(base)["compiler"]
+    assert [patch["subject"] for patch in made_of(found)["series"]] == [
         "vfio/type1: Rename a local variable"
     ]
     logs = sources.logs()
@@ -195,8 +196,8 @@ def test_base_that_comes_out_otherwise_is_the_benchs_failure(pared: Sources) -> 
     with pytest.raises(BenchError) as caught:
         pared.built("bad/leaves-a-file.patch")
     assert caught.value.reason == "base-not-reproduced"
-    assert base.provenance["built"] in caught.value.message
-    assert pared.built("placebo", tag="more").provenance["base_built"] == base.provenance["built"]
+    assert made_of(base)["built"] in caught.value.message
+    assert made_of(pared.built("placebo", tag="more"))["base_built"] == made_of(base)["built"]
 
 
 def test_compiler_says_why_it_does_not_build(base: KernelBundle, sources: Sources) -> None:
@@ -258,7 +259,7 @@ def test_nothing_goes_on_when_the_runner_ends(
             time.sleep(0.1)
     # what the ended run left half done does not reach the next build
     found = materialise_kernel(interrupted, sources.cache, Progress(), tag)
-    assert found.provenance["base_built"] == base.provenance["built"]
+    assert made_of(found)["base_built"] == made_of(base)["built"]
     remove_tree(found.vmlinuz.parent)
 
 

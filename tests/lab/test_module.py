@@ -6,6 +6,7 @@ import hashlib
 import lzma
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,11 @@ def built(one: ModuleKernel, cache: Cache) -> KernelBundle:
     return materialise_kernel(one, cache, Progress())
 
 
+def made_of(bundle: KernelBundle) -> dict[str, Any]:
+    """Return a kernel's provenance, as plan.json has it."""
+    return bundle.provenance.to_json()
+
+
 def digests(modules: Path) -> dict[str, str]:
     return {
         p.relative_to(modules).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
@@ -74,7 +80,7 @@ def test_a_parameter_more(cache: Cache) -> None:
     assert found.swapped == {"vfio_iommu_type1": new.srcversion}
     assert new.srcversion != old.srcversion
     # the unchanged source builds what is in the package
-    facts = found.provenance["modules"][TYPE1]
+    facts = made_of(found)["modules"][TYPE1]
     assert facts["stock"]["srcversion"] == old.srcversion
     assert facts["stock"]["code"] == old.code_digest
     assert facts["new"]["code"] == new.code_digest != old.code_digest
@@ -89,7 +95,7 @@ def test_files_of_a_folder_that_are_the_packages_do_not_count(
         in_folder(tmp_path, source, name, "")
     in_folder(tmp_path, source, f"{TYPE1}.c", "struct nothing;\n")
     found = built(kernel(module=tmp_path), cache)
-    assert list(found.provenance["files"]) == [f"{TYPE1}.c"]
+    assert list(made_of(found)["files"]) == [f"{TYPE1}.c"]
 
 
 def test_the_second_time_nothing_is_built(cache: Cache) -> None:
@@ -101,7 +107,7 @@ def test_the_second_time_nothing_is_built(cache: Cache) -> None:
 
 
 def test_a_placebo_has_the_same_code(cache: Cache) -> None:
-    facts = built(kernel("placebo"), cache).provenance["modules"][TYPE1]
+    facts = made_of(built(kernel("placebo"), cache))["modules"][TYPE1]
     assert facts["new"]["code"] == facts["stock"]["code"]
     assert facts["new"]["srcversion"] != facts["stock"]["srcversion"]
 
@@ -109,7 +115,7 @@ def test_a_placebo_has_the_same_code(cache: Cache) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("series", ["slower-map", "slower-unmap", "bad/panics.patch"])
 def test_every_series_builds(cache: Cache, series: str) -> None:
-    facts = built(kernel(series), cache).provenance["modules"][TYPE1]
+    facts = made_of(built(kernel(series), cache))["modules"][TYPE1]
     assert facts["new"]["code"] != facts["stock"]["code"]
 
 
@@ -122,7 +128,7 @@ def test_a_private_header_of_kernels_with_and_without_modversions(
     mine = in_folder(tmp_path, source, "drivers/vfio/vfio.h", "struct nothing;\n")
     found = built(kernel(suite=suite, module=mine), cache)
     assert {*found.swapped} == {"vfio", "vfio_iommu_type1"}
-    for facts in found.provenance["modules"].values():
+    for facts in made_of(found)["modules"].values():
         assert facts["new"]["code"] == facts["stock"]["code"]
 
 
@@ -131,7 +137,7 @@ def test_a_module_that_has_no_srcversion_in_the_package(cache: Cache, tmp_path: 
     source = find_package_source(kernel("placebo").package, cache)
     mine = in_folder(tmp_path, source, "drivers/vfio/pci/vfio_pci.c", "struct nothing;\n")
     found = built(kernel(module=mine), cache)
-    assert found.provenance["modules"]["drivers/vfio/pci/vfio-pci"]["stock"]["srcversion"] is None
+    assert made_of(found)["modules"]["drivers/vfio/pci/vfio-pci"]["stock"]["srcversion"] is None
     assert found.swapped["vfio_pci"]
 
 
@@ -171,8 +177,8 @@ def test_what_leaves_the_kernel_itself_as_it_is_is_no_obstacle(
     ):
         in_folder(tmp_path, source, name, text)
     found = built(kernel(module=tmp_path), cache)
-    assert list(found.provenance["files"]) == [f"{TYPE1}.c"]
-    assert found.provenance["passed_over"] == [
+    assert list(made_of(found)["files"]) == [f"{TYPE1}.c"]
+    assert made_of(found)["passed_over"] == [
         "drivers/iommu/iommu-priv.h", "drivers/iommu/iommu.c",
     ]  # fmt: skip
 
@@ -210,7 +216,7 @@ def test_a_comment_gives_the_packages_module(cache: Cache, tmp_path: Path) -> No
     source = find_package_source(kernel("placebo").package, cache)
     mine = in_folder(tmp_path, source, f"{TYPE1}.c", "/* a comment */\n")
     found = built(kernel(module=mine), cache)
-    facts = found.provenance["modules"][TYPE1]
+    facts = made_of(found)["modules"][TYPE1]
     assert facts["new"]["code"] == facts["stock"]["code"]
     assert found.swapped == {"vfio_iommu_type1": facts["stock"]["srcversion"]}
 

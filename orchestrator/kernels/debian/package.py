@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from orchestrator.base.errors import BenchError, ScenarioError
 from orchestrator.base.process import run
 from orchestrator.base.reasons import Reason
 from orchestrator.base.spelling import nearest_name
+from orchestrator.evidence.kernel import Provenance
 from orchestrator.kernels.debian.apt import KNOWN_SUITES, AptArchive, Package
 from orchestrator.kernels.debian.index import index_modules
 from orchestrator.kernels.image.bundle import KernelBundle, release_in
@@ -127,8 +130,9 @@ def _unpack(archive: AptArchive, packages: list[Package], folder: Path) -> None:
     index_modules(folder, release)
 
 
-def bundle_at(place: Path, provenance: dict[str, object]) -> KernelBundle:
-    """Return the bundle in a cache entry: vmlinuz, modules/, config."""
+def bundle_at(place: Path, made_of: Mapping[str, object]) -> KernelBundle:
+    """Return the bundle in a cache entry: vmlinuz, modules/, config. `made_of`: its provenance, as
+    plan.json has it."""
     config = place / "config"
     return KernelBundle(
         release=release_in(place / "vmlinuz"),
@@ -136,5 +140,5 @@ def bundle_at(place: Path, provenance: dict[str, object]) -> KernelBundle:
         modules=place / "modules",
         config=config if config.exists() else None,
         digest=place.name,
-        provenance=provenance,
+        provenance=Provenance.model_validate_json(json.dumps(made_of)),
     )

@@ -7,10 +7,10 @@ import struct
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from orchestrator.base.errors import ScenarioError
 from orchestrator.base.reasons import Reason
+from orchestrator.evidence.kernel import Provenance
 from orchestrator.kernels.image.ko import SUFFIX
 
 # Offsets of the x86 boot protocol (Documentation/arch/x86/boot.rst): the magic "HdrS", and the
@@ -30,7 +30,7 @@ class KernelBundle:
     config: Path | None
     digest: str
     """Identifies the content."""
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
     swapped: dict[str, str] = field(default_factory=dict)
     """Rebuilt modules of the kernel: name -> the srcversion that /sys/module/NAME/srcversion must
     show on the host."""

@@ -87,9 +87,9 @@ def rebuild_modules(kernel: ModuleKernel, cache: Cache, progress: Progress) -> K
     place = cache.entry("kernels", key, build)
     facts = json.loads((place / FACTS).read_text())
     swapped, index = facts.pop("swapped"), facts.pop("index")
-    provenance = {"from": str(kernel), "package": stock.provenance,
-                  "series": series_facts(changed.patches)}  # fmt: skip
-    return replace(package.bundle_at(place, {**facts, **provenance}), swapped=swapped, index=index)
+    origin = {"from": str(kernel), "package": stock.provenance.to_json(),
+              "series": series_facts(changed.patches)}  # fmt: skip
+    return replace(package.bundle_at(place, {**facts, **origin}), swapped=swapped, index=index)
 
 
 class _Changed:
