@@ -4,6 +4,7 @@ that it is good."""
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from statistics import median, median_low
@@ -36,7 +37,7 @@ from orchestrator.base.errors import EvidenceError
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.faults import Attempt, Charge
 from orchestrator.evidence.layout import MANIFEST, TrialDir
-from orchestrator.evidence.manifest import Ended, GuestRecord, RestoredRecord
+from orchestrator.evidence.manifest import Ended, GuestRecord, Manifest, RestoredRecord
 from orchestrator.evidence.maps import MapRecord
 from orchestrator.formats.abi import IORESOURCE_UNSET, PAGE
 from orchestrator.scenario.vocabulary import ArmName, Metric, Role, metric_at
@@ -97,6 +98,8 @@ class TrialResult:
     seconds: float | None = None
     """Wall-clock seconds on the runner spent collecting evidence, whatever the host's
     accelerator."""
+    stages: tuple[tuple[str, float], ...] = ()
+    """Stages of the trial and their seconds of the runner's clock; none within another."""
     host_left: tuple[str, ...] = ()
     """What differed on a shared host after the trial, so that the host was ended."""
     digest: str = ""
@@ -142,9 +145,19 @@ def read_result(trial: TrialDir) -> TrialResult:
         .astimezone(UTC)
         .isoformat(timespec="seconds"),
         seconds=manifest.seconds,
+        stages=tuple(_list_stages(manifest)),
         host_left=tuple(map(cut_line, manifest.host_left or ())),
         digest=trial.digest,
     )
+
+
+def _list_stages(manifest: Manifest) -> Iterator[tuple[str, float]]:
+    """Yield the stages that ended, and their seconds. What is within another one is left out."""
+    end = 0.0
+    for stage in sorted(manifest.stages, key=lambda stage: stage.start):
+        if stage.seconds is not None and stage.start >= end:
+            end = stage.start + stage.seconds
+            yield stage.name, stage.seconds
 
 
 def _judged(trial: TrialDir) -> TrialResult:

@@ -33,6 +33,7 @@ from orchestrator.report.words.restored_words import describe_restored
 from orchestrator.report.words.sentence import verdict_sentence
 from orchestrator.report.words.slow_words import describe_slow_trials
 from orchestrator.report.words.variable_words import describe_variable
+from orchestrator.report.words.wall_time import describe_wall_time
 from orchestrator.report.words.wording import (
     Setup,
     describe_attempts,
@@ -331,6 +332,7 @@ def explain_values(
         )
     elif emulated:
         lines.append("All seconds are those of a slow, emulated machine.")
+    lines += describe_wall_time(comparison.results)
     return "\n".join(line for text in lines for line in wrap_text(text, then="  ")) + "\n"
 
 
