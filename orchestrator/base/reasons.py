@@ -2,8 +2,8 @@
 
 The last line of a command that fails is `reason: NAME`; the manifest of a trial that fails or is
 invalid has the name as `reason`. Names are a public contract: scripts and old evidence have them.
-`ci/reasons.py` writes README's table from this one. To whom a trial's failure is charged is in
-`faults.py`.
+`ci/docs/reasons.py` writes the table in docs/ from this one. To whom a trial's failure is charged
+is in `faults.py`.
 """
 
 from __future__ import annotations

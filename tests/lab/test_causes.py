@@ -206,8 +206,8 @@ def test_a_start_that_the_iommus_width_ends(
     one_trial: RunOne, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Holds on to: EINVAL beyond the 39 bits of the host's IOMMU is told with both numbers and
-    the address. The guest's memory is the far thing here: a DIMM at 2^40, the
-    first place that QEMU has for one on a host of AMD's."""
+    the address. The guest's memory is the far thing here: a DIMM at 2^40, the first place that
+    QEMU has for one on a host of AMD's."""
     far = (
         "-m", "512M,slots=1,maxmem=2T", "-object", "memory-backend-ram,id=far,size=128M",
         "-device", f"pc-dimm,memdev=far,addr={1 << 40:#x}",

@@ -7,18 +7,11 @@ from typing import Any
 
 import pytest
 
-from ci.metrics import write_metrics
-from ci.reasons import README
 from orchestrator.cli.entry import run_verb
 from orchestrator.scenario.factors import build_file_schema
 from orchestrator.scenario.metrics import METRIC_WORDS, WORDS
 from orchestrator.scenario.vocabulary import AT_POINTS, METRICS
 from tests.unit.scenarios import map_scenario, scenario
-
-
-def test_readme_has_the_table_of_metrics() -> None:
-    text = README.read_text("utf-8")
-    assert write_metrics(text) == text, "run `python -m ci.metrics`"
 
 
 def test_every_metric_has_one_entry_with_words_of_its_own() -> None:

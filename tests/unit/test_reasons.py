@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 import orchestrator
-from ci.reasons import EXIT_CODES, README, write_table
+from ci.docs.reasons import EXIT_CODES
 from orchestrator.base import interrupts
 from orchestrator.base.ends import Ends
 from orchestrator.base.errors import BarometerError, BenchError, EvidenceError, ScenarioError
@@ -293,8 +293,3 @@ def test_unknown_reasons_of_other_versions_are_kept_as_text_and_never_raised() -
 @pytest.mark.parametrize(("name", "prefix"), [("host", "host"), ("guest 2", "guest")])
 def test_reasons_of_a_connection_are_its_machines(name: str, prefix: str) -> None:
     assert {r.partition("-")[0] for r in shell._reasons(name)} == {prefix}
-
-
-def test_readme_has_the_table() -> None:
-    readme = README.read_text("utf-8")
-    assert write_table(readme) == readme, "run `.venv/bin/python -m ci.reasons`"

@@ -69,14 +69,14 @@ def test_recorded_run_ends_with_its_verdict_and_its_folder(name: str) -> None:
         assert any(line.startswith(f"  * {metric}") for line in lines)
 
 
-def test_end_of_the_main_job_is_the_one_that_the_readme_shows() -> None:
+def test_end_of_the_main_job_is_the_one_that_the_documentation_shows() -> None:
     saved = read_saved_run(RunDir.open(RECORDED / "debian-6.12-vs-7"))
     kernels = saved.plan.named_kernels()
     comparison = compare_trials(
         saved.scenario, kernels, saved.results, saved.planned, saved.plan.accel
     )
     folder = Path("/home/me/runs/debian-6.12-vs-7-20261130-093000")
-    shown = (RECORDED.parents[1] / "README.md").read_text()
+    shown = (RECORDED.parents[1] / "docs/how-to/run.md").read_text()
     shown = shown.replace(f"report     {folder}/report.html\n", "")  # no such file here
     brief = run_brief(saved.scenario.device.bar, comparison, saved.plan, folder)
     assert f"\n{brief}\n" in shown
