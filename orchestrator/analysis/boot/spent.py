@@ -13,6 +13,8 @@ from orchestrator.analysis.boot.timeline import IOVA, RAM, DmaStep, Phase, Timel
 IOMMU_MAP = "IOMMU map"
 """Part of a map that the IOMMU's page tables take (orchestrator.analysis.boot.boot.parts_of)."""
 UNEXPLAINED = "not explained"
+_CLOCK_STEP = 1e-9
+"""Seconds of a step of the trace's clock. Less than that is rounding of the sums."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ def split_boot(timeline: Timeline) -> Spent:
             cursor = last
     own, covered = _find_own(timeline, taken)
     busy = sum(last - first for first, last in taken)
-    unexplained = max(0.0, end - busy - covered)
+    rest = end - busy - covered
+    unexplained = rest if rest >= _CLOCK_STEP else 0.0
     return Spent(tuple(steps), zaps, own, unexplained)
 
 

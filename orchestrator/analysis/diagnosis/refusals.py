@@ -157,9 +157,11 @@ def _no_entries(boot: ProfiledBoot, _refusal: RefusedMap) -> Explanation:
 
 
 def _count_alive(steps: Sequence[DmaStep]) -> Iterator[int]:
+    """Yield 1 for each map and -1 for each unmap before the first refusal. QEMU then unmaps all."""
     for step in steps:
-        if not step.result:
-            yield 1 if step.kind == "map" else -1
+        if step.result:
+            return
+        yield 1 if step.kind == "map" else -1
 
 
 def _no_memory(boot: ProfiledBoot, refusal: RefusedMap) -> Explanation:
