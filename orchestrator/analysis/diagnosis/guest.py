@@ -100,7 +100,7 @@ def _read_xml(domain: ET.Element) -> GuestSetup:
         is_known=True, is_libvirts=True,
         physical_bits=own.physical_bits or bits,
         bits_source=own.bits_source if own.physical_bits else source,
-        has_host_cpu=cpu is not None and cpu.get("mode") in ("host-passthrough", "maximum"),
+        has_host_cpu=_has_host_bits(cpu),
         firmware=_read_firmware(domain),
         window_size=own.window_size or (window * MIB if window else None),
         hole_size=own.hole_size or _read_hole(domain),
@@ -130,6 +130,14 @@ def _read_cpu(cpu: ET.Element | None) -> tuple[int | None, str]:
     if size is not None and size.get("mode") == "passthrough":
         return None, ""
     return DEFAULT_BITS, "QEMU's default, without <maxphysaddr>"
+
+
+def _has_host_bits(cpu: ET.Element | None) -> bool:
+    """True if the guest has as many address bits as the host, or fewer by a limit."""
+    size = cpu.find("maxphysaddr") if cpu is not None else None
+    if size is not None and size.get("mode") == "emulate":  # host-phys-bits=off
+        return False
+    return cpu is not None and cpu.get("mode") in ("host-passthrough", "maximum")
 
 
 def _read_firmware(domain: ET.Element) -> Firmware:
@@ -178,12 +186,19 @@ def _read_arguments(arguments: Sequence[str]) -> GuestSetup:
         (name == "drive" and "pflash" in text) or (name == "bios" and "OVMF" in text.upper())
         for name, text in options
     )
-    bits, source = _read_cpu_properties(model, cpu_properties)
+    is_kvm = any(
+        name == "enable-kvm" or (name in ("accel", "machine") and "kvm" in text)
+        for name, text in options
+    )
+    has_host_bits = _follows_host(model, cpu_properties, is_kvm=is_kvm)
+    bits, source = (None, "")
+    if model:
+        bits, source = _read_cpu_properties(cpu_properties, has_host_bits=has_host_bits)
     prealloc = [_split(text) for text in objects if "prealloc=on" in text]
     threads = next((p["prealloc-threads"] for p in prealloc if "prealloc-threads" in p), "")
     return GuestSetup(
         is_known=len(options) > 0, physical_bits=bits, bits_source=source,
-        has_host_cpu=model in ("host", "max") and "phys-bits" not in cpu_properties,
+        has_host_cpu=has_host_bits,
         firmware="ovmf" if is_flash else "seabios",
         window_size=size * MIB if size else None, hole_size=_read_qemu_size(hole or ""),
         iommu=iommu,
@@ -195,13 +210,21 @@ def _read_arguments(arguments: Sequence[str]) -> GuestSetup:
     )  # fmt: skip
 
 
-def _read_cpu_properties(model: str, properties: dict[str, str]) -> tuple[int | None, str]:
-    for key in ("phys-bits", "host-phys-bits-limit"):
-        if bits := _read_number(properties.get(key)):
-            return bits, f"-cpu {key}"
-    if not model or model in ("host", "max") or properties.get("host-phys-bits") in ("on", "true"):
-        return None, ""
-    return DEFAULT_BITS, "QEMU's default for a CPU model"
+def _follows_host(model: str, properties: dict[str, str], *, is_kvm: bool) -> bool:
+    """True if the guest has the host's address bits, whatever `phys-bits` says: so it is for
+    `host`, and under KVM for `max`, unless host-phys-bits is off (host_cpu_max_instance_init(),
+    host_cpu_adjust_phys_bits())."""
+    is_default = model == "host" or (model == "max" and is_kvm)
+    return properties.get("host-phys-bits", "on" if is_default else "off") in ("on", "true")
+
+
+def _read_cpu_properties(
+    properties: dict[str, str], *, has_host_bits: bool
+) -> tuple[int | None, str]:
+    key = "host-phys-bits-limit" if has_host_bits else "phys-bits"
+    if bits := _read_number(properties.get(key)):
+        return bits, f"-cpu {key}"
+    return (None, "") if has_host_bits else (DEFAULT_BITS, "QEMU's default for a CPU model")
 
 
 def _pair(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

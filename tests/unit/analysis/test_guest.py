@@ -55,7 +55,12 @@ def test_bits_of_a_cpu_that_is_passed_through_are_not_known_without_the_host() -
         (["-cpu", "host,host-phys-bits-limit=39"], 39),
         (["-cpu", "EPYC,phys-bits=43"], 43),
         (["-cpu", "kvm64,+lahf_lm"], 40),
-        (["-cpu", "Skylake-Server,host-phys-bits=on"], None),
+        (["-cpu", "Skylake-Server,host-phys-bits=on"], 46),
+        (["-cpu", "host,phys-bits=36"], 46),
+        (["-cpu", "host,host-phys-bits=off,phys-bits=36"], 36),
+        (["-accel", "kvm", "-cpu", "max,phys-bits=36"], 46),
+        (["-enable-kvm", "-cpu", "max,host-phys-bits=off"], 40),
+        (["-accel", "tcg", "-cpu", "max,phys-bits=36"], 36),
     ],
 )
 def test_address_bits_of_a_command_line(arguments: list[str], bits: int | None) -> None:
