@@ -157,7 +157,7 @@ def _no_entries(boot: ProfiledBoot, _refusal: RefusedMap) -> Explanation:
 
 
 def _count_alive(steps: Sequence[DmaStep]) -> Iterator[int]:
-    """Yield 1 for each map and -1 for each unmap before the first refusal. QEMU then unmaps all."""
+    """Yield 1 for each map, -1 for each unmap before the first refusal. QEMU then unmaps all."""
     for step in steps:
         if step.result:
             return
