@@ -3,10 +3,10 @@
     .venv/bin/python ci/bench/speed.py [--bar 32GiB] [--only NAME ...]
 
 Each job is a command of barometer's, from its start to its last line. What a base needs (kernels,
-images, the build root, saved hosts) is made before by a run of the same kind, which is not counted;
-what a change needs is not: each patch here is a new one. The last column is the goal, for 2 CPUs
-without KVM. Also prints the CPU that barometer itself and the small programs that it runs used, as
-a share of the wall time. Exit code 1: a job failed.
+images, the build root, saved hosts) is made before by a run of the same kind, which is not
+counted. What a change needs is counted: each patch here is a new one. The last column is the goal,
+for 2 CPUs without KVM. Also prints the CPU that barometer itself and the small programs that it
+runs used, as a share of the wall time. Exit code 1: a job failed.
 """
 
 from __future__ import annotations
