@@ -22,3 +22,14 @@ class Ends(Flag):
     """A command that was interrupted: exit code 130."""
     TRIAL = auto()
     """A trial while it is made. Any class of error; `faults.py` charges it."""
+
+
+EXIT_CODES = {
+    Ends.INPUT: 2,
+    Ends.BENCH: 3,
+    Ends.EVIDENCE: 4,
+    Ends.LEFT: 4,
+    Ends.BUG: 70,
+    Ends.INTERRUPT: 130,
+}
+"""Exit code of a command that an error ends."""

@@ -14,9 +14,10 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperGroup
 
 from orchestrator.base import interrupts
 from orchestrator.base.errors import BarometerError, BenchError, ScenarioError
@@ -24,6 +25,7 @@ from orchestrator.base.installed import missing_extra_explained
 from orchestrator.base.printable import escape_unprintable
 from orchestrator.base.reasons import Reason
 from orchestrator.cli import machine, measure, read
+from orchestrator.cli.explain import explain_name
 from orchestrator.cli.history import history
 from orchestrator.cli.nightly import nightly
 from orchestrator.cli.streams import guard_streams
@@ -37,7 +39,31 @@ _OF_A_PATH = (
 )  # fmt: skip
 """Errors that mean that a path from the user is wrong, wherever they occur."""
 
+_TASKS = {
+    "Compare two host kernels": ("ab", "plan", "run", "bisect"),
+    "Read what was measured": ("report", "compare", "timeline"),
+    "Explain the slow boot of a VM": ("profile", "doctor"),
+    "Look after machines": ("recover", "clean"),
+    "Measure every night": ("nightly", "history"),
+    "Look things up": ("explain", "schema"),
+}
+
+
+class _ByTask(TyperGroup):
+    """The verbs, by what people want to do."""
+
+    def format_commands(self, _ctx: Any, formatter: Any) -> None:
+        """Write the commands; the types are those of the click that typer bundles."""
+        width = formatter.width - 6 - max(map(len, self.commands))
+        for task, verbs in _TASKS.items():
+            with formatter.section(task):
+                formatter.write_dl([
+                    (verb, self.commands[verb].get_short_help_str(width)) for verb in verbs
+                ])  # fmt: skip
+
+
 app = typer.Typer(
+    cls=_ByTask,
     name="barometer",
     help="What does this host kernel cost a guest that owns a device with a huge PCI BAR?",
     add_completion=False,
@@ -51,12 +77,28 @@ _VERBS: dict[str, Callable[..., None]] = {
     "plan": measure.plan, "run": measure.run_scenario, "ab": measure.ab,
     "bisect": measure.bisect, "report": read.report, "compare": read.compare_saved_runs,
     "timeline": read.timeline, "profile": machine.profile,
-    "explain": read.explain_metrics, "schema": read.schema,
+    "explain": explain_name, "schema": read.schema,
     "recover": machine.recover, "doctor": machine.doctor, "clean": machine.clean,
     "nightly": nightly,
 }  # fmt: skip
+_EXAMPLES = {
+    "plan": "plan fixtures/scenarios/small.toml --set device.bar=4GiB",
+    "run": "run fixtures/scenarios/small.toml --pairs 3",
+    "ab": "ab --base deb:linux-image-cloud-amd64@trixie-backports --series fix.mbox",
+    "bisect": "bisect --tree ~/linux --good v6.14 --bad v6.15 -- drivers/vfio",
+    "report": "report runs/small-20261201-080000 --mail",
+    "compare": "compare runs/monday runs/tuesday --arm candidate",
+    "timeline": "timeline runs/small-20261201-080000/trials/0001-baseline",
+    "profile": "profile win11 --connect qemu+ssh://root@gpu1/system --reboot",
+    "explain": "explain device.bar",
+    "schema": "schema > scenario.schema.json",
+    "recover": "recover root@gpu1",
+    "doctor": "doctor --host root@gpu1",
+    "clean": "clean",
+    "nightly": "nightly gpu.toml --dir /var/lib/nights --limit 5h",
+}
 for _name, _verb in _VERBS.items():
-    app.command(_name)(_verb)
+    app.command(_name, epilog=f"Example: barometer {_EXAMPLES[_name]}")(_verb)
 app.add_typer(history, name="history")
 
 

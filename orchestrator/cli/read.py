@@ -121,33 +121,6 @@ def timeline(
         raise typer.Exit(EvidenceError.exit_code)
 
 
-def explain_metrics(
-    metric: Annotated[
-        str | None, typer.Argument(metavar="METRIC", help="Its name; all of them without one.")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Explain a metric: its meaning, its unit, and what measures it."""
-    from orchestrator.base.spelling import nearest_name
-    from orchestrator.scenario.metrics import METRIC_WORDS, WORDS, explain_metric, metric_json
-    from orchestrator.scenario.vocabulary import current_name
-
-    if metric is None:
-        chosen = METRIC_WORDS
-    else:
-        name = current_name(metric).partition("@")[0]
-        if name not in WORDS:
-            raise ScenarioError(
-                f"explain {metric}: is no metric{nearest_name(name, [*WORDS], [*WORDS])}",
-                reason=Reason.COMMAND_LINE,
-            )
-        chosen = (WORDS[name],)
-    if as_json:
-        print_json({"schema": 1, "metrics": [metric_json(words) for words in chosen]})
-    else:
-        print("\n\n".join(map(explain_metric, chosen)))
-
-
 def schema() -> None:
     """Print the JSON schema of a scenario file, for editors."""
     from orchestrator.scenario.factors import build_file_schema

@@ -13,9 +13,8 @@ from typing import NamedTuple
 import pytest
 
 import orchestrator
-from ci.docs.reasons import EXIT_CODES
 from orchestrator.base import interrupts
-from orchestrator.base.ends import Ends
+from orchestrator.base.ends import EXIT_CODES, Ends
 from orchestrator.base.errors import BarometerError, BenchError, EvidenceError, ScenarioError
 from orchestrator.base.reasons import Reason, find_reason, parse_reason
 from orchestrator.evidence.faults import FAULTS, fault_of
