@@ -62,11 +62,13 @@ class _ByTask(TyperGroup):
                 ])  # fmt: skip
 
 
+_COMPLETE = "_BAROMETER_COMPLETE"
+"""Variable by which a shell asks for completions."""
+
 app = typer.Typer(
     cls=_ByTask,
     name="barometer",
     help="What does this host kernel cost a guest that owns a device with a huge PCI BAR?",
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     # Plain help: to import Rich takes longer than all else that help needs.
@@ -215,6 +217,8 @@ def _invoke() -> int:
     """Run a command to the end of its output and return its exit code. This does not call app(),
     which has exit codes of its own for an interrupt and a closed pipe."""
     command, code = typer.main.get_command(app), 0
+    if _COMPLETE in os.environ:  # a shell asks what may come next
+        command.main(prog_name="barometer", complete_var=_COMPLETE)
     try:
         with command.make_context("barometer", sys.argv[1:]) as context:
             _check_folder()

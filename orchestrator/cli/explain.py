@@ -12,6 +12,7 @@ import typer
 from orchestrator.base.ends import EXIT_CODES, Ends
 from orchestrator.base.errors import ScenarioError
 from orchestrator.base.reasons import Reason, parse_reason
+from orchestrator.cli.completions import complete_name
 from orchestrator.cli.options import AsJson
 from orchestrator.cli.output import print_json
 
@@ -40,7 +41,11 @@ class Key:
 def explain_name(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="METRIC|KEY|REASON", help="Its name; all metrics without one."),
+        typer.Argument(
+            metavar="METRIC|KEY|REASON",
+            help="Its name; all metrics without one.",
+            autocompletion=complete_name,
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -9,6 +9,7 @@ import typer
 
 from orchestrator.base.errors import ScenarioError
 from orchestrator.base.reasons import Reason
+from orchestrator.cli.completions import complete_metric, complete_run
 from orchestrator.cli.options import AsJson
 from orchestrator.cli.output import print_json
 
@@ -29,7 +30,10 @@ Table = Literal["effects", "samples", "trials", "failures", "runs", "nights"]
 
 @history.command("add")
 def add(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of runs or matrices.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of runs or matrices.", autocompletion=complete_run),
+    ],
     machine: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Machine of older runs, which do not tell it."),
@@ -127,7 +131,10 @@ def export(
 @history.command("trend")
 def trend(
     metric: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Only this metric; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Only this metric; repeatable.", autocompletion=complete_metric
+        ),
     ] = None,
     scenario: Annotated[
         str | None, typer.Option(metavar="NAME", help="Only runs of this scenario.")

@@ -9,6 +9,7 @@ import typer
 
 from orchestrator.base.errors import ScenarioError
 from orchestrator.base.reasons import Reason
+from orchestrator.cli.completions import complete_metric
 from orchestrator.cli.options import (
     KERNELS,
     AccelOption,
@@ -196,6 +197,7 @@ def bisect(
         str,
         typer.Option(
             metavar="NAME",
+            autocompletion=complete_metric,
             help=f"Metric by which good and bad differ: {', '.join(WORDS)}, or one of them at"
             " @SIZE/ALIGNMENT/STATE. `barometer explain` tells what they are.",
         ),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli.completions import complete_key
 from orchestrator.scenario.choices import GUEST_KERNEL, AccelChoice, Workload
 
 ScenarioPath = Annotated[
@@ -15,7 +16,10 @@ ScenarioPath = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="KEY=VALUE", help="Set a key of the scenario, e.g. device.bar=1GiB."
+        "--set",
+        metavar="KEY=VALUE",
+        help="Set a key of the scenario, e.g. device.bar=1GiB.",
+        autocompletion=complete_key,
     ),
 ]
 Pairs = Annotated[int | None, typer.Option("--pairs", min=1, help="Number of pairs of trials.")]

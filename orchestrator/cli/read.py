@@ -9,12 +9,13 @@ import typer
 
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.reasons import Reason
+from orchestrator.cli.completions import complete_run
 from orchestrator.cli.options import AsJson, ForGitHub
 from orchestrator.cli.output import end_with, find_step_summary, print_json
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", autocompletion=complete_run)],
     tester: Annotated[
         str | None,
         typer.Option(
@@ -57,7 +58,11 @@ def report(
 
 def compare_saved_runs(
     runs: Annotated[
-        list[Path], typer.Argument(help="Folders of runs; the others are compared with the first.")
+        list[Path],
+        typer.Argument(
+            help="Folders of runs; the others are compared with the first.",
+            autocompletion=complete_run,
+        ),
     ],
     arm: Annotated[
         Literal["baseline", "candidate"], typer.Option(help="Arm of each run to compare.")

@@ -1,10 +1,12 @@
-"""`barometer explain`: metrics, keys of a scenario, reasons; and the help of each verb."""
+"""What helps a reader of the command line: `explain`, examples in each help, completion."""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,3 +77,41 @@ def test_help_has_an_example(verb: str) -> None:
         text=True, check=True, timeout=60,
     ).stdout  # fmt: skip
     assert f"Example: barometer {verb} " in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("shell", "words", "offered"),
+    [
+        ("bash", ["rec"], "recover"),
+        ("zsh", ["rec"], "recover"),
+        ("fish", ["rec"], "recover"),
+        ("bash", ["ab", "--set", "device.b"], "device.bar="),
+        ("fish", ["bisect", "--metric", "pfn_l"], "pfn_lookups_per_map"),
+        ("zsh", ["explain", "no-mar"], "no-mark"),
+        ("bash", ["explain", "guest.firmw"], "guest.firmware"),
+        ("bash", ["report", "runs/n"], "runs/nightly"),
+        ("zsh", ["report", ""], "runs/nightly"),
+        ("bash", ["ab", "--seri"], "--series"),
+    ],
+)
+def test_shells_are_offered_what_may_come_next(
+    shell: str, words: list[str], offered: str, tmp_path: Path
+) -> None:
+    (tmp_path / "runs/nightly").mkdir(parents=True)
+    (tmp_path / "runs/nightly/plan.json").touch()
+    (tmp_path / "runs/notes").mkdir()
+    line = " ".join(["barometer", *words])
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator.cli"], capture_output=True, text=True, check=False,
+        timeout=60, cwd=tmp_path,
+        env={
+            **os.environ, "PYTHONPATH": ":".join(sys.path),
+            "_BAROMETER_COMPLETE": f"complete_{shell}", "COMP_WORDS": line,
+            "COMP_CWORD": str(len(words)), "_TYPER_COMPLETE_ARGS": line,
+            "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+            "_TYPER_COMPLETE_WORD_TO_COMPLETE": words[-1],
+        },
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert offered in done.stdout
+    assert "runs/notes" not in done.stdout
