@@ -84,8 +84,8 @@ class Reason(StrEnum):
         "repeat those, or give another --out")
     OUT_UNWRITABLE = "out-unwritable", _INPUT, "--out cannot be written", "give another --out"
     NO_LOCKS = "no-locks", _BENCH, "the file system of --out has no locks", "give another --out"
-    NOT_A_RUN = "not-a-run", _INPUT, "the run of a matrix is given in place of a cell's", (
-        "name one of its cells/NAME")
+    NOT_A_RUN = "not-a-run", _INPUT, "the folder is no run's, or that of a matrix", (
+        "give the folder that a run printed, or one of its cells/NAME")
     NOT_A_TRIAL = "not-a-trial", _INPUT, "the folder of a run is given in place of a trial's", (
         "name one of its trials/NAME")
     ONE_RUN = "one-run", _INPUT, "`compare` has fewer than two runs", "name two different runs"

@@ -10,6 +10,7 @@ import typer
 from orchestrator.base.errors import ScenarioError
 from orchestrator.base.reasons import Reason
 from orchestrator.cli.completions import complete_metric
+from orchestrator.cli.folders import check_new_folder
 from orchestrator.cli.options import (
     KERNELS,
     AccelOption,
@@ -40,6 +41,12 @@ def load_cells(
     """Load the scenario file, and select the requested cells."""
     from orchestrator.scenario.factors import load_scenarios
 
+    if scenario.is_dir():
+        files = ", ".join(path.name for path in sorted(scenario.glob("*.toml")))
+        raise ScenarioError(
+            f"{scenario} is a folder", reason=Reason.SCENARIO,
+            hint=f"name one of its scenarios: {files}" if files else "it has no scenario (*.toml)",
+        )  # fmt: skip
     more = [] if pairs is None else [f"trials.pairs={pairs}"]
     file = load_scenarios(scenario, [*(overrides or []), *more])
     return file, file.select_cells(names or [])
@@ -87,6 +94,8 @@ def run_scenario(
     set_logging(verbose)
     summary = find_step_summary(github)
     file, cells = load_cells(scenario, overrides, pairs, names)
+    if out is not None:
+        check_new_folder(out)
     from orchestrator.base.cache import Cache
     from orchestrator.base.progress import Progress
     from orchestrator.run.ab import choose_folder, measure
@@ -270,6 +279,8 @@ def bisect(
             emulator = choose_accel(nested.accel)[0] if nested else None
             template = build_template(loaded, text, emulator, metric)
         question = Question(commits, kernels, metric, template, trials)
+        if out is not None:
+            check_new_folder(out)
         folder = choose_folder(out, "bisect")
         with ready_runner(RunKernels(Cache()), progress, keep=keep) as here:
             record = run_bisection(question, folder, here)

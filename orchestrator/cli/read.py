@@ -10,6 +10,7 @@ import typer
 from orchestrator.base.errors import EvidenceError, ScenarioError
 from orchestrator.base.reasons import Reason
 from orchestrator.cli.completions import complete_run
+from orchestrator.cli.folders import check_run, read_middle_boots
 from orchestrator.cli.options import AsJson, ForGitHub
 from orchestrator.cli.output import end_with, find_step_summary, print_json
 
@@ -47,6 +48,7 @@ def report(
         raise ScenarioError(
             "report: --table, --mail and --json exclude one another", reason=Reason.COMMAND_LINE
         )
+    check_run(run)
     summary = find_step_summary(github)
     from orchestrator.base.progress import Progress
     from orchestrator.run.judging.judgefolder import judge_folder
@@ -89,7 +91,11 @@ def compare_saved_runs(
 
 def timeline(
     trial: Annotated[
-        Path, typer.Argument(help="Folder of a trial, such as RUN/trials/0001-baseline.")
+        Path,
+        typer.Argument(
+            help="Folder of a trial, such as RUN/trials/0001-baseline, or of a run: then of each"
+            " arm the boot whose length is in the middle."
+        ),
     ],
     as_json: AsJson = False,
     perfetto: Annotated[
@@ -105,7 +111,9 @@ def timeline(
     from orchestrator.run.judging.judge import read_traced_boots
 
     with Progress().task("timeline"):
-        boots = read_traced_boots(trial.absolute())
+        is_run = (trial / "plan.json").exists()
+        boots = read_middle_boots(trial) if is_run else []
+        boots = boots or read_traced_boots(trial.absolute())
         if perfetto is not None:
             # only here: it loads Perfetto's protobuf
             from orchestrator.report.exports.perfetto import perfetto_trace

@@ -51,7 +51,7 @@ def test_help_and_version_load_no_library_but_typer(arguments: list[str]) -> Non
     own = {name for name in modules if name.startswith("orchestrator")}
     assert own >= {*BARE}
     assert "orchestrator.scenario.model" not in own
-    assert len(own) <= 24
+    assert len(own) <= 25
 
 
 @pytest.mark.parametrize("verb", VERBS)

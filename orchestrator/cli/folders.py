@@ -1,0 +1,72 @@
+"""Folders that people name on the command line: of a run, of its trials, for a new run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.base.errors import ScenarioError
+from orchestrator.base.reasons import Reason
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.boot.timeline import Timeline
+
+_OF_A_RUN = ("plan.json", "scenario.toml", "trials", "cells", "matrix.toml")
+_PRINTED = "give the folder that `barometer run` printed as its last line"
+
+
+def check_run(folder: Path) -> None:
+    """Raise ScenarioError unless the folder is one of a run or of a matrix, be it damaged."""
+    if any((folder / name).exists() for name in _OF_A_RUN):
+        return
+    if (run := find_run_of_trial(folder)) is not None:
+        raise ScenarioError(
+            f"{folder} is a trial of the run {run}", reason=Reason.NOT_A_RUN,
+            hint=f"barometer report {run}; of a trial: barometer timeline {folder}",
+        )  # fmt: skip
+    what = "holds no run" if folder.is_dir() else "is no folder"
+    raise ScenarioError(f"{folder} {what}", hint=_PRINTED, reason=Reason.NOT_A_RUN)
+
+
+def find_run_of_trial(folder: Path) -> Path | None:
+    """Return the run of a trial's folder; None if it is no trial's."""
+    run = folder.absolute().parent.parent
+    is_trial = folder.absolute().parent.name == "trials" and (run / "plan.json").exists()
+    return run if is_trial else None
+
+
+def read_middle_boots(run: Path) -> list[Timeline]:
+    """Return the traced boot of each arm whose length is in the middle. Raises EvidenceError."""
+    from orchestrator.analysis.verdict.comparison import boots_of
+    from orchestrator.run.library import load
+
+    by_arm = boots_of(load(run).comparison)
+    ordered = [sorted(boots, key=lambda boot: boot.boot_seconds) for boots in by_arm.values()]
+    return [boots[(len(boots) - 1) // 2] for boots in ordered if boots]
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raise ScenarioError if the folder of a run is not there and cannot be made. Leaves
+    nothing."""
+    if folder.exists():
+        return  # a run looks at what is in it
+    missing = [*_list_missing(folder.absolute())]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as exc:
+        raise ScenarioError(
+            f"--out {folder}: the folder cannot be made: {exc.strerror}", reason=Reason.PATH,
+            hint="name a folder on a disk that you may write to",
+        ) from exc  # fmt: skip
+    finally:
+        for path in missing:
+            if path.is_dir():
+                path.rmdir()
+
+
+def _list_missing(folder: Path) -> Iterator[Path]:
+    """Yield the folder and those above it that do not exist, the lowest first."""
+    while not folder.exists() and folder != folder.parent:
+        yield folder
+        folder = folder.parent
