@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,22 +50,13 @@ def check_new_folder(folder: Path) -> None:
     nothing."""
     if folder.exists():
         return  # a run looks at what is in it
-    missing = [*_list_missing(folder.absolute())]
+    from orchestrator.base.folderlock import only_writer
+
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
+        with only_writer(folder.absolute()):
+            pass
+    except FileNotFoundError as exc:  # as in /proc
         raise ScenarioError(
-            f"--out {folder}: the folder cannot be made: {exc.strerror}", reason=Reason.PATH,
-            hint="name a folder on a disk that you may write to",
+            f"--out {folder.absolute()} cannot be made: {exc.strerror}",
+            hint="give another --out", reason=Reason.OUT_UNWRITABLE,
         ) from exc  # fmt: skip
-    finally:
-        for path in missing:
-            if path.is_dir():
-                path.rmdir()
-
-
-def _list_missing(folder: Path) -> Iterator[Path]:
-    """Yield the folder and those above it that do not exist, the lowest first."""
-    while not folder.exists() and folder != folder.parent:
-        yield folder
-        folder = folder.parent

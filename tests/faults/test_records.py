@@ -144,7 +144,8 @@ def judged(fault: Fault, run: Path) -> None:
 
 
 def test_trial_of_another_kind_is_asked_for(fault: Fault) -> None:
-    fault.ends("timeline", fault.place.recorded())
+    run = shutil.copytree(ROOT / "fixtures/recorded/map-exact", fault.place.work / "maps")
+    fault.ends("timeline", run)
 
 
 def test_timeline_of_a_trial_that_changed(fault: Fault) -> None:

@@ -70,7 +70,7 @@ def test_a_folder_that_cannot_be_made_is_found_at_once(
 ) -> None:
     scenario = RECORDED.parent / "scenarios/small.toml"
     assert verb(monkeypatch, "run", scenario, "--out", out) == 2
-    assert "reason: path" in capsys.readouterr().err
+    assert "reason: out-unwritable" in capsys.readouterr().err
 
 
 def test_looking_at_a_new_folder_leaves_nothing(tmp_path: Path) -> None:
