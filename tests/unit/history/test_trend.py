@@ -71,6 +71,20 @@ def test_one_busy_night_is_no_step(seed: int, at: int, size: float, unit: bool) 
     assert find_changes(trends.points_of(logs), "s" if unit else "Ginsn") == []
 
 
+@given(
+    seed=st.integers(0, 1000), at=st.integers(10, 30), nights=st.integers(1, 3),
+    size=st.floats(0.02, 1), comes_back=st.booleans(),
+)  # fmt: skip
+def test_three_nights_are_too_few_for_a_step(
+    seed: int, at: int, nights: int, size: float, comes_back: bool
+) -> None:
+    """Neither three busy nights nor the first three of a new level are called; nor a night before
+    them, as if it were the fourth."""
+    logs = np.random.default_rng(seed).normal(0, 0.002, 40 if comes_back else at + nights)
+    logs[at : at + nights] += size
+    assert find_changes(trends.points_of(logs), "s") == []
+
+
 @given(st.lists(st.integers(0, 3), max_size=30))
 def test_counts_are_exact(values: list[int]) -> None:
     changes = find_changes([point(float(v)) for v in values], "count")
