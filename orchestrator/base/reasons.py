@@ -96,6 +96,7 @@ class Reason(StrEnum):
     NO_ANCESTOR = "no-ancestor", _INPUT, "--good is no ancestor of --bad", (
         "name commits on one line of history")
     NOT_MEASURED = "not-measured", _BENCH | _JUDGE, "no trial has the metric", "see its report"
+    BUNDLE = "bundle", _INPUT, "a bundle cannot be made, or not be used here", _NAMED
     CELL_FAILED = "cell-failed", _BENCH, "the bench kept failing in a cell of a matrix", (
         "see the report of the cell, then run it again with the same --out")
     # the history
@@ -129,8 +130,7 @@ class Reason(StrEnum):
         "put it there as vmlinuz or bzImage")
     NOT_A_KERNEL = "not-a-kernel", _INPUT, "a file is no x86 kernel image", (
         "name arch/x86/boot/bzImage, or vmlinuz of a package")
-    KERNEL_MODULES_MISSING = "kernel-modules-missing", _INPUT, (
-        "a kernel's folder has no modules of its release"), (
+    KERNEL_MODULES_MISSING = "kernel-modules-missing", _INPUT, "a kernel's folder lacks modules", (
         "give `make modules_install` INSTALL_MOD_PATH=FOLDER")
     KERNEL_LACKS_MODULE = "kernel-lacks-module", _INPUT | _TRIAL, (
         "the scenario needs a module that the kernel lacks"), (
@@ -493,6 +493,5 @@ def find_reason(name: str) -> Reason:
 
 
 def parse_reason(name: str) -> Reason | None:
-    """Return the reason of this name. None: this version does not know the name, which a machine's
-    agent said, or which is in the evidence of another version."""
+    """Return the reason of this name, or None: another version's evidence has other names."""
     return _BY_NAME.get(name)

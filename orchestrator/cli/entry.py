@@ -41,7 +41,7 @@ _OF_A_PATH = (
 
 _TASKS = {
     "Compare two host kernels": ("ab", "plan", "run", "bisect"),
-    "Read what was measured": ("report", "compare", "timeline"),
+    "Read what was measured": ("report", "compare", "timeline", "bundle"),
     "Explain the slow boot of a VM": ("profile", "doctor"),
     "Look after machines": ("recover", "clean"),
     "Measure every night": ("nightly", "history"),
@@ -81,7 +81,7 @@ _VERBS: dict[str, Callable[..., None]] = {
     "timeline": read.timeline, "profile": machine.profile,
     "explain": explain_name, "schema": read.schema,
     "recover": machine.recover, "doctor": machine.doctor, "clean": machine.clean,
-    "nightly": nightly,
+    "nightly": nightly, "bundle": read.bundle,
 }  # fmt: skip
 _EXAMPLES = {
     "plan": "plan small.toml --set device.bar=4GiB",
@@ -97,6 +97,7 @@ _EXAMPLES = {
     "recover": "recover root@gpu1",
     "doctor": "doctor --host root@gpu1",
     "clean": "clean",
+    "bundle": "bundle runs/small-20261201-080000 --out regression.bundle.tar.gz",
     "nightly": "nightly gpu.toml --dir /var/lib/nights --limit 5h",
 }
 for _name, _verb in _VERBS.items():

@@ -24,6 +24,7 @@ from orchestrator.cli.options import (
     Out,
     Overrides,
     Pairs,
+    ScenarioOrBundle,
     ScenarioPath,
     Verbose,
     WorkloadOption,
@@ -80,7 +81,7 @@ def plan(
 
 
 def run_scenario(
-    scenario: ScenarioPath,
+    scenario: ScenarioOrBundle,
     out: Out = None,
     pairs: Pairs = None,
     overrides: Overrides = None,
@@ -90,19 +91,28 @@ def run_scenario(
     github: ForGitHub = False,
     verbose: Verbose = False,
 ) -> None:
-    """Boot both kernels, measure and compare them; print the verdict."""
+    """Boot both kernels, measure and compare them; print the verdict. A bundle is run as the run
+    that it was made of, and compared with it."""
     set_logging(verbose)
     summary = find_step_summary(github)
-    file, cells = load_cells(scenario, overrides, pairs, names)
+    from orchestrator.base.cache import Cache
+    from orchestrator.run.bundles.unpacking import is_bundle, open_bundle
+
+    bundle = open_bundle(scenario, Cache()) if is_bundle(scenario) else None
+    path = scenario if bundle is None else bundle.scenario
+    file, cells = load_cells(path, overrides, pairs, names)
     if out is not None:
         check_new_folder(out)
-    from orchestrator.base.cache import Cache
     from orchestrator.base.progress import Progress
     from orchestrator.run.ab import choose_folder, measure
     from orchestrator.run.kernels import RunKernels
 
     folder, kernels = choose_folder(out, file.name), RunKernels(Cache())
     judged = measure(file, cells, folder, kernels, Progress(), keep=keep)
+    if bundle is not None:
+        from orchestrator.run.bundles.again import add_comparison
+
+        judged = add_comparison(bundle.record, judged)
     end_with(judged, as_json, summary)
 
 

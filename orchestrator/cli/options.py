@@ -13,6 +13,9 @@ from orchestrator.scenario.choices import GUEST_KERNEL, AccelChoice, Workload
 ScenarioPath = Annotated[
     Path, typer.Argument(help="Scenario file (TOML); see `barometer schema`.")
 ]
+ScenarioOrBundle = Annotated[
+    Path, typer.Argument(help="Scenario file (TOML), or a file of `barometer bundle`.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

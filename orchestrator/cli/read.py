@@ -139,3 +139,33 @@ def schema() -> None:
     from orchestrator.scenario.factors import build_file_schema
 
     print_json(build_file_schema())
+
+
+def bundle(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", autocompletion=complete_run)],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="File to write (default: NAME.bundle.tar.gz here)."),
+    ] = None,
+    all_kernels: Annotated[
+        bool, typer.Option("--kernels", help="Also put kernels of Debian's packages into it.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Pack a run into one file. `barometer run FILE` repeats it elsewhere."""
+    from orchestrator.base.cache import Cache
+    from orchestrator.base.progress import Progress
+    from orchestrator.run.bundles.packing import make_bundle
+
+    folder, progress = run.absolute(), Progress()
+    path = (out or Path(f"{folder.name}.bundle.tar.gz")).absolute()
+    with progress.task("bundle"):
+        record = make_bundle(folder, path, Cache(), progress, all_kernels=all_kernels)
+    if as_json:
+        document = record.model_dump(mode="json", by_alias=True, exclude={"files"})
+        print_json(document | {"bundle": str(path), "bytes": path.stat().st_size})
+        return
+    for note in record.notes:
+        print(f"missing: {note}")
+    print("its evidence names this machine and its settings: see whom you give it to")
+    print(f"bundle: {path} ({path.stat().st_size / 1e6:.1f} MB)")
