@@ -11,7 +11,7 @@ from orchestrator.base.reasons import Reason
 if TYPE_CHECKING:
     from orchestrator.analysis.boot.timeline import Timeline
 
-_OF_A_RUN = ("plan.json", "scenario.toml", "trials", "cells", "matrix.toml")
+_OF_A_RUN = ("plan.json", "scenario.toml", "trials", "cells", "matrix.json")
 _PRINTED = "give the folder that `barometer run` printed as its last line"
 
 
@@ -19,20 +19,14 @@ def check_run(folder: Path) -> None:
     """Raise ScenarioError unless the folder is one of a run or of a matrix, be it damaged."""
     if any((folder / name).exists() for name in _OF_A_RUN):
         return
-    if (run := find_run_of_trial(folder)) is not None:
+    run = folder.absolute().parent.parent
+    if folder.absolute().parent.name == "trials" and (run / "plan.json").exists():
         raise ScenarioError(
             f"{folder} is a trial of the run {run}", reason=Reason.NOT_A_RUN,
             hint=f"barometer report {run}; of a trial: barometer timeline {folder}",
         )  # fmt: skip
     what = "holds no run" if folder.is_dir() else "is no folder"
     raise ScenarioError(f"{folder} {what}", hint=_PRINTED, reason=Reason.NOT_A_RUN)
-
-
-def find_run_of_trial(folder: Path) -> Path | None:
-    """Return the run of a trial's folder; None if it is no trial's."""
-    run = folder.absolute().parent.parent
-    is_trial = folder.absolute().parent.name == "trials" and (run / "plan.json").exists()
-    return run if is_trial else None
 
 
 def read_middle_boots(run: Path) -> list[Timeline]:
