@@ -94,6 +94,9 @@ class Runner:
         # short: sockets are below it, and a socket's path has 107 characters at most
         folder = Path(tempfile.mkdtemp(prefix=self.prefix, dir=where))
         (folder / "tmp").mkdir()
+        for each in (folder, folder / "tmp"):
+            # PostgreSQL does not run as root: its user goes through to the folder that it is given
+            each.chmod(0o711)
         log, junit = self._files(process)
         junit.unlink(missing_ok=True)
         command = [
