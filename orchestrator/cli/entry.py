@@ -43,7 +43,7 @@ _TASKS = {
     "Compare two host kernels": ("ab", "plan", "run", "bisect"),
     "Read what was measured": ("report", "compare", "timeline"),
     "Explain the slow boot of a VM": ("profile", "doctor"),
-    "Look after machines": ("recover", "clean"),
+    "Look after machines": ("shell", "recover", "clean"),
     "Measure every night": ("nightly", "history"),
     "Look things up": ("explain", "schema"),
 }
@@ -80,7 +80,8 @@ _VERBS: dict[str, Callable[..., None]] = {
     "bisect": measure.bisect, "report": read.report, "compare": read.compare_saved_runs,
     "timeline": read.timeline, "profile": machine.profile,
     "explain": explain_name, "schema": read.schema,
-    "recover": machine.recover, "doctor": machine.doctor, "clean": machine.clean,
+    "shell": machine.shell, "recover": machine.recover, "doctor": machine.doctor,
+    "clean": machine.clean,
     "nightly": nightly,
 }  # fmt: skip
 _EXAMPLES = {
@@ -96,6 +97,7 @@ _EXAMPLES = {
     "schema": "schema > scenario.schema.json",
     "recover": "recover root@gpu1",
     "doctor": "doctor --host root@gpu1",
+    "shell": "shell fixtures/scenarios/small.toml --arm candidate",
     "clean": "clean",
     "nightly": "nightly gpu.toml --dir /var/lib/nights --limit 5h",
 }
