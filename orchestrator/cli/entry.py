@@ -85,8 +85,8 @@ _VERBS: dict[str, Callable[..., None]] = {
     "nightly": nightly,
 }  # fmt: skip
 _EXAMPLES = {
-    "plan": "plan fixtures/scenarios/small.toml --set device.bar=4GiB",
-    "run": "run fixtures/scenarios/small.toml --pairs 3",
+    "plan": "plan small.toml --set device.bar=4GiB",
+    "run": "run small.toml --pairs 3",
     "ab": "ab --base deb:linux-image-cloud-amd64@trixie-backports --series fix.mbox",
     "bisect": "bisect --tree ~/linux --good v6.14 --bad v6.15 -- drivers/vfio",
     "report": "report runs/small-20261201-080000 --mail",

@@ -26,6 +26,7 @@ from orchestrator.report.words.quantities import change_arms
 from orchestrator.report.words.sentence import explain_invalid, verdict_sentence
 from orchestrator.report.words.variable_words import describe_differing
 from orchestrator.report.words.wording import Setup, describe_setup, metric_title
+from orchestrator.scenario.metrics import WORDS
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.vocabulary import ARMS, Metric
 
@@ -52,13 +53,18 @@ def format_mail(scenario: Scenario, comparison: Comparison, plan: Plan, tester: 
     Every metric that regressed is named. If there are many, other numbers give way to them.
     """
     setup = describe_setup(scenario, plan)
-    for form in (_Form(change_group), _Form(shorten_group), _Form(shorten_group, is_tight=True)):
+    tight = (_Form(shorten_group, is_tight=True), _Form(_name_metric, is_tight=True))
+    for form in (_Form(change_group), _Form(shorten_group), *tight):
         for most in (4, 3, 2, 1):
             lines = _body(scenario.device.bar, setup, comparison, plan, most, form)
             tag = _tag(comparison, tester, 1 if form.is_tight else 2)
             if len(lines) + len(tag) - 1 <= MAIL_LINES:
                 return "\n".join([*lines, *tag]) + "\n"
     raise AssertionError("the tightest form has at most MAIL_LINES lines")
+
+
+def _name_metric(group: MetricGroup) -> str:
+    return WORDS[group.base].title
 
 
 def is_tester(text: str) -> bool:

@@ -181,6 +181,8 @@ def test_regression_beside_an_improvement_is_in_the_headline_the_lines_and_above
 )  # fmt: skip
 @example(dict.fromkeys(METRICS, 3.0), set(), True, 1)
 @example(dict.fromkeys(METRICS, 3.0), {*METRICS}, True, 12)
+@example(dict.fromkeys(METRICS, 10020.0), set(), True, 6)
+@example(dict.fromkeys(METRICS, 100171.0), set(), False, 5)
 def test_mail_has_fifteen_lines_at_most_and_names_all_that_regressed(
     factors: dict[Metric, float], deciding: set[Metric], fails: bool, pairs: int
 ) -> None:
