@@ -43,7 +43,7 @@ _TASKS = {
     "Compare two host kernels": ("ab", "plan", "run", "bisect"),
     "Read what was measured": ("report", "compare", "timeline"),
     "Explain the slow boot of a VM": ("profile", "doctor"),
-    "Look after machines": ("recover", "clean"),
+    "Look after machines": ("shell", "recover", "clean"),
     "Measure every night": ("nightly", "history"),
     "Look things up": ("explain", "schema"),
 }
@@ -88,6 +88,7 @@ _VERBS: dict[str, tuple[Callable[..., None], str]] = {
     "profile": (machine.profile, "win11 --connect qemu+ssh://root@gpu1/system --reboot"),
     "explain": (explain_name, "device.bar"),
     "schema": (read.schema, "> scenario.schema.json"),
+    "shell": (machine.shell, "small.toml --arm candidate"),
     "recover": (machine.recover, "root@gpu1"),
     "doctor": (machine.doctor, "--host root@gpu1"),
     "clean": (machine.clean, ""),
