@@ -31,12 +31,10 @@ def check_run(folder: Path) -> None:
 
 def read_middle_boots(run: Path) -> list[Timeline]:
     """Return the traced boot of each arm whose length is in the middle. Raises EvidenceError."""
-    from orchestrator.analysis.verdict.comparison import boots_of
+    from orchestrator.analysis.verdict.comparison import boots_of, middle_boots
     from orchestrator.run.library import load
 
-    by_arm = boots_of(load(run).comparison)
-    ordered = [sorted(boots, key=lambda boot: boot.boot_seconds) for boots in by_arm.values()]
-    return [boots[(len(boots) - 1) // 2] for boots in ordered if boots]
+    return [*middle_boots(boots_of(load(run).comparison)).values()]
 
 
 def check_new_folder(folder: Path) -> None:
@@ -46,11 +44,5 @@ def check_new_folder(folder: Path) -> None:
         return  # a run looks at what is in it
     from orchestrator.base.folderlock import only_writer
 
-    try:
-        with only_writer(folder.absolute()):
-            pass
-    except FileNotFoundError as exc:  # as in /proc
-        raise ScenarioError(
-            f"--out {folder.absolute()} cannot be made: {exc.strerror}",
-            hint="give another --out", reason=Reason.OUT_UNWRITABLE,
-        ) from exc  # fmt: skip
+    with only_writer(folder.absolute()):
+        pass

@@ -177,7 +177,7 @@ def test_a_start_that_the_limit_of_locked_memory_ends(
 
     on_a_host(shared_trial, monkeypatch, check)
     profile = judge(tmp_path / "memlock")
-    assert profile.failed
+    assert profile.facts.has_failed
     (cause,) = profile.advice
     assert cause.name == "memlock"
     assert "128MiB" in cause.problem
@@ -202,7 +202,7 @@ def test_a_start_that_the_limit_of_maps_ends(
 
     on_a_host(shared_trial, monkeypatch, check)
     profile = judge(tmp_path / "entries")
-    assert profile.failed
+    assert profile.facts.has_failed
     (cause,) = profile.advice
     assert cause.name == "dma-entry-limit"
     assert "dma_entry_limit is 2" in cause.problem
@@ -227,7 +227,7 @@ def test_a_start_that_the_iommus_width_ends(
 
     on_a_host(one_trial, monkeypatch, check, "host.viommu_aw_bits=39")
     profile = judge(tmp_path / "width")
-    assert profile.failed
+    assert profile.facts.has_failed
     (cause,) = profile.advice
     assert cause.name == "address-bits"
     assert "needs 41 address bits, the IOMMU translates 39" in cause.problem

@@ -366,6 +366,7 @@ def test_a_next_qemu_that_fails_is_recorded_too(
     seen: int | None,
 ) -> None:  # fmt: skip
     """Whether it was seen before it ended changes nothing."""
+
     @contextlib.contextmanager
     def connected(_uri: str, _config: object) -> Iterator[tuple[Any, None]]:
         yield SimpleNamespace(shell=host), None
