@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -17,14 +16,12 @@ from tests.lab.conftest import SCENARIOS, leftovers
 ROOT = Path(__file__).parents[2]
 BAROMETER = str(Path(sys.executable).with_name("barometer"))
 SMALL = SCENARIOS / "map-small.toml"
-SESSION_SECONDS = 240
-"""A session of the live examples over both arms at 1 GiB, exact, on two CPUs."""
 
 
 @pytest.mark.full
 @pytest.mark.nested
 def test_the_live_examples_pass_and_each_machine_boots_once(tmp_path: Path, means: None) -> None:
-    before, started = leftovers(), time.monotonic()
+    before = leftovers()
     junit = tmp_path / "junit.xml"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "orchestrator.pytest_plugin", "-q",
@@ -33,7 +30,6 @@ def test_the_live_examples_pass_and_each_machine_boots_once(tmp_path: Path, mean
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=1200,
     )  # fmt: skip
     print(done.stdout, done.stderr)
-    seconds = time.monotonic() - started
     assert done.returncode == 0
     suite = ElementTree.parse(junit).getroot()[0]
     assert int(suite.attrib["tests"]) >= 20
@@ -45,7 +41,6 @@ def test_the_live_examples_pass_and_each_machine_boots_once(tmp_path: Path, mean
     boots = {json.loads(path.read_text())["token"] for path in (*held, *trials)}
     assert len(boots) == 4
     assert leftovers() == before
-    assert seconds < SESSION_SECONDS
 
 
 @pytest.mark.full
@@ -66,14 +61,13 @@ def test_a_measured_session_is_judged_again_without_a_machine(tmp_path: Path, me
         assert re.search(r"\b1 passed\b", done.stdout)
 
 
-def visit(*arguments: str, script: str = "") -> tuple[subprocess.CompletedProcess[str], float]:
-    started = time.monotonic()
+def visit(*arguments: str, script: str = "") -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [BAROMETER, "shell", *arguments], input=script, capture_output=True, text=True,
         check=False, timeout=600,
     )  # fmt: skip
     print(done.stdout, done.stderr)
-    return done, time.monotonic() - started
+    return done
 
 
 @pytest.mark.full
@@ -81,7 +75,7 @@ def visit(*arguments: str, script: str = "") -> tuple[subprocess.CompletedProces
 @pytest.mark.parametrize("arm", ["baseline", "candidate"])
 def test_a_command_runs_on_the_arms_host(arm: str, means: None) -> None:
     before = leftovers()
-    done, _ = visit(str(SMALL), "--arm", arm, "--", "sh", "-c", "uname -r; exit 7")
+    done = visit(str(SMALL), "--arm", arm, "--", "sh", "-c", "uname -r; exit 7")
     assert done.returncode == 7
     release = {"baseline": "6.12.", "candidate": "7."}[arm]
     assert done.stdout.startswith(release)
@@ -89,22 +83,18 @@ def test_a_command_runs_on_the_arms_host(arm: str, means: None) -> None:
 
 
 @pytest.mark.nested
-def test_a_login_shell_answers_soon_after_the_boot(means: None) -> None:
+def test_a_login_shell_reads_what_is_typed(means: None) -> None:
     before = leftovers()
-    done, seconds = visit(str(SMALL), script="date +%s.%N; ls /dev/vfio; exit\n")
+    done = visit(str(SMALL), script="ls /dev/vfio; exit\n")
     assert done.returncode == 0
     assert "vfio" in done.stdout
-    # the stages print their own seconds; what is left is the way in, and the way out
-    spent = sum(float(s) for s in re.findall(r"(?m)^host: \w+: ([0-9.]+) s$", done.stderr))
-    assert spent > 0
-    assert seconds - spent < 60
     assert leftovers() == before
 
 
 @pytest.mark.full
 @pytest.mark.nested
 def test_gdb_is_told_how_to_debug_the_kernel(means: None) -> None:
-    done, _ = visit(str(SMALL), "--gdb", "--", "true")
+    done = visit(str(SMALL), "--gdb", "--", "true")
     assert done.returncode == 0
     assert re.search(
         r"gdb -ex 'target remote \S+/gdb' -ex 'symbol-file -o 0x[0-9a-f]+", done.stderr
@@ -116,7 +106,7 @@ def test_gdb_is_told_how_to_debug_the_kernel(means: None) -> None:
 def test_the_guests_shell_is_reached_through_the_host(means: None) -> None:
     before = leftovers()
     small = str(SCENARIOS / "small.toml")
-    done, _ = visit(small, "--guest", "--", "cat /proc/cmdline; ls /sys/bus/pci/devices")
+    done = visit(small, "--guest", "--", "cat /proc/cmdline; ls /sys/bus/pci/devices")
     assert done.returncode == 0
     assert "0000:00:" in done.stdout
     assert leftovers() == before
