@@ -12,7 +12,6 @@ runs used, as a share of the wall time. Exit code 1: a job failed.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import resource
 import subprocess
@@ -32,6 +31,7 @@ BAROMETER = str(Path(sys.executable).with_name("barometer"))
 BASE, SUITE = "linux-image-cloud-amd64", "trixie-backports"
 TYPE1 = "drivers/vfio/vfio_iommu_type1.c"
 COMMITS = 64
+SLOWER = TOP / "fixtures/series/slower-unmap"
 NUMBERED = re.compile(r"(?m)^(\+#define UNMAP_STEPS )\d+$")
 
 
@@ -46,14 +46,15 @@ class Job:
 
 def make_patch(folder: Path, name: str, steps: int) -> Path:
     """Write the series slower-unmap with another number of steps, so that no cache has it."""
-    (patch,) = (TOP / "fixtures/series/slower-unmap").glob("*.patch")
+    (patch,) = SLOWER.glob("*.patch")
     path = folder / name
     path.write_text(NUMBERED.sub(rf"\g<1>{steps}", patch.read_text()))
     return path
 
 
-def make_repository(folder: Path, commits: int, bad: int) -> Path:
-    """Make a repository of one file, in which the commit `bad` makes unmaps slower."""
+def make_repository(folder: Path, commits: int, bad: int, stamp: str = "") -> Path:
+    """Make a repository of one file, in which the commit `bad` makes unmaps slower. With another
+    `stamp` its commits are others."""
 
     def git(*words: str) -> None:
         author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
@@ -67,22 +68,21 @@ def make_repository(folder: Path, commits: int, bad: int) -> Path:
     git("add", ".")
     git("commit", "-qm", "as it was")
     git("tag", "good")
-    # the text differs from run to run, so that no commit was built before
-    stamp = f"{os.getpid()}-{time.time_ns()}"
     for number in range(1, commits + 1):
         if number == bad:
-            git("apply", str(make_patch(folder / ".git", "slower.patch", 4)))
+            (patch,) = SLOWER.glob("*.patch")
+            git("apply", str(patch))
         else:
             with place.open("a") as file:
-                file.write(f'MODULE_INFO(step{number}, "{stamp}");\n')
+                file.write(f'MODULE_INFO(step{number}, "{number}{stamp}");\n')
         git("commit", "-qam", f"step {number}")
     git("tag", "bad")
     return folder
 
 
-def ab(patch: Path, out: Path, bar: str) -> list[str]:
+def ab(series: Path, out: Path, bar: str) -> list[str]:
     return [
-        BAROMETER, "ab", "--base", f"deb:{BASE}@{SUITE}", "--series", str(patch), "--bar", bar,
+        BAROMETER, "ab", "--base", f"deb:{BASE}@{SUITE}", "--series", str(series), "--bar", bar,
         "--accel", "exact", "--out", str(out),
     ]  # fmt: skip
 
@@ -91,15 +91,18 @@ def list_jobs(bar: str) -> list[Job]:
     draw = time.time_ns() % 1000 * 4 + 5  # numbers of steps that no earlier run had, as a rule
 
     def series(folder: Path) -> list[list[str]]:
-        patches = [make_patch(folder, f"{n}.patch", draw + n) for n in range(2)]
-        return [ab(patch, folder / f"run{n}", bar) for n, patch in enumerate(patches)]
+        """Another series of the same file has warmed the base."""
+        patch = make_patch(folder, "first.patch", draw)
+        placebo = TOP / "fixtures/series/placebo"
+        return [ab(placebo, folder / "before", bar), ab(patch, folder / "run", bar)]
 
     def changed(folder: Path) -> list[list[str]]:
-        patches = [make_patch(folder, f"{n}.patch", draw + 2 + n) for n in range(2)]
+        patches = [make_patch(folder, f"{n}.patch", draw + 1 + n) for n in range(2)]
         return [ab(patch, folder / f"run{n}", bar) for n, patch in enumerate(patches)]
 
     def bisection(folder: Path) -> list[list[str]]:
-        tree = make_repository(folder / "tree", COMMITS, COMMITS // 3)
+        # no commit was built before
+        tree = make_repository(folder / "tree", COMMITS, COMMITS // 3, f"-{time.time_ns()}")
         return [[
             BAROMETER, "bisect", "--tree", str(tree), "--good", "good", "--bad", "bad", "--on",
             f"deb:{BASE}@{SUITE}", "--metric", "bar_unmap_cost", "--bar", "1GiB", "--accel",

@@ -28,11 +28,15 @@ def list_commands(text: str) -> list[str]:
 
 
 def write_outputs(text: str) -> str:
-    """Return the page with what its commands print now. A command of the page before is done when
-    the next one runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(_ROOT / "fixtures/recorded", Path(folder) / "fixtures/recorded")
-        return _BLOCK.sub(lambda block: block[1] + _run(block[2], Path(folder)) + block[3], text)
+    """Return the page with what its commands print now. They run in the page's order, in one
+    folder."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copytree(_ROOT / "fixtures/recorded", folder / "fixtures/recorded")
+        barometer = folder / "barometer"
+        barometer.write_text(f'#!/bin/sh\nexec {sys.executable} -m orchestrator.cli "$@"\n')
+        barometer.chmod(0o755)
+        return _BLOCK.sub(lambda block: block[1] + _run(block[2], folder) + block[3], text)
 
 
 def _run(block: str, folder: Path) -> str:
@@ -42,12 +46,8 @@ def _run(block: str, folder: Path) -> str:
 
 
 def _output(command: str, folder: Path) -> str:
-    """Return what a command prints on its standard output. Its exit code is part of it unless it
-    is 0. Raises RuntimeError if it prints nothing."""
-    barometer = folder / "barometer"
-    if not barometer.exists():
-        barometer.write_text(f'#!/bin/sh\nexec {sys.executable} -m orchestrator.cli "$@"\n')
-        barometer.chmod(0o755)
+    """Return what a command prints on its standard output. Raises RuntimeError if that is
+    nothing."""
     done = subprocess.run(
         ["bash", "-c", command], cwd=folder, capture_output=True, text=True, check=False,
         timeout=_SECONDS, stdin=subprocess.DEVNULL,

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import orchestrator
-from orchestrator.analysis.verdict.comparison import boots_of
-from orchestrator.report.html.boots_section import middle_boots
+from orchestrator.analysis.verdict.comparison import boots_of, middle_boots
 from orchestrator.report.html.charts import boots_chart
 
 _ROOT = Path(__file__).parents[2]

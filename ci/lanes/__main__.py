@@ -30,7 +30,8 @@ _FIRST = {
     "the first images": (sys.executable, "-m", "ci.lanes.warm", "host", "machine"),
 }
 """Commands for what the longest lanes need first. Other images are made while these lanes run."""
-_CPUS = str(len(os.sched_getaffinity(0)))
+_WORKERS = str(len(os.sched_getaffinity(0)) + 1)
+"""Workers of the unit tests: a third of the time they wait, for disks and for processes."""
 
 
 def tell(line: str) -> None:
@@ -63,7 +64,7 @@ def run_tests(session: Session, mode: Mode, chosen: Sequence[Group]) -> int:
     results = session.runner.results
     with in_background(_FIRST, results / "first.log") as wait_for_first:
         if mode != "prove":
-            unit = ("-q", "-n", _CPUS, "tests/unit")
+            unit = ("-q", "-n", _WORKERS, "tests/unit")
             session.run([Process("unit", unit, session.budget.get("unit", 0), on_tmpfs=True)])
             if session.wrong:
                 return session.end()
@@ -128,9 +129,11 @@ def _make_process(
     files = [test for group in groups for test in group.tests]
     workers = min(group.workers for group in groups)
     words = ["-v", *(["-n", str(workers)] if workers > 1 else [])]
-    if full:
-        return Process(f"{name}{FULL}", (*words, "-m", "full", *files), seconds)
-    return Process(name, (*words, "-m", "not full", *files), seconds)
+    return Process(
+        f"{name}{FULL}" if full else name,
+        (*words, "-m", "full" if full else "not full", *files), seconds,
+        boots=any(group.boots for group in groups),
+    )  # fmt: skip
 
 
 def _sort_longest_first(processes: Sequence[Process]) -> list[Process]:
@@ -157,7 +160,7 @@ def _digest_versions(groups: Sequence[Group]) -> dict[str, str]:
 
 def run_quickly() -> int:
     """Run the pure tests alone and return the exit code."""
-    words = ["-q", "-n", _CPUS, "-m", "not slow and not linters", "tests/unit"]
+    words = ["-q", "-n", _WORKERS, "-m", "not slow and not linters", "tests/unit"]
     environment = os.environ | {"HYPOTHESIS_PROFILE": "desk"}
     command = [sys.executable, "-m", "pytest", *words]
     return subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode

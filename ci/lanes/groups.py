@@ -25,6 +25,8 @@ class Group:
     """Name of the process that the group's tests run in."""
     workers: int = 1
     """Number of the group's tests that run at the same time."""
+    boots: bool = True
+    """False if none of its tests boots a machine."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def read_groups(file: Path = FILE) -> Groups:
             Group(
                 name=name, tests=tuple(keys["tests"]), depends=tuple(depends),
                 versions=tuple(keys["versions"]), process=keys.get("process", name),
-                workers=keys.get("workers", 1),
+                workers=keys.get("workers", 1), boots=keys.get("boots", True),
             )
         )  # fmt: skip
     tests = [test for group in groups for test in group.tests]

@@ -1,4 +1,4 @@
-"""Run pytest in several processes, two at a time, each with folders and a state of its own."""
+"""Run pytest in several processes at the same time, each with folders and a state of its own."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ class Process:
     """Seconds that the process took before."""
     on_tmpfs: bool = False
     """True if its temporary files are kept in memory: for tests that flush small files."""
+    boots: bool = True
+    """False if none of its tests boots a machine."""
 
 
 @dataclass
@@ -63,14 +65,19 @@ class Runner:
     environment or on its command line, because TMPDIR is below."""
 
     def run(self, queue: Sequence[Process], at_once: int) -> Iterator[Finished]:
-        """Run the queue in its order and yield each process as it ends. However this call ends,
-        the processes and whatever they started end with it."""
+        """Run the queue in its order and yield each process as it ends. `at_once`: how many that
+        boot machines run at the same time; one that boots none runs beside them. However this call
+        ends, the processes and whatever they started end with it."""
         waiting, running = [*queue], list[_Running]()
         reported = time.monotonic()
         try:
             while waiting or running:
-                while waiting and len(running) < at_once:
-                    running.append(self._start(waiting.pop(0)))
+                for boots, places in ((True, at_once), (False, 1)):
+                    of_kind = [process for process in waiting if process.boots == boots]
+                    free = places - [each.process.boots for each in running].count(boots)
+                    for process in of_kind[:free]:
+                        waiting.remove(process)
+                        running.append(self._start(process))
                 for ended in [each for each in running if each.child.poll() is not None]:
                     running.remove(ended)
                     yield self._finish(ended)
@@ -86,7 +93,7 @@ class Runner:
             for ended in running:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     ended.child.wait(_LAST_SECONDS)
-                self._finish(ended)
+                self._finish(ended, is_cut_off=True)
 
     def _start(self, process: Process) -> _Running:
         memory = Path("/dev/shm")
@@ -94,6 +101,9 @@ class Runner:
         # short: sockets are below it, and a socket's path has 107 characters at most
         folder = Path(tempfile.mkdtemp(prefix=self.prefix, dir=where))
         (folder / "tmp").mkdir()
+        for each in (folder, folder / "tmp"):
+            # PostgreSQL does not run as root: its user goes through to the folder that it is given
+            each.chmod(0o711)
         log, junit = self._files(process)
         junit.unlink(missing_ok=True)
         command = [
@@ -114,12 +124,15 @@ class Runner:
             )  # fmt: skip
         return _Running(process, child, folder)
 
-    def _finish(self, running: _Running) -> Finished:
+    def _finish(self, running: _Running, *, is_cut_off: bool = False) -> Finished:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(running.child.pid, signal.SIGKILL)  # the rest of its session
         code = running.child.wait()
         log, junit = self._files(running.process)
-        left = _clean(running.folder / "state")
+        states = [running.folder / "state"]
+        if is_cut_off:  # a test with a state of its own has not cleaned it
+            states += (running.folder / "tmp").rglob("state")
+        left = "".join(map(_clean, states))
         shutil.rmtree(running.folder, ignore_errors=True)
         return Finished(running.process, code, log, junit, left)
 
@@ -137,7 +150,7 @@ class Runner:
 
 def _clean(state: Path) -> str:
     """End what the runs of a killed process left, and return the output of `barometer clean`."""
-    if not state.exists() or not any(state.iterdir()):
+    if not state.is_dir() or not any(state.iterdir()):
         return ""
     done = subprocess.run(
         [sys.executable, "-m", "orchestrator.cli", "clean"], cwd=ROOT, check=False,

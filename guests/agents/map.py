@@ -15,7 +15,8 @@ The request is a line of JSON; an empty one asks for the whole BAR, cold and war
     realtime    true: run as SCHED_FIFO, so that no other task asks for the CPU. On a kernel that
                 does not preempt a long unmap, a task that asks for it in the middle of the unmap
                 makes every preempt_enable() of the unmap's loops cost more from then on (1 % seen)
-    step        true: before each ioctl print {"next": "map" | "unmap"} and wait for a line
+    step        true: before each ioctl print {"next": "map" | "unmap"} and wait for a line; the
+                line "toggle" switches memory decode off and on, and the question is asked again
 
 The answer is lines of JSON:
     {"agent": {...}}    the device, its BAR, the process's memory settings, the instrument's cost
@@ -364,7 +365,10 @@ class Agent:
         time.sleep(self.request["rest"])
         if self.request["step"]:
             say("next", what)
-            sys.stdin.readline()
+            while sys.stdin.readline().strip() == "toggle":
+                self.decode(on=False)
+                self.decode(on=True)
+                say("next", what)
 
 
 def main() -> None:

@@ -32,7 +32,8 @@ def only_writer(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder)
-    except (PermissionError, FileExistsError, NotADirectoryError) as exc:
+    except (PermissionError, FileExistsError, NotADirectoryError, FileNotFoundError) as exc:
+        # in /proc there is not even a place for a file that is new
         raise _unwritable(folder, exc) from exc
     except OSError as exc:
         if exc.errno in _NO_LOCKS:

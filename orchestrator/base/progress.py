@@ -55,6 +55,8 @@ class Progress:
         self._label = ""
         self._root = self
         self._lanes: list[Progress] = []
+        self._live_line: Live | None = None
+        self._is_paused = False
 
     @contextmanager
     def task(self, name: str) -> Iterator[Progress]:
@@ -65,10 +67,25 @@ class Progress:
             return
         self._task = name, time.monotonic()
         try:
-            with self._live() if self._console.is_interactive else self._timer():
+            self._live_line = self._live() if self._console.is_interactive else None
+            with self._live_line or self._timer():
                 yield self
         finally:
-            self._task = None
+            self._task = self._live_line = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the terminal to somebody else while the block runs."""
+        root = self._root
+        root._is_paused = True
+        if root._live_line is not None:
+            root._live_line.stop()
+        try:
+            yield
+        finally:
+            root._is_paused = False
+            if root._live_line is not None:
+                root._live_line.start(refresh=True)
 
     @contextmanager
     def lane(self, label: str) -> Iterator[Progress]:
@@ -149,6 +166,8 @@ class Progress:
     def _break_silence(self, ended: threading.Event) -> None:
         while not ended.wait(self._printed + self._silence - time.monotonic()):
             now = time.monotonic()
+            if self._is_paused:
+                self._printed = now
             if now - self._printed < self._silence:
                 continue
             try:

@@ -481,6 +481,8 @@ class Reason(StrEnum):
         "see whether the domain uses iommufd")
     UNDECIDED_FAILURE = "undecided-failure", _JUDGE, (
         "it is undecided whose the failures are"), "run more trials"
+    NOT_JUDGED = "not-judged", _JUDGE, "a run is too little to judge what a test asserts by", (
+        "see its report: more pairs may decide, or a trial has to be made again")
     # fmt: on
 
 

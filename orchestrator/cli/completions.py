@@ -46,7 +46,7 @@ def complete_run(incomplete: str) -> list[str]:
 def _list_runs(incomplete: str) -> Iterator[Path]:
     begun = Path(incomplete)
     folder = begun if incomplete.endswith("/") else begun.parent
-    for place in dict.fromkeys((folder, Path("runs") if not incomplete else folder)):
+    for place in (folder,) if incomplete else (folder, Path("runs")):
         for path in sorted(place.glob("*")):
             if (path / "plan.json").exists() or (path / "cells").is_dir():
                 yield path

@@ -43,7 +43,7 @@ _TASKS = {
     "Compare two host kernels": ("ab", "plan", "run", "bisect"),
     "Read what was measured": ("report", "compare", "timeline", "bundle"),
     "Explain the slow boot of a VM": ("profile", "doctor"),
-    "Look after machines": ("recover", "clean"),
+    "Look after machines": ("shell", "recover", "clean"),
     "Measure every night": ("nightly", "history"),
     "Look things up": ("explain", "schema"),
 }
@@ -75,33 +75,29 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_VERBS: dict[str, Callable[..., None]] = {
-    "plan": measure.plan, "run": measure.run_scenario, "ab": measure.ab,
-    "bisect": measure.bisect, "report": read.report, "compare": read.compare_saved_runs,
-    "timeline": read.timeline, "profile": machine.profile,
-    "explain": explain_name, "schema": read.schema,
-    "recover": machine.recover, "doctor": machine.doctor, "clean": machine.clean,
-    "nightly": nightly, "bundle": read.bundle,
+_VERBS: dict[str, tuple[Callable[..., None], str]] = {
+    "plan": (measure.plan, "small.toml --set device.bar=4GiB"),
+    "run": (measure.run_scenario, "small.toml --pairs 3"),
+    "ab": (
+        measure.ab, "--base deb:linux-image-cloud-amd64@trixie-backports --series fix.mbox",
+    ),
+    "bisect": (measure.bisect, "--tree ~/linux --good v6.14 --bad v6.15 -- drivers/vfio"),
+    "report": (read.report, "runs/small-20261201-080000 --mail"),
+    "compare": (read.compare_saved_runs, "runs/monday runs/tuesday --arm candidate"),
+    "timeline": (read.timeline, "runs/small-20261201-080000/trials/0001-baseline"),
+    "bundle": (read.bundle, "runs/small-20261201-080000 --out regression.bundle.tar.gz"),
+    "profile": (machine.profile, "win11 --connect qemu+ssh://root@gpu1/system --reboot"),
+    "explain": (explain_name, "device.bar"),
+    "schema": (read.schema, "> scenario.schema.json"),
+    "shell": (machine.shell, "small.toml --arm candidate"),
+    "recover": (machine.recover, "root@gpu1"),
+    "doctor": (machine.doctor, "--host root@gpu1"),
+    "clean": (machine.clean, ""),
+    "nightly": (nightly, "gpu.toml --dir /var/lib/nights --limit 5h"),
 }  # fmt: skip
-_EXAMPLES = {
-    "plan": "plan small.toml --set device.bar=4GiB",
-    "run": "run small.toml --pairs 3",
-    "ab": "ab --base deb:linux-image-cloud-amd64@trixie-backports --series fix.mbox",
-    "bisect": "bisect --tree ~/linux --good v6.14 --bad v6.15 -- drivers/vfio",
-    "report": "report runs/small-20261201-080000 --mail",
-    "compare": "compare runs/monday runs/tuesday --arm candidate",
-    "timeline": "timeline runs/small-20261201-080000/trials/0001-baseline",
-    "profile": "profile win11 --connect qemu+ssh://root@gpu1/system --reboot",
-    "explain": "explain device.bar",
-    "schema": "schema > scenario.schema.json",
-    "recover": "recover root@gpu1",
-    "doctor": "doctor --host root@gpu1",
-    "clean": "clean",
-    "bundle": "bundle runs/small-20261201-080000 --out regression.bundle.tar.gz",
-    "nightly": "nightly gpu.toml --dir /var/lib/nights --limit 5h",
-}
-for _name, _verb in _VERBS.items():
-    app.command(_name, epilog=f"Example: barometer {_EXAMPLES[_name]}")(_verb)
+"""Name of a verb -> its function, and what an example adds to the name."""
+for _name, (_verb, _example) in _VERBS.items():
+    app.command(_name, epilog=f"Example: barometer {_name} {_example}".rstrip())(_verb)
 app.add_typer(history, name="history")
 
 

@@ -11,7 +11,7 @@ from orchestrator.base.reasons import Reason
 if TYPE_CHECKING:
     from orchestrator.analysis.boot.timeline import Timeline
 
-_OF_A_RUN = ("plan.json", "scenario.toml", "trials", "cells", "matrix.toml")
+_OF_A_RUN = ("plan.json", "scenario.toml", "trials", "cells", "matrix.json")
 _PRINTED = "give the folder that `barometer run` printed as its last line"
 
 
@@ -19,7 +19,8 @@ def check_run(folder: Path) -> None:
     """Raise ScenarioError unless the folder is one of a run or of a matrix, be it damaged."""
     if any((folder / name).exists() for name in _OF_A_RUN):
         return
-    if (run := find_run_of_trial(folder)) is not None:
+    run = folder.absolute().parent.parent
+    if folder.absolute().parent.name == "trials" and (run / "plan.json").exists():
         raise ScenarioError(
             f"{folder} is a trial of the run {run}", reason=Reason.NOT_A_RUN,
             hint=f"barometer report {run}; of a trial: barometer timeline {folder}",
@@ -28,21 +29,12 @@ def check_run(folder: Path) -> None:
     raise ScenarioError(f"{folder} {what}", hint=_PRINTED, reason=Reason.NOT_A_RUN)
 
 
-def find_run_of_trial(folder: Path) -> Path | None:
-    """Return the run of a trial's folder; None if it is no trial's."""
-    run = folder.absolute().parent.parent
-    is_trial = folder.absolute().parent.name == "trials" and (run / "plan.json").exists()
-    return run if is_trial else None
-
-
 def read_middle_boots(run: Path) -> list[Timeline]:
     """Return the traced boot of each arm whose length is in the middle. Raises EvidenceError."""
-    from orchestrator.analysis.verdict.comparison import boots_of
+    from orchestrator.analysis.verdict.comparison import boots_of, middle_boots
     from orchestrator.run.library import load
 
-    by_arm = boots_of(load(run).comparison)
-    ordered = [sorted(boots, key=lambda boot: boot.boot_seconds) for boots in by_arm.values()]
-    return [boots[(len(boots) - 1) // 2] for boots in ordered if boots]
+    return [*middle_boots(boots_of(load(run).comparison)).values()]
 
 
 def check_new_folder(folder: Path) -> None:
@@ -52,11 +44,5 @@ def check_new_folder(folder: Path) -> None:
         return  # a run looks at what is in it
     from orchestrator.base.folderlock import only_writer
 
-    try:
-        with only_writer(folder.absolute()):
-            pass
-    except FileNotFoundError as exc:  # as in /proc
-        raise ScenarioError(
-            f"--out {folder.absolute()} cannot be made: {exc.strerror}",
-            hint="give another --out", reason=Reason.OUT_UNWRITABLE,
-        ) from exc  # fmt: skip
+    with only_writer(folder.absolute()):
+        pass

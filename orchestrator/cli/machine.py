@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -319,6 +320,42 @@ def doctor(
     else:
         print(text_diagnosis(diagnosis), end="")
     raise typer.Exit(diagnosis.exit_code)
+
+
+def shell(
+    place: Annotated[
+        Path, typer.Argument(metavar="SCENARIO|RUN", help="Scenario file, or folder of a run.")
+    ],
+    command: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- COMMAND]", help="What to run (default: a login shell)."),
+    ] = None,
+    arm: Annotated[
+        Literal["baseline", "candidate"], typer.Option(help="The arm whose host boots.")
+    ] = "candidate",
+    guest: Annotated[bool, typer.Option("--guest", help="Boot its guest, too; go there.")] = False,
+    gdb: Annotated[
+        bool, typer.Option("--gdb", help="Let gdb debug the host's kernel, and tell how.")
+    ] = False,
+    overrides: Overrides = None,
+    names: CellNames = None,
+    verbose: Verbose = False,
+) -> None:
+    """Boot a host as for a trial, and give you a shell on it. Leaving the shell ends the host;
+    nothing is left."""
+    set_logging(verbose)
+    from orchestrator.base.progress import Progress
+    from orchestrator.run.visiting import choose_cell, load_place, visit_host
+
+    cell = choose_cell(load_place(place, overrides or []), names or [])
+    words = command or []
+    # as ssh(1): one word is a script for the shell
+    script = words[0] if len(words) == 1 else shlex.join(words)
+    code = visit_host(
+        cell.scenario, cell.text, arm, script, on_guest=guest, gdb=gdb,
+        progress=Progress(),
+    )  # fmt: skip
+    raise typer.Exit(code)
 
 
 def clean(as_json: AsJson = False) -> None:

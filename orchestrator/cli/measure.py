@@ -30,6 +30,7 @@ from orchestrator.cli.options import (
     WorkloadOption,
 )
 from orchestrator.cli.output import end_with, find_step_summary, print_json, set_logging
+from orchestrator.scenario.choices import Hold
 from orchestrator.scenario.metrics import WORDS
 
 if TYPE_CHECKING:
@@ -87,6 +88,10 @@ def run_scenario(
     overrides: Overrides = None,
     names: CellNames = None,
     keep: Keep = False,
+    hold: Annotated[
+        Hold | None,
+        typer.Option(help="Give you a shell on the host of each trial that failed, or always."),
+    ] = None,
     as_json: AsJson = False,
     github: ForGitHub = False,
     verbose: Verbose = False,
@@ -107,8 +112,13 @@ def run_scenario(
     from orchestrator.run.ab import choose_folder, measure
     from orchestrator.run.kernels import RunKernels
 
+    progress, visit = Progress(), None
+    if hold is not None:
+        from orchestrator.run.visiting import hold_for_visit
+
+        visit = hold_for_visit(hold, progress)
     folder, kernels = choose_folder(out, file.name), RunKernels(Cache())
-    judged = measure(file, cells, folder, kernels, Progress(), keep=keep)
+    judged = measure(file, cells, folder, kernels, progress, keep=keep, visit=visit)
     if bundle is not None:
         from orchestrator.run.bundles.again import add_comparison
 

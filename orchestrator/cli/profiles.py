@@ -54,7 +54,7 @@ def _show_one(profile: Profile, *, as_json: bool) -> None:
         print_json(profile_json(profile))
     else:
         print(text_profile(profile), end="")
-    if profile.failed:
+    if profile.facts.has_failed:
         hints = [advice.help for advice in profile.advice[:1]]
         raise BenchError(
             profile_sentence(profile), hint="".join(hints), reason=Reason.LIBVIRT_START

@@ -22,7 +22,7 @@ import json
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,7 +54,7 @@ from orchestrator.evidence.manifest import (
 )
 from orchestrator.evidence.maps import LogsRecord, MapRecord
 from orchestrator.evidence.model import Model, parse_evidence, read_evidence
-from orchestrator.evidence.plan import Plan
+from orchestrator.evidence.plan import Plan, TrialRecord
 from orchestrator.formats.kernelreports import KernelReport, reports_in
 from orchestrator.scenario.vocabulary import ARMS, ArmName, Pass
 
@@ -395,6 +395,20 @@ class RunDir:
                 reason=Reason.MISSING_EVIDENCE,
             )
         return cls(path)
+
+    def extend(self, scenario: str, trials: Sequence[TrialRecord]) -> None:
+        """Give the run more trials, after those of its plan. Raises ScenarioError if they do not
+        begin with these."""
+        plan = self.plan()
+        if tuple(trials[: len(plan.trials)]) != plan.trials:
+            raise ScenarioError(
+                f"{self.path} was begun with other trials, or in another order",
+                reason=Reason.RUN_CHANGED,
+            )
+        replace_file(self.path / "scenario.toml", scenario)
+        write_json(
+            self.path / "plan.json", plan.model_copy(update={"trials": tuple(trials)}).to_json()
+        )
 
     @property
     def trials_path(self) -> Path:

@@ -24,6 +24,7 @@ from orchestrator.run.judging.judge import Judged, Run, stop_rule
 from orchestrator.run.judging.judgefolder import judge_folder, replace_exit_code
 from orchestrator.run.judging.noise import remember_noise
 from orchestrator.run.kernels import RunKernels
+from orchestrator.run.trial import Visit
 from orchestrator.run.trials import Runner, Schedule, ready_runner, run_plan
 from orchestrator.scenario.builder import ArmSettings, Setting, build_ab_file, build_arms
 from orchestrator.scenario.choices import GUEST_KERNEL, AccelChoice, Workload
@@ -143,7 +144,7 @@ def _begin(folder: Path, text: str) -> None:
 
 def measure(
     file: ScenarioFile, cells: tuple[Cell, ...], folder: Path, kernels: RunKernels,
-    progress: Progress, *, keep: bool,
+    progress: Progress, *, keep: bool, visit: Visit | None = None,
 ) -> Judged:  # fmt: skip
     """Measure what is not measured yet, and judge everything. A run that is interrupted after its
     last trial is judged, too. The exit code reports the interrupt if something may be left undone:
@@ -155,7 +156,7 @@ def measure(
         try:
             with (
                 no_space_explained(folder),
-                ready_runner(kernels, progress, keep=keep) as here,
+                ready_runner(kernels, progress, keep=keep, visit=visit) as here,
             ):
                 _run(file, cells, folder, here)
             with progress.stage("judging"):

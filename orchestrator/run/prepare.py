@@ -14,7 +14,7 @@ from orchestrator.base.progress import Progress
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.kernel import KernelRecord
 from orchestrator.evidence.layout import SCHEMA
-from orchestrator.evidence.plan import Plan
+from orchestrator.evidence.plan import Plan, TrialRecord
 from orchestrator.kernels import KernelBundle
 from orchestrator.kernels.module.parameters import check_parameter
 from orchestrator.machine.host.machine import Machine
@@ -154,10 +154,17 @@ def build_plan(scenario: Scenario, prepared: Prepared) -> Plan:
         "guest_kernel": guest_kernel and guest_kernel.to_json(),
         "runner": {"name": platform.node(), "system": platform.platform(),
                    "machine": platform.machine(), "cpus": os.cpu_count()},
-        "trials": [{"name": t.name, "pair": t.pair, "arm": t.arm, "passes": list(t.passes)}
-                   for t in make_plan(scenario)],
+        "trials": [trial.to_json() for trial in list_trials(scenario)],
     }  # fmt: skip
     return Plan.model_validate_json(json.dumps(plan))
+
+
+def list_trials(scenario: Scenario) -> list[TrialRecord]:
+    """Return the trials of a scenario as plan.json has them."""
+    return [
+        TrialRecord(name=t.name, pair=t.pair, arm=t.arm, passes=t.passes)
+        for t in make_plan(scenario)
+    ]
 
 
 def guest_kernel_record(scenario: Scenario, prepared: Prepared) -> KernelRecord | None:

@@ -459,6 +459,8 @@ def record_next(request: WaitRequest, progress: Progress) -> ProfileEvidence:
                         watch.find_end, within=2 * _LONGEST, every=0.1,
                         waiting_for="end of the boot",
                     )  # fmt: skip
+                    if ended == "domain-ended" and _has_failed_start(shell, refused):
+                        ended = "start-failed"  # as if nobody had seen the QEMU meanwhile
             with progress.stage("reading the trace"):
                 after = collecting.read_after_report(shell, pid or None, ended, None)
                 files = {**tracer.files(), HOST_FILE: host, AFTER_FILE: after}
@@ -475,10 +477,13 @@ def _find_next(shell: Commands, name: str, known: Sequence[str], refused: int) -
     pid = collecting.find_qemu(shell, name, known)
     if pid is not None:
         return pid
+    return _FAILED if _has_failed_start(shell, refused) else None
+
+
+def _has_failed_start(shell: Commands, refused: int) -> bool:
+    """True if a QEMU ended after one of its maps, or its device as a whole, was refused."""
     trace = f"{armer.TRACEFS}/instances/{profiler.INSTANCE}/trace"
-    if collecting.has_failed_start(shell, trace) or collecting.count_refused(shell) > refused:
-        return _FAILED
-    return None
+    return collecting.has_failed_start(shell, trace) or collecting.count_refused(shell) > refused
 
 
 def _read_tracing(shell: Commands, *, can_have_parts: bool) -> str:

@@ -6,9 +6,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from orchestrator import __version__
 from orchestrator.base import interrupts
@@ -28,7 +29,7 @@ from orchestrator.evidence.manifest import (
 )
 from orchestrator.formats.kernelreports import BROKEN, STALLS, KernelReport
 from orchestrator.machine.guest.workload import run_guest_boots, run_maps, settle_host
-from orchestrator.machine.host.device import read_host_facts
+from orchestrator.machine.host.device import BoundDevice, read_host_facts
 from orchestrator.machine.host.host import Host, explained_by_the_host
 from orchestrator.machine.host.machine import Machine
 from orchestrator.machine.host.settings import prove_settings, write_settings
@@ -40,7 +41,10 @@ from orchestrator.run.prepare import Prepared, guest_kernel_record
 from orchestrator.scenario.machines import Guest
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import PlannedTrial
-from orchestrator.scenario.vocabulary import ARMS, ArmName, is_emulated
+from orchestrator.scenario.vocabulary import ARMS, ArmName, Pass, is_emulated
+
+Visit = Callable[[Host, BarometerError | None], None]
+"""Called when a trial's workload has ended, with its host, and with what ended it early."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,7 @@ class Bench:
     progress: Progress
     keep: bool = False
     """True: leave the evidence of a trial that is interrupted."""
+    visit: Visit | None = None
     machine: Machine | None = None
     """Provider of the hosts, with all that they need; None if all trials are complete."""
 
@@ -82,7 +87,7 @@ def run_trial(
     shutil.rmtree(partial, ignore_errors=True)  # what an interrupted run left of this trial
     bench.state.add(partial=str(partial))
     before = tuple(AttemptRecord.of(attempt) for attempt in repeated)
-    facts = _describe_trial(bench, planned)
+    facts = describe_trial(bench, planned)
     trial = TrialWriter(final, facts.model_copy(update={"repeated": before}))
     try:
         run_stages(bench, planned, trial, through)
@@ -135,39 +140,82 @@ def _find_telling_line(reports: Sequence[KernelReport], trial: TrialWriter) -> s
 def run_stages(bench: Bench, planned: PlannedTrial, trial: TrialWriter, through: str = "") -> None:
     """Run the stages of a trial, up to the one called `through`."""
     trial.last_stage = through
-    with contextlib.suppress(LastStageEnded), contextlib.ExitStack() as ladder:
-        _run_all_stages(bench, planned, trial, ladder)
-
-
-def _run_all_stages(
-    bench: Bench, planned: PlannedTrial, trial: TrialWriter, ladder: contextlib.ExitStack
-) -> None:
-    """Run the stages; what ends each of them goes onto `ladder`. The `counts` pass of a guest boot
-    is one map from the host's user space: its probes fire for each page, so on an unpatched kernel
-    they would make the dozen maps of a guest boot minutes longer."""
-    scenario, arm, progress = bench.scenario, planned.boots, bench.progress
-    map_passes = [p for p in planned.passes if scenario.workload == "map" or p == "counts"]
+    # The `counts` pass of a guest boot is one map from the host's user space: its probes fire for
+    # each page, so on an unpatched kernel they would make the dozen maps of a guest boot minutes
+    # longer.
+    is_map = bench.scenario.workload == "map"
+    map_passes = [p for p in planned.passes if is_map or p == "counts"]
     boot_passes = [p for p in planned.passes if p not in map_passes]
-    with progress.stage("host: boot"), trial.stage("host-boot"):
-        host = ladder.enter_context(
-            bench.hosts.boot(
-                arm, scenario.arms[arm].words, trial, progress=progress,
-                with_libvirt=bool(boot_passes),
-            )
-        )  # fmt: skip
-    ladder.callback(_save_reports, host, trial)
-    ladder.callback(_save_dmesg, host, trial)
-    ladder.enter_context(explained_by_the_host(host))
-    ladder.enter_context(_changes_put_back(host, trial))
-    _apply_settings(bench, arm, host, trial)
-    with progress.stage("host: device"), trial.stage("device"):
-        devices = bench.hosts.bind_devices(host, trial)
-        write_json(trial.host / "facts.json", read_host_facts(host, devices))
-        if scenario.workload == "guest-boot":
-            trial.record(guest_accel="kvm" if host.kvm else "tcg")
-    settle = functools.partial(
-        settle_host, host, scenario.host, scenario.arms, trial=trial, progress=progress
-    )
+    with (
+        contextlib.suppress(LastStageEnded),
+        ready_host(bench, planned.boots, trial, boots_guests=bool(boot_passes)) as ready,
+    ):
+        with _visited(bench, ready.host):
+            _run_workload(bench, ready, boot_passes, map_passes, trial)
+        if bench.scenario.arms[planned.boots].is_set:
+            with trial.stage("settings-again"):  # proves that nothing has changed them meanwhile
+                _prove_settings(bench, planned.boots, ready.host)
+
+
+@contextlib.contextmanager
+def _visited(bench: Bench, host: Host) -> Iterator[None]:
+    """Let somebody visit the host at the end of the block, if the run is made for that."""
+    try:
+        yield
+    except BarometerError as exc:
+        if bench.visit is not None:
+            bench.visit(host, exc)
+        raise
+    if bench.visit is not None:
+        bench.visit(host, None)
+
+
+class ReadyHost(NamedTuple):
+    """A host of one arm, ready for a workload."""
+
+    host: Host
+    devices: tuple[BoundDevice, ...]
+    settle: Callable[[], None]
+    """Waits until an exact host is idle. A guest's libvirt has to run before."""
+
+
+@contextlib.contextmanager
+def ready_host(
+    bench: Bench, arm: ArmName, trial: TrialWriter, *, boots_guests: bool
+) -> Iterator[ReadyHost]:
+    """Keep a host booted under the arm's kernel, which is proven, with the arm's settings and its
+    devices bound, while the block runs. Its console, kernel log and facts go into the trial."""
+    scenario, progress = bench.scenario, bench.progress
+    with contextlib.ExitStack() as ladder:
+        with progress.stage("host: boot"), trial.stage("host-boot"):
+            host = ladder.enter_context(
+                bench.hosts.boot(
+                    arm, scenario.arms[arm].words, trial, progress=progress,
+                    with_libvirt=boots_guests,
+                )
+            )  # fmt: skip
+        ladder.callback(_save_reports, host, trial)
+        ladder.callback(_save_dmesg, host, trial)
+        ladder.enter_context(explained_by_the_host(host))
+        ladder.enter_context(_changes_put_back(host, trial))
+        _apply_settings(bench, arm, host, trial)
+        with progress.stage("host: device"), trial.stage("device"):
+            devices = bench.hosts.bind_devices(host, trial)
+            write_json(trial.host / "facts.json", read_host_facts(host, devices))
+            if scenario.workload == "guest-boot":
+                trial.record(guest_accel="kvm" if host.kvm else "tcg")
+        settle = functools.partial(
+            settle_host, host, scenario.host, scenario.arms, trial=trial, progress=progress
+        )
+        yield ReadyHost(host, devices, settle)
+
+
+def _run_workload(
+    bench: Bench, ready: ReadyHost, boot_passes: Sequence[Pass], map_passes: Sequence[Pass],
+    trial: TrialWriter,
+) -> None:  # fmt: skip
+    scenario, progress = bench.scenario, bench.progress
+    host, devices, settle = ready
     if boot_passes and scenario.guest is not None:
         run_guest_boots(
             host, devices, scenario.guest, scenario.device, boot_passes, keys=RunKeys.make(),
@@ -180,9 +228,6 @@ def _run_all_stages(
             host, devices[0], scenario.map, scenario.points(), map_passes, trial=trial,
             progress=progress,
         )  # fmt: skip
-    if scenario.arms[arm].is_set:
-        with trial.stage("settings-again"):  # proves that nothing has changed them meanwhile
-            _prove_settings(bench, arm, host)
 
 
 @contextlib.contextmanager
@@ -207,7 +252,7 @@ def _prove_settings(bench: Bench, arm: ArmName, host: Host) -> ProvenSettings:
     return prove_settings(host.shell, bench.prepared.kernels[arm], bench.scenario.arms, arm)
 
 
-def _describe_trial(bench: Bench, planned: PlannedTrial) -> TrialFacts:
+def describe_trial(bench: Bench, planned: PlannedTrial) -> TrialFacts:
     """Return what the manifest says of a trial from its beginning."""
     scenario, prepared = bench.scenario, bench.prepared
     kernel = prepared.kernels[planned.boots]

@@ -39,7 +39,7 @@ from orchestrator.machine.vm import hypervisor
 from orchestrator.run.diskspace import no_space_explained
 from orchestrator.run.kernels import RunKernels
 from orchestrator.run.prepare import build_plan, prepare
-from orchestrator.run.trial import Bench, run_trial
+from orchestrator.run.trial import Bench, Visit, run_trial
 from orchestrator.scenario.machines import Device, HostSpec
 from orchestrator.scenario.model import Scenario
 from orchestrator.scenario.plan import PlannedTrial, make_plan
@@ -63,6 +63,8 @@ class Runner:
     progress: Progress
     keep: bool = False
     """True: leave the private folder, and the evidence of a trial that is interrupted."""
+    visit: Visit | None = None
+    """That of `Bench`. Trials are then made one after the other."""
 
     @property
     def cache(self) -> Cache:
@@ -71,7 +73,7 @@ class Runner:
 
 @contextlib.contextmanager
 def ready_runner(
-    kernels: RunKernels, progress: Progress, *, keep: bool = False
+    kernels: RunKernels, progress: Progress, *, keep: bool = False, visit: Visit | None = None
 ) -> Iterator[Runner]:
     """Keep this machine ready to run plans while the block runs. Whatever they leave outside their
     own folders is removed at the end of the block."""
@@ -80,7 +82,7 @@ def ready_runner(
         hypervisor.embedded(state.folder / "libvirt", kernels.cache.folder("libvirt")) as libvirt,
         interrupts.at_once(libvirt.stop),
     ):
-        yield Runner(kernels, state, libvirt, progress, keep)
+        yield Runner(kernels, state, libvirt, progress, keep, visit)
         if keep:
             progress.note(f"kept: {state.folder}")
 
@@ -165,24 +167,34 @@ def run_plan(
     the run cannot be prepared.
     """
     schedule = Schedule.of(make_plan(scenario), enough, only)
-
-    def prepare_bench(machine: Machine | tuple[Accel, str]) -> Bench:
-        """Prepare the run and its folder. `machine` is that of `prepare`."""
-        prepared = prepare(scenario, machine, here.kernels, here.progress)
-        run = RunDir.create(out, text, build_plan(scenario, prepared), prepared.configs())
-        return Bench(
-            scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep,
-            None if isinstance(machine, tuple) else machine,
-        )  # fmt: skip
-
     with no_space_explained(out), only_writer(out):
         if (accel := schedule.find_accel(out)) is not None:
-            return run_trials(prepare_bench(accel), schedule)
-        host, device = scenario.host, scenario.device
-        with taken_machine(host, device, f"barometer run {out}", here) as machine:
-            bench = prepare_bench(machine)
-            machine.install(here.cache)
+            return run_trials(_prepare_bench(scenario, text, out, here, accel), schedule)
+        with ready_bench(scenario, text, out, here) as bench:
             return run_trials(bench, schedule)
+
+
+@contextlib.contextmanager
+def ready_bench(scenario: Scenario, text: str, out: Path, here: Runner) -> Iterator[Bench]:
+    """Keep a scenario's machine taken, with all that its hosts need, while the block runs. `text`
+    is the scenario's. Raises as `run_plan`."""
+    host, device = scenario.host, scenario.device
+    with taken_machine(host, device, f"barometer run {out}", here) as machine:
+        bench = _prepare_bench(scenario, text, out, here, machine)
+        machine.install(here.cache)
+        yield bench
+
+
+def _prepare_bench(
+    scenario: Scenario, text: str, out: Path, here: Runner, machine: Machine | tuple[Accel, str]
+) -> Bench:
+    """Prepare the run and its folder. `machine` is that of `prepare`."""
+    prepared = prepare(scenario, machine, here.kernels, here.progress)
+    run = RunDir.create(out, text, build_plan(scenario, prepared), prepared.configs())
+    return Bench(
+        scenario, prepared, run, here.state, here.libvirt, here.progress, here.keep, here.visit,
+        None if isinstance(machine, tuple) else machine,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -235,6 +247,7 @@ def _run_block(bench: Bench, block: Sequence[PlannedTrial], watch: _BenchWatch) 
             continue
         pending.append(planned)
     apart = bench.prepared.accel == "exact" and bench.scenario.host.fresh_boots
+    apart = apart and bench.visit is None
     width = min(_count_hosts(bench.scenario.nested.memory) if apart else 1, len(pending))
     if width > 1:
         return _run_at_once(bench, pending, width, watch)

@@ -7,6 +7,8 @@ from typing import Literal
 
 Workload = Literal["map", "guest-boot"]
 AccelChoice = Literal["auto", "kvm", "tcg", "exact"]
+Hold = Literal["failed", "always"]
+"""Trials whose hosts are held for a person."""
 GUEST_KERNEL = "deb:linux-image-cloud-amd64@trixie"
 """Kernel that boots in a guest unless another is requested."""
 QUIET_SECONDS = 20.0

@@ -1,5 +1,5 @@
-"""The words of every metric, in one entry each. Tables, sentences, `--help`, the schema, README.md
-and `barometer explain` are made from these. No pydantic, no TOML."""
+"""The words of every metric, in one entry each. Tables, sentences, `--help`, the schema, the
+reference pages and `barometer explain` are made from these. No pydantic, no TOML."""
 
 from __future__ import annotations
 

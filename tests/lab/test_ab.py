@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.base.cache import Cache
-from orchestrator.kernels.source.debsource import find_package_source
-from orchestrator.scenario.kernel_forms import DebKernel
+from ci.bench.speed import make_repository
 from tests.lab.conftest import leftovers
 
 pytestmark = [pytest.mark.nested, pytest.mark.build, pytest.mark.timeout(3600)]
@@ -81,35 +79,6 @@ def test_a_series_that_panics_is_charged_to_its_arm(tmp_path: Path, means: None)
     )
 
 
-def repository(folder: Path, commits: int, bad: int) -> Path:
-    """Make a repository of one file, in which the commit `bad` makes unmaps slower."""
-
-    def git(*args: str) -> None:
-        author = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-        subprocess.run(["git", *author, *args], cwd=folder, check=True, capture_output=True)
-
-    source = find_package_source(
-        DebKernel(deb="linux-image-cloud-amd64", suite="trixie-backports"), Cache()
-    )
-    place = folder / TYPE1
-    place.parent.mkdir(parents=True)
-    place.write_bytes((source.tree(["drivers/vfio"]) / TYPE1).read_bytes())
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-qm", "as it was")
-    git("tag", "good")
-    for number in range(1, commits + 1):
-        if number == bad:
-            (patch,) = (SERIES / "slower-unmap").glob("*.patch")
-            git("apply", str(patch))
-        else:
-            with place.open("a") as file:
-                file.write(f'MODULE_INFO(step{number}, "{number}");\n')
-        git("commit", "-qam", f"step {number}")
-    git("tag", "bad")
-    return folder
-
-
 def files_of_git(tree: Path) -> dict[Path, bytes]:
     return {p: p.read_bytes() for p in (tree / ".git").rglob("*") if p.is_file()}
 
@@ -125,7 +94,7 @@ def bisect(tree: Path, out: Path) -> list[str]:
 def test_a_bisection_finds_its_commit_by_measuring(tmp_path: Path, means: None) -> None:
     """The commit is neither of the two that the bisection starts from."""
     before = leftovers()
-    tree, out = repository(tmp_path / "tree", 2, 1), tmp_path / "out"
+    tree, out = make_repository(tmp_path / "tree", 2, 1), tmp_path / "out"
     state = files_of_git(tree)
     done = subprocess.run(bisect(tree, out), capture_output=True, text=True, check=False)
     print(done.stdout, done.stderr)
@@ -140,7 +109,7 @@ def test_a_bisection_finds_its_commit_by_measuring(tmp_path: Path, means: None) 
 @pytest.mark.full
 def test_a_bisection_goes_on_after_an_interrupt(tmp_path: Path, means: None) -> None:
     before = leftovers()
-    tree, out = repository(tmp_path / "tree", 8, 6), tmp_path / "out"
+    tree, out = make_repository(tmp_path / "tree", 8, 6), tmp_path / "out"
     state, command = files_of_git(tree), bisect(tree, out)
 
     def steps() -> list[dict[str, Any]]:

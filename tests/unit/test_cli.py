@@ -974,7 +974,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, finished: Path) -> list[str]:
         return True
 
     def runner(
-        kernels: RunKernels, progress: Progress, *, keep: bool
+        kernels: RunKernels, progress: Progress, *, keep: bool, visit: object
     ) -> contextlib.AbstractContextManager[Runner]:
         nothing = cast(Any, None)
         return contextlib.nullcontext(Runner(kernels, nothing, nothing, progress, keep))

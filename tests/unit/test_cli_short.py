@@ -58,7 +58,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fixture:
         folder_kernel(tmp_path / name, f"7.0-{name}")
 
     def runner(
-        kernels: RunKernels, progress: Progress, *, keep: bool
+        kernels: RunKernels, progress: Progress, *, keep: bool, visit: None
     ) -> contextlib.AbstractContextManager[Runner]:
         nothing = cast(Any, SimpleNamespace(version=lambda: {"qemu": "10.0.2"}))
         return contextlib.nullcontext(Runner(kernels, nothing, nothing, progress, keep))

@@ -45,8 +45,13 @@ def become_link(path: Path, target: Path) -> None:
 
 
 def listen(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
+    # by its folder's descriptor: the path of a socket has 107 characters at most
+    folder = os.open(path.parent, os.O_PATH)
+    try:
+        with socket.socket(socket.AF_UNIX) as server:
+            server.bind(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
 
 
 def within(seconds: float, call: Callable[[], object]) -> None:

@@ -357,27 +357,33 @@ def test_the_next_qemu_is_recorded_whoever_starts_it(
     assert '"*/kvm"' in host.spec.filters["sched/sched_process_exec"]
 
 
+@pytest.mark.parametrize("seen", [None, 7])
 @pytest.mark.parametrize(
     ("has_failed", "refusals"), [(True, [0]), (False, [2, 2, 3])], ids=["a map", "the device"]
 )
 def test_a_next_qemu_that_fails_is_recorded_too(
-    host: Host, monkeypatch: pytest.MonkeyPatch, has_failed: bool, refusals: list[int]
-) -> None:
+    host: Host, monkeypatch: pytest.MonkeyPatch, has_failed: bool, refusals: list[int],
+    seen: int | None,
+) -> None:  # fmt: skip
+    """Whether it was seen before it ended changes nothing."""
+
     @contextlib.contextmanager
     def connected(_uri: str, _config: object) -> Iterator[tuple[Any, None]]:
         yield SimpleNamespace(shell=host), None
 
     monkeypatch.setattr(profile, "_connected_machine", connected)
     monkeypatch.setattr(collecting, "list_bar_devices", lambda _shell: [DEVICES[0]])
-    monkeypatch.setattr(collecting, "find_qemu", lambda _shell, _name, _known: None)
+    monkeypatch.setattr(collecting, "find_qemu", lambda _shell, _name, _known: seen)
     monkeypatch.setattr(collecting, "has_failed_start", lambda _shell, _trace: has_failed)
-    monkeypatch.setattr(collecting, "count_refused", lambda _shell: refusals.pop(0))
+    counts = [refusals[0], refusals[-1]] if seen else [*refusals]
+    monkeypatch.setattr(collecting, "count_refused", lambda _shell: counts.pop(0))
+    monkeypatch.setattr(Host, "records", lambda _host, _pid: None)
     host.answers["reading what the host says"] = print_sections(
         {"release": "6.12.0", f"device/{DEVICES[0]}/resource": RESOURCE, "ended": "start-failed"}
     )
     evidence = record_next(WaitRequest(), Progress())
-    assert (evidence.facts.ended, evidence.facts.process) == ("start-failed", None)
-    assert host.focused == 0
+    assert evidence.facts.ended == "start-failed"
+    assert host.focused == (seen or 0)
     assert host.cleared
 
 

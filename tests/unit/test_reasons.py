@@ -47,10 +47,10 @@ OTHER_WORDS = {
     "not-measured": {"cases.py"},  # a metric's case, whose reason is else a verdict
     "build-root": {"buildroot.py"},  # a kind of entry in the cache
     # names of the doctor's findings
-    "address-bits": {"checks_passthrough.py", "refusals.py"},
-    "interrupt-remapping": {"checks_passthrough.py", "messages.py"},
-    "large-bar": {"checks_passthrough.py"},
-    "libvirt-library": {"checks_runner.py"},
+    "address-bits": {"checks_passthrough.py", "finding.py", "refusals.py"},
+    "interrupt-remapping": {"checks_passthrough.py", "finding.py", "messages.py"},
+    "large-bar": {"checks_passthrough.py", "finding.py"},
+    "libvirt-library": {"checks_runner.py", "finding.py"},
 }
 """Names of files in which the word of a reason means something else."""
 RESULTS_ONLY = [

@@ -86,7 +86,7 @@ class Fixture:
         self.partial: list[str] = []
         self.bench: Bench | None = None
         self.held = True
-        monkeypatch.setattr(one_trial, "_describe_trial", made_up_facts)
+        monkeypatch.setattr(one_trial, "describe_trial", made_up_facts)
 
     def trials(
         self, climb: Climb, chosen: Scenario, accel: str = "tcg", width: int = 1,
@@ -877,7 +877,7 @@ class Metal:
         """Accelerator that is known at each call of `prepare`; None if there is a machine."""
         monkeypatch.setattr(loop, "prepare", self._prepare)
         monkeypatch.setattr("orchestrator.machine.metal.metal.leased_machine", self._leased)
-        monkeypatch.setattr(one_trial, "_describe_trial", made_up_facts)
+        monkeypatch.setattr(one_trial, "describe_trial", made_up_facts)
         monkeypatch.setattr(one_trial, "run_stages", self._climb)
 
     def _prepare(self, scenario: Scenario, machine: Any, *_: object) -> Prepared:
@@ -893,6 +893,7 @@ class Metal:
             libvirt=Machines(),
             progress=Progress(),
             keep=False,
+            visit=None,
         )
         return run_plan(chosen, "x", self.out, cast(Runner, here), enough)
 
@@ -1074,7 +1075,7 @@ def test_machine_is_taken_before_anything_is_prepared_and_given_back_if_that_fai
 def test_facts_of_a_trial_on_metal_have_nothing_of_a_nested_host(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    trial_facts = one_trial._describe_trial
+    trial_facts = one_trial.describe_trial
     metal = Metal(monkeypatch, tmp_path)
     bench = metal_bench(metal)
     facts = trial_facts(bench, make_plan(bench.scenario)[0]).to_json()
@@ -1129,7 +1130,7 @@ def test_kernel_that_oopses_while_the_devices_are_given_back_has_failed(
     monkeypatch.setattr(one_trial, "settle_host", lambda *_, **__: None)
     chosen = map_scenario()
     bench = SimpleNamespace(
-        scenario=chosen, progress=Progress(),
+        scenario=chosen, progress=Progress(), visit=None,
         hosts=SimpleNamespace(boot=boot, bind_devices=lambda *_: ("device",)),
     )  # fmt: skip
     trial = TrialWriter(tmp_path / "0001-baseline", facts_of(arm="baseline"))

@@ -11,7 +11,9 @@ from typing import Any, cast
 
 import pytest
 
+from orchestrator.base.errors import BarometerError, BenchError
 from orchestrator.base.progress import Progress
+from orchestrator.base.reasons import Reason
 from orchestrator.evidence.layout import TrialWriter
 from orchestrator.run import trial as one_trial
 from orchestrator.run.trial import Bench, run_stages
@@ -74,7 +76,9 @@ def test_counts_are_taken_from_maps_and_only_boots_need_libvirt(
 ) -> None:
     machine, trial = Machine(monkeypatch), TrialWriter(tmp_path / "0001-baseline", facts_of())
     planned = next(trial for trial in make_plan(chosen) if trial.arm == "candidate")
-    bench = cast(Bench, SimpleNamespace(scenario=chosen, progress=Progress(), hosts=machine))
+    bench = cast(
+        Bench, SimpleNamespace(scenario=chosen, progress=Progress(), hosts=machine, visit=None)
+    )
     run_stages(bench, planned, trial)
     boots = any(step.startswith("boot") for step in steps)
     assert machine.done == [
@@ -89,6 +93,34 @@ def test_stages_after_the_last_one_are_not_run(
 ) -> None:
     machine, trial = Machine(monkeypatch), TrialWriter(tmp_path / "0001-baseline", facts_of())
     chosen = scenario()
-    bench = cast(Bench, SimpleNamespace(scenario=chosen, progress=Progress(), hosts=machine))
+    bench = cast(
+        Bench, SimpleNamespace(scenario=chosen, progress=Progress(), hosts=machine, visit=None)
+    )
     run_stages(bench, make_plan(chosen)[0], trial, through="device")
     assert machine.done == ["baseline with libvirt", "down"]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_person_visits_before_anything_is_put_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fails: bool
+) -> None:
+    machine, trial = Machine(monkeypatch), TrialWriter(tmp_path / "0001-baseline", facts_of())
+    chosen, seen = map_scenario(), list[BarometerError | None]()
+
+    def run_maps(*_: object, **__: object) -> None:
+        machine.done.append("map")
+        if fails:
+            raise BenchError("no map", reason=Reason.MAP_SILENT)
+
+    def visit(_host: object, failure: BarometerError | None) -> None:
+        machine.done.append("visit")
+        seen.append(failure)
+
+    monkeypatch.setattr(one_trial, "run_maps", run_maps)
+    bench = SimpleNamespace(scenario=chosen, progress=Progress(), hosts=machine, visit=visit)
+    with pytest.raises(BenchError) if fails else contextlib.nullcontext():
+        run_stages(cast(Bench, bench), make_plan(chosen)[0], trial)
+    after = ["down"] if fails else ["put back", "check", "down"]
+    assert machine.done == ["baseline", "settle", "map", "visit", *after]
+    (failure,) = seen
+    assert (failure is not None) == fails

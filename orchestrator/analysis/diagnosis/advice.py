@@ -71,11 +71,6 @@ class ProfiledBoot:
     """Seconds from the request to start the domain to QEMU's exec."""
 
     @property
-    def has_failed(self) -> bool:
-        """True if the domain did not start."""
-        return self.facts.ended == "start-failed"
-
-    @property
     def whole_seconds(self) -> float:
         return self.before_exec + self.timeline.boot_seconds
 

@@ -94,11 +94,6 @@ class Profile:
         """Seconds of the boot that have no name."""
         return split_boot(self.timeline).unexplained
 
-    @property
-    def failed(self) -> bool:
-        """True if the domain did not start."""
-        return self.facts.ended == "start-failed"
-
 
 def analyse_profile(facts: ProfileFacts, files: MappingType[str, str], xml: str = "") -> Profile:
     """Return the profile of a boot, or of a start that failed. `files`: the text of each of
@@ -115,7 +110,7 @@ def analyse_profile(facts: ProfileFacts, files: MappingType[str, str], xml: str 
     process = facts.process
     report = parse_host_report(files.get(HOST_FILE, ""), files.get(AFTER_FILE, ""))
     boot = read_boot(files["trace.txt"], {*process.threads} if process else None)
-    if facts.ended == "start-failed" and boot.execs:
+    if facts.has_failed and boot.execs:
         # QEMU's main thread makes all maps before the guest runs; other guests are left out
         refused = [operation.pid for operation in boot.operations if operation.result]
         latest = max(boot.execs, key=lambda pid: boot.execs[pid])
@@ -140,7 +135,7 @@ def analyse_profile(facts: ProfileFacts, files: MappingType[str, str], xml: str 
 
 def _give_advice(boot: ProfiledBoot) -> tuple[Advice, ...]:
     wrong = list(list_refusals(boot))
-    if boot.facts.ended != "start-failed":
+    if not boot.facts.has_failed:
         return order_advice([*wrong, *list_unreached(boot), *_clock_source(boot),
                              *list_costs(boot)])  # fmt: skip
     return order_advice([*wrong, *describe_failure(boot, wrong)])
@@ -238,7 +233,7 @@ def _make_timeline(
         + [(at, at + seconds, thread) for at, seconds, thread in boot.zaps]
     )
     acts = [act for act in acts if act[0] >= zero]
-    if not acts and facts.ended != "start-failed":
+    if not acts and not facts.has_failed:
         raise EvidenceError(
             f"nothing was mapped or unmapped by VFIO's type 1 container while {facts.domain}"
             " booted",
@@ -287,7 +282,7 @@ def _find_zero(facts: ProfileFacts, boot: BootTrace) -> float:
         return min((at for at, _, _ in boot.zaps if earliest <= at < reset), default=reset)
     started = boot.execs.get(facts.pid, _find_other_exec(facts, boot))
     if started is None:
-        if facts.ended == "start-failed":
+        if facts.has_failed:
             return min((operation.start for operation in boot.operations), default=0.0)
         raise EvidenceError(
             f"the trace does not have the beginning of {facts.domain}'s boot",
@@ -300,7 +295,7 @@ def _find_other_exec(facts: ProfileFacts, boot: BootTrace) -> float | None:
     """Return the exec of a QEMU whose own process has none: one that failed, so that nobody read
     its pid, or one that left its caller by a fork (-daemonize). It is the last one before its
     first map."""
-    if facts.ended != "start-failed" and facts.boot != "wait":
+    if not facts.has_failed and facts.boot != "wait":
         return None
     first = min((operation.start for operation in boot.operations), default=float("inf"))
     return max((at for at in boot.execs.values() if at <= first), default=None)

@@ -55,7 +55,7 @@ def find_errno(words: str) -> int | None:
 
 def list_messages(boot: ProfiledBoot) -> Iterator[Advice]:
     """Yield what the messages of a failed start mean."""
-    if not boot.has_failed:
+    if not boot.facts.has_failed:
         return
     log = read_log(boot)
     yield from _interrupt_remapping(boot, log)

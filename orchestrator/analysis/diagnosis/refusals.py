@@ -314,7 +314,7 @@ def _devices(boot: ProfiledBoot) -> Iterator[Advice]:
     locked = {match[1] for match in _RMRR.finditer("\n".join(boot.report.new_kernel_log))} & own
     locked |= {
         device.address for device in boot.report.devices.values()
-        if any(region.kind == "direct" for region in device.reserved) and boot.has_failed
+        if any(region.kind == "direct" for region in device.reserved) and boot.facts.has_failed
     }  # fmt: skip
     if locked:
         ranges = [
@@ -340,7 +340,7 @@ def _find_gone(boot: ProfiledBoot) -> set[str]:
     awake = {device.address for device in boot.report.devices.values() if device.answers}
     gone = {match[1] for match in _GONE.finditer(boot.report.text("dmesg"))} - awake
     gone |= {match[1] for match in _GONE.finditer(new)}
-    if boot.has_failed:
+    if boot.facts.has_failed:
         # in a boot that went on, such a wait is a cost
         gone |= {match[1] for match in _GIVEN_UP.finditer(new)}
         gone |= {match[1] for match in _ALL_ONES.finditer(read_log(boot))}
@@ -359,7 +359,7 @@ def _quote_power(boot: ProfiledBoot, addresses: Collection[str]) -> str:
 def describe_failure(boot: ProfiledBoot, causes: Sequence[Advice]) -> Iterator[Advice]:
     """Yield what is left to say of a failed start for which no cause was found: the line of the
     message that is QEMU's."""
-    if not boot.has_failed or causes or find_claimed_bars(boot):
+    if not boot.facts.has_failed or causes or find_claimed_bars(boot):
         return
     lines = [line.strip() for line in read_log(boot).splitlines() if line.strip()]
     own = [line for line in lines if "qemu" in line and ("vfio" in line or "error" in line)]

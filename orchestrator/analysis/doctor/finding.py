@@ -24,6 +24,17 @@ METAL: tuple[Use, ...] = ("metal",)
 NESTED: tuple[Use, ...] = ("nested",)
 
 
+FINDINGS = (
+    "1gib-pages", "address-bits", "boot", "checkup", "clocksource", "device", "disk",
+    "dma-entries", "experiment", "firmware", "governor", "hugepages", "interrupt-remapping",
+    "iommu", "iommu-groups", "iommu-superpages", "kvm", "kvm-unanswered", "large-bar", "libvirt",
+    "libvirt-library", "lockdown", "memlock", "memory", "nested-virtualisation", "profiling",
+    "programs", "python", "qemu", "qemu-alignment", "resizable-bar", "restore", "root", "series",
+    "shm", "ssh", "subuid", "symbols", "thp", "tracing", "turbo", "vfio", "watchdog",
+)  # fmt: skip
+"""Names of all findings. One that is not made has nothing to tell: its check found nothing."""
+
+
 @dataclass(frozen=True)
 class Finding:
     name: str

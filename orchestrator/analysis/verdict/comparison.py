@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from statistics import median
+from statistics import median, median_low
 
 from orchestrator.analysis.boot.timeline import Timeline
 from orchestrator.analysis.conditions.conditions import Conditions
@@ -367,6 +367,16 @@ def boots_of(comparison: Comparison) -> dict[ArmName, list[Timeline]]:
         ]
         for arm in ARMS
     }  # fmt: skip
+
+
+def middle_boots(by_arm: Mapping[ArmName, Sequence[Timeline]]) -> dict[ArmName, Timeline]:
+    """Return the boot of median length of each arm that has any."""
+    shown = {}
+    for arm, boots in by_arm.items():
+        if boots:
+            middle = median_low(boot.boot_seconds for boot in boots)
+            shown[arm] = next(boot for boot in boots if boot.boot_seconds == middle)
+    return shown
 
 
 def find_laws(comparison: Comparison, arm: ArmName) -> dict[str, Law]:

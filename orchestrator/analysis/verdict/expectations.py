@@ -14,8 +14,8 @@ from orchestrator.analysis.verdict.comparison import (
     has_more_failures,
 )
 from orchestrator.analysis.verdict.effect import LEAST_FOR_EQUIVALENCE, Verdict
-from orchestrator.scenario.fields import Bound
-from orchestrator.scenario.vocabulary import ARMS, METRICS, Metric
+from orchestrator.scenario.fields import Bound, Expectation
+from orchestrator.scenario.vocabulary import ARMS, METRICS, ArmName, Metric
 
 ExpectationOutcome = Literal["met", "not met", "not known"]
 """Outcome of an expectation."""
@@ -25,15 +25,23 @@ def judge_expectations(comparison: Comparison) -> dict[Metric, ExpectationOutcom
     """Return whether each metric that decides came out as the scenario expects. A metric without
     an expectation must not regress. Before the run is complete, only a regression is known. If the
     cause of a failure is undecided, an expectation may be `not met`, but never `met`."""
-    return {name: _outcome(comparison, name) for name in comparison.deciding}
+    return {
+        name: judge_expectation(comparison, name, comparison.expect.get(name))
+        for name in comparison.deciding
+    }
 
 
-def _outcome(comparison: Comparison, name: Metric) -> ExpectationOutcome:
-    metric, expectation = comparison.metric(name), comparison.expect.get(name)
+def judge_expectation(
+    comparison: Comparison, name: Metric, expectation: Expectation | None,
+    arm: ArmName = "candidate",
+) -> ExpectationOutcome:  # fmt: skip
+    """Return whether a metric came out as expected, as `judge_expectations` does. `arm`: the one
+    whose own number a bound limits."""
+    metric = comparison.metric(name)
     if metric is None or comparison.verdict == "invalid":
         return "not known"
     if expectation is not None:
-        outcome = _met(metric, expectation, comparison.judgement.margin)
+        outcome = _met(metric, expectation, comparison.judgement.margin, arm)
     else:
         by_verdict: dict[Verdict, ExpectationOutcome] = {
             "improved": "met", "equivalent": "met", "regressed": "not met",
@@ -61,13 +69,16 @@ def choose_exit_code(comparison: Comparison) -> int:
     return 0 if outcomes == {"met"} else 4
 
 
-def _met(metric: MetricComparison, expectation: str | Bound, margin: float) -> ExpectationOutcome:
+def _met(
+    metric: MetricComparison, expectation: Expectation, margin: float, arm: ArmName
+) -> ExpectationOutcome:
     if metric.verdict == "invalid":
         return "not known"
     if isinstance(expectation, Bound):
         if expectation.bounded(METRICS[metric.name.partition("@")[0]]) == "ratio":
             return _within(metric, expectation)
-        return judge_bound(metric, metric.candidate, expectation)
+        values = metric.candidate if arm == "candidate" else metric.baseline
+        return judge_bound(metric, values, expectation)
     accepted = {"not-regressed": ("improved", "equivalent")}.get(expectation, (expectation,))
     if metric.verdict in accepted:
         return "met"

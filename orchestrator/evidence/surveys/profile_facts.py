@@ -125,6 +125,11 @@ class ProfileFacts(DomainFacts):
     definition_changed: bool
     """Whether somebody changed the definition meanwhile."""
 
+    @property
+    def has_failed(self) -> bool:
+        """True if the domain did not start."""
+        return self.ended == "start-failed"
+
     @field_validator("ended")
     @classmethod
     def _fits_until(cls, ended: ProfileEnd, info: ValidationInfo) -> ProfileEnd:

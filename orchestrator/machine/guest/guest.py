@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,10 @@ def boot_guest(
     keys: RunKeys,
     trial: TrialWriter,
     progress: Progress,
+    visit: Callable[[Shell], None] = lambda _shell: None,
 ) -> None:
     """Boot the guest, SSH into it, read its own timing, shut it down. The evidence goes into
-    guest-INDEX/.
+    guest-INDEX/. `visit` is called with a shell on the guest before its end.
 
     Raises ArmFailedError if the guest panics, hangs, ends or cannot be reached: the host's kernel
     is proven by then, so it may be the cause.
@@ -123,7 +124,7 @@ def boot_guest(
                     (folder / "domain.xml").write_text(domain.xml() or xml)
                     with progress.stage(f"{name}: SSH"):
                         wait_for_ssh(host, limits, progress)
-                        _interview(host, ssh_port, keys, folder)
+                        _interview(host, ssh_port, keys, folder, visit)
                     limits.is_ending = True
                     with progress.stage(f"{name}: shutdown"):
                         wait_for(limits, "exit", f"end of the {name}'s QEMU", progress)
@@ -189,8 +190,11 @@ def _choose_pinning(host: Host, guest: Guest) -> tuple[int, ...]:
     return tuple(cpus[vcpu % len(cpus)] for vcpu in range(guest.cpus))
 
 
-def _interview(host: Host, port: int, keys: RunKeys, folder: Path) -> None:
-    """SSH into the guest through the host's connection, read its own timing, power it off."""
+def _interview(
+    host: Host, port: int, keys: RunKeys, folder: Path, visit: Callable[[Shell], None]
+) -> None:
+    """SSH into the guest through the host's connection, read its own timing, let somebody visit
+    it, power it off."""
     try:
         with connected(
             "guest", host.shell.channel_to(port, timeout=60), key=keys.runner,
@@ -211,6 +215,7 @@ def _interview(host: Host, port: int, keys: RunKeys, folder: Path) -> None:
                 json.dumps({"uptime_at_boot_mark": uptime, "release": release,
                             "cmdline": cmdline}, indent=1)
             )  # fmt: skip
+            visit(shell)
             _power_off(shell)
     except BenchError as exc:
         reason = Reason.OUTPUT_FLOOD if exc.reason == Reason.OUTPUT_FLOOD else Reason.GUEST_NO_SSH

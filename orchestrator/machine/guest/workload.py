@@ -20,6 +20,7 @@ from orchestrator.machine.tracing.instructions import log_instructions
 from orchestrator.machine.tracing.mapagent import build_point_request, collect_answers
 from orchestrator.machine.tracing.probes import FAULT, armed_tracer
 from orchestrator.machine.transport.keys import RunKeys
+from orchestrator.machine.transport.shell import Shell
 from orchestrator.scenario.machines import Device, Guest, HostSpec
 from orchestrator.scenario.map_workload import Map
 from orchestrator.scenario.trials import Arms
@@ -47,9 +48,10 @@ def run_guest_boots(
     settle: Callable[[], None],
     trial: TrialWriter,
     progress: Progress,
+    visit: Callable[[Shell], None] = lambda _shell: None,
 ) -> None:
     """Boot one guest for each of the passes. `settle`: called once the host's libvirt runs, before
-    the first boot."""
+    the first boot. `visit` is that of `boot_guest`."""
     with progress.stage("libvirt on the host"), trial.stage("host-libvirt"):
         stage_guest(host, guest, keys)
         libvirt = contextlib.ExitStack()
@@ -73,6 +75,7 @@ def run_guest_boots(
                 boot_guest(
                     host, connection, devices, guest, device, index=index,
                     traced=which == "timing", keys=keys, trial=trial, progress=progress,
+                    visit=visit,
                 )  # fmt: skip
 
 

@@ -267,7 +267,9 @@ class HostPool:
         change = RememberedChanges(boot.host.shell, boot.host.payload)
         try:
             yield replace(boot.host, change=change)
-        except KeyboardInterrupt:
+        except BarometerError:
+            raise
+        except BaseException:  # an interrupt or a defect, after which nothing was put back
             self.close()
             raise
         finally:

@@ -123,9 +123,10 @@ def parse_packages(path: Path) -> dict[str, str]:
 
 
 def tree_digest(folder: Path) -> str:
-    """Digest the names and contents of a folder's files; *.pyc are left out."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc")
-    content = {p.relative_to(folder).as_posix(): sha256_file(p) for p in files}
+    """Digest the names and contents of a folder's files. Byte code is left out: another process
+    may write it meanwhile."""
+    paths = sorted(p for p in folder.rglob("*") if "__pycache__" not in p.parts)
+    content = {p.relative_to(folder).as_posix(): sha256_file(p) for p in paths if p.is_file()}
     return digest_of(content)
 
 

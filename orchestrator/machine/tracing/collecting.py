@@ -193,6 +193,9 @@ fi
     echo "barometer={__version__} until=$UNTIL"
 }} >> "$W/host.txt"
 known=$(list_qemus) refused=$(count_refused)
+has_failed_start() {{
+    [ -n "$(find_failed "$I/trace")" ] || [ "$(count_refused)" -gt "$refused" ]
+}}
 if [ $parts = 1 ]; then arm_whole; else arm_short; fi
 put "$I/tracing_on" 1
 echo "armed: start the virtual machine now" >&2
@@ -201,8 +204,7 @@ while [ -z "$pid" ] && [ $ended = limit ]; do
     sleep 1
     # shellcheck disable=SC2086
     pid=$(find_qemu "$NAME" $known)
-    [ -n "$pid" ] || [ -z "$(find_failed "$I/trace")" ] || ended=start-failed
-    [ -n "$pid" ] || [ "$(count_refused)" -le "$refused" ] || ended=start-failed
+    [ -n "$pid" ] || ! has_failed_start || ended=start-failed
 done
 if [ -n "$pid" ]; then
     echo "QEMU is process $pid; waiting for the end of its boot" >&2
@@ -219,6 +221,7 @@ while [ $ended = limit ] && [ $passed -lt "$LONGEST" ]; do
     before=$now
     [ $quiet -lt "$UNTIL" ] || {{ ended=quiet; break; }}
 done
+[ $ended != domain-ended ] || ! has_failed_start || ended=start-failed
 echo 0 > "$I/tracing_on"
 report_after "$pid" "$ended" > "$W/after.txt" 2> /dev/null
 cat "$I/trace" > "$W/trace.txt"

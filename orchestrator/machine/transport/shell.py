@@ -235,8 +235,16 @@ class Shell:
             yield Dialogue(channel, timeout, in_all)
 
     def _command(self, argv: Sequence[str] | str) -> str:
-        command = argv if isinstance(argv, str) else shlex.join(argv)
+        return self.as_root(argv if isinstance(argv, str) else shlex.join(argv))
+
+    def as_root(self, command: str) -> str:
+        """Return the command that runs `command` as root."""
         return shlex.join([*self._become, command]) if self._become else command
+
+    @property
+    def wire(self) -> tuple[paramiko.Transport | Master, tuple[str, ...]]:
+        """The connection, and the words that run a command as root."""
+        return self._transport, self._become
 
     def read(self, path: str) -> str:
         """Return a file's text. Raises BenchError if the file is missing or has more than

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from orchestrator.report.exports.cases import Case, Suite
 
 _INDENT = "  "
+_DIRECTIVES = {"unknown": "SKIP ", "skipped": "SKIP ", "error": "ERROR ", "xfailed": "XFAIL "}
+"""Outcome of a case, or of a test -> directive before its message."""
 
 
 def format_ktap(suites: Sequence[Suite]) -> str:
@@ -20,7 +22,7 @@ def format_ktap(suites: Sequence[Suite]) -> str:
     lines = ["KTAP version 1", f"1..{len(suites)}"]
     for number, suite in enumerate(suites, 1):
         lines += [_INDENT + line for line in _subtests(suite)]
-        lines.append(_result(number, suite.name, *_whole(suite)))
+        lines.append(result_line(number, suite.name, *_whole(suite)))
     return "\n".join(lines) + "\n"
 
 
@@ -31,7 +33,7 @@ def _subtests(suite: Suite) -> list[str]:
         lines += [f"# {name}: {value}" for name, value in case.numbers.items()]
         # the bar keeps a console's own "Subtest: ..." from being read as one
         lines += [f"# | {line}".rstrip() for line in case.tail.splitlines()]
-        lines.append(_result(number, case.name, case.outcome, case.message))
+        lines.append(result_line(number, case.name, case.outcome, case.message))
     return lines
 
 
@@ -44,8 +46,9 @@ def _whole(suite: Suite) -> tuple[str, str]:
     return verdict.outcome, verdict.message
 
 
-def _result(number: int, name: str, outcome: str, message: str) -> str:
-    word = "not ok" if outcome == "failed" else "ok"
-    directive = "SKIP " * (outcome == "unknown")
+def result_line(number: int, name: str, outcome: str, message: str) -> str:
+    """Return the line of a test's result, or of a subtest's."""
+    word = "not ok" if outcome in ("failed", "error") else "ok"
+    directive = _DIRECTIVES.get(outcome, "")
     # the first # ends the name; a directive must follow it directly
     return f"{word} {number} {name.replace('#', '')} # {directive}{message.replace('#', '')}"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median_low
 
 from markupsafe import Markup
 
@@ -15,7 +13,7 @@ from orchestrator.analysis.boot.cost import (
     build_cost_table,
 )
 from orchestrator.analysis.boot.timeline import Timeline
-from orchestrator.analysis.verdict.comparison import Comparison, boots_of
+from orchestrator.analysis.verdict.comparison import Comparison, boots_of, middle_boots
 from orchestrator.report.html.charts import boots_chart, change_bar
 from orchestrator.report.html.svg import Axis
 from orchestrator.report.text.timeline_text import cost_cells, explain_difference, text_timeline
@@ -66,16 +64,6 @@ class TracedBoots:
 
     def cells(self, cost: OperationCost) -> list[str]:
         return cost_cells(cost, self.costs.unit)
-
-
-def middle_boots(by_arm: Mapping[ArmName, Sequence[Timeline]]) -> dict[ArmName, Timeline]:
-    """Return the boot of median length of each arm that has any."""
-    shown = {}
-    for arm, boots in by_arm.items():
-        if boots:
-            middle = median_low(boot.boot_seconds for boot in boots)
-            shown[arm] = next(boot for boot in boots if boot.boot_seconds == middle)
-    return shown
 
 
 def build_boots(comparison: Comparison) -> TracedBoots | None:

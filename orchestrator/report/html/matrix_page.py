@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from orchestrator.analysis.boot.timeline import Timeline
-from orchestrator.analysis.verdict.comparison import Comparison, MetricComparison, boots_of
+from orchestrator.analysis.verdict.comparison import (
+    Comparison,
+    MetricComparison,
+    boots_of,
+    middle_boots,
+)
 from orchestrator.analysis.verdict.effect import Verdict
 from orchestrator.analysis.verdict.outcome import join_titles
-from orchestrator.report.html.boots_section import middle_boots
 from orchestrator.report.html.charts import strip_chart
 from orchestrator.report.words.outcome_words import describe_regressions, describe_trials
 from orchestrator.report.words.quantities import change_arms, count_cells, format_quantity

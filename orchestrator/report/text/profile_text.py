@@ -57,7 +57,7 @@ def profile_sentence(profile: Profile) -> str:
     """Return the answer: what is wrong, else what costs most and what saves it."""
     name, whole = profile.facts.domain, profile.whole_seconds
     wrong = [advice for advice in profile.advice if advice.is_wrong]
-    if profile.failed:
+    if profile.facts.has_failed:
         causes = wrong[0].problem if wrong else "QEMU ended before the guest ran"
         return f"{name} did not start: {causes}. {_then(wrong[:1])}".rstrip()
     costs = [a for a in profile.advice if not a.is_wrong and a.seconds >= LEAST_COST_SHARE * whole]
@@ -136,7 +136,7 @@ def _head(profile: Profile) -> list[str]:
     length = f"{format_digits(boot.boot_seconds)} s from {beginning} {_ENDS[profile.ended_by]}"
     before = f", {format_quantity(profile.before_exec, 's')} before it" * bool(profile.before_exec)
     return [
-        *([] if profile.failed else _wrap(f"boot: {length}{before}")),
+        *([] if profile.facts.has_failed else _wrap(f"boot: {length}{before}")),
         *_wrap(
             f"host {facts.release}, QEMU {facts.qemu}, libvirt {facts.libvirt},"
             f" {format_size(facts.memory)} of memory"
@@ -190,7 +190,7 @@ def _advice(profile: Profile) -> list[str]:
     """Return every cause with its cost, the largest first, and what helps. When little of the boot
     is left, small costs share a line."""
     whole = profile.whole_seconds
-    head = f"Where the {format_digits(whole)} s went" if not profile.failed else "Why"
+    head = f"Where the {format_digits(whole)} s went" if not profile.facts.has_failed else "Why"
     lines = [f"{head}, and what would help"]
     small = select_small(profile)
     shown = [advice for advice in profile.advice if advice not in small]
@@ -206,7 +206,7 @@ def _advice(profile: Profile) -> list[str]:
         names = ", ".join(advice.subject for advice in small)
         rest = sum(advice.seconds for advice in small)
         lines += _wrap(f"less than that: {names} ({_cost(rest, whole)})", "     ", "     ")
-    if not profile.failed:
+    if not profile.facts.has_failed:
         lines.append(f"     {UNEXPLAINED}: {_cost(profile.unexplained, whole)}")
     return lines
 

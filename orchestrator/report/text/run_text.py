@@ -152,7 +152,6 @@ def _table(points: Sequence[Point], comparison: Comparison, *, emulated: bool, e
     """Return the table of all metrics. `points`: those of maps; none for guest boots."""
     if not comparison.metrics:
         return ""
-    unit = "INSTRUCTIONS" if exact else "EMULATED seconds" if emulated else "metric"
     rows: list[Sequence[str] | str] = []
     for words in METRIC_WORDS:
         base, name = words.name, words.title
@@ -168,8 +167,18 @@ def _table(points: Sequence[Point], comparison: Comparison, *, emulated: bool, e
         for point in points:
             if (of_point := by_name.get(point.metric(base))) is not None:
                 rows.append(_row(f"  {point.name}", of_point, comparison))
-    header = (unit, *ARMS, "change", "verdict")
-    return "\n".join(format_table(header, rows)) + "\n"
+    return "\n".join(format_table(_header(emulated=emulated, exact=exact), rows)) + "\n"
+
+
+def metric_lines(comparison: Comparison, metric: MetricComparison) -> list[str]:
+    """Return the table's header and its row of one metric."""
+    header = _header(emulated=is_emulated(comparison.accel), exact=comparison.accel == "exact")
+    return format_table(header, [_row(metric_title(metric.name), metric, comparison)])
+
+
+def _header(*, emulated: bool, exact: bool) -> tuple[str, ...]:
+    unit = "INSTRUCTIONS" if exact else "EMULATED seconds" if emulated else "metric"
+    return (unit, *ARMS, "change", "verdict")
 
 
 def _row(name: str, metric: MetricComparison, comparison: Comparison) -> Sequence[str]:

@@ -106,8 +106,8 @@ class Again:
 
 
 def add_comparison(bundle: BundleRecord, judged: Judged) -> Judged:
-    """Compare a run of a bundle with the bundle's. Write the result into the run, and put it before
-    the end of its output."""
+    """Compare a run of a bundle with the bundle's. Write the result into the run, and put it
+    before the end of its output."""
     folder = Path(str(judged.document["run"]))
     again = compare_again(bundle, judge(RunDir.open(folder)))
     write_json(folder / "again.json", again.to_json())

@@ -174,7 +174,11 @@ class Run:
 def judge(run: RunDir, tester: str | None = None) -> Run:
     """Judge a run. `tester`: `Name <mail>` of whoever would give a Tested-by. Raises the errors of
     `read_saved_run`."""
-    saved = read_saved_run(run)
+    return judge_saved_run(read_saved_run(run), run.path, tester)
+
+
+def judge_saved_run(saved: SavedRun, folder: Path, tester: str | None = None) -> Run:
+    """Judge a run that was read from `folder`."""
     scenario, plan = saved.scenario, saved.plan
     sides = {
         arm: [r.conditions for r in saved.results if r.arm in roles and r.kind != "invalid"]
@@ -192,7 +196,7 @@ def judge(run: RunDir, tester: str | None = None) -> Run:
     report = text_report(scenario, comparison, plan, tester)
     mail = format_mail(scenario, comparison, plan, tester)
     suite = build_suite(comparison, plan)
-    return Run(run.path, scenario, comparison, plan, report, mail, suite)
+    return Run(folder, scenario, comparison, plan, report, mail, suite)
 
 
 def _changed_functions(plan: Plan) -> frozenset[str] | None:

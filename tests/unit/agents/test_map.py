@@ -404,6 +404,16 @@ def test_agent_waits_before_each_ioctl_where_it_is_asked_to(fake: Fixture, capsy
     assert words == ["agent", *primed, *primed, "end"]
 
 
+def test_decode_is_toggled_while_the_bar_is_mapped(fake: Fixture, capsys: Said) -> None:
+    answers = "\n" * 7 + "toggle\n" * 2 + "\n" * 5
+    assert fake.run(asked('map.state=["cold"]', step=True), answers) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    words = [line["next"] for line in lines if "next" in line]
+    asked_once = ["map", "unmap", ""]
+    assert words == [*asked_once * 2, "map", "unmap", "unmap", "unmap", "", *asked_once]
+    assert fake.decoded == [False, True] * (4 + 2)
+
+
 @pytest.mark.parametrize(("thp", "flag"), [("hugepage", "hg"), ("nohugepage", "nh")])
 def test_advice_is_given_for_the_bar(fake: Fixture, capsys: Said, thp: str, flag: str) -> None:
     for wanted, has in ((thp, True), ("inherit", False)):

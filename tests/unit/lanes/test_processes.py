@@ -1,4 +1,4 @@
-"""Processes of pytest: real ones, two at a time."""
+"""Processes of pytest: real ones, at the same time."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,25 @@ def test_no_more_run_at_once_than_may(tmp_path: Path) -> None:
         ended += 1
         assert len([line for line in told if "started" in line]) - ended <= 2 - (ended == 3)
     assert ended == 3
+
+
+def test_one_that_boots_nothing_runs_beside_those_that_do(tmp_path: Path) -> None:
+    """Two wait for each other, so they end only if they run at the same time; a third that boots
+    nothing waits for its turn."""
+    wait = """
+import pathlib, time
+def test_it():
+    pathlib.Path({here!r}, "{mine}").touch()
+    while not pathlib.Path({here!r}, "{other}").exists():
+        time.sleep(0.02)
+"""
+    texts = [wait.format(here=str(tmp_path), mine=a, other=b) for a, b in ("xy", "yx", "zx")]
+    told: list[str] = []
+    runner = run(tmp_path, texts, told)
+    queue = [process(tmp_path, 0), *(replace(process(tmp_path, n), boots=False) for n in (1, 2))]
+    finished = [one.process.name for one in runner.run(queue, 1)]
+    assert {*finished[:2]} == {"0", "1"}
+    assert [line for line in told if "started" in line][-1] == "2: started"
 
 
 def test_what_a_killed_run_left_is_ended_and_told(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ for tracefs, /proc and /sys."""
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -283,15 +284,23 @@ def test_a_qemu_that_is_refused_its_device_is_a_start_that_failed(
     assert profile.advice[0].name == "rmrr"
 
 
+@pytest.mark.parametrize("is_seen", [False, True])
 def test_a_qemu_that_ends_at_a_refused_map_is_a_start_that_failed(
-    host: Host, sh: list[str]
+    host: Host, sh: list[str], is_seen: bool
 ) -> None:
+    """Whether the program has seen the QEMU before it ended changes nothing."""
     trace = Trace().exec(1.0).mapped(2.0, 0.1, 0x7000, GIB, PID, result=-28)
     with host.collect(sh) as process:
         wait_until_armed(process)
         (host.instance / "trace_clock").write_text("local [mono]\n")
         (host.instance / "per_cpu/cpu0/stats").write_text("entries: 9\noverrun: 0\n")
+        if is_seen:
+            host.run_qemu()
+            assert process.stderr is not None
+            assert "waiting for the end of its boot" in process.stderr.readline()
         (host.instance / "trace").write_text(trace.text() + "\n")
+        if is_seen:
+            shutil.rmtree(host.proc / str(PID))
         out, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     evidence = load_evidence(host.bin.parent / out.strip().splitlines()[-1])

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.base.errors import BenchError
 from orchestrator.kernels.image.bundle import KernelBundle
-from orchestrator.machine.runner.images import read_bundle_module
+from orchestrator.machine.runner.images import read_bundle_module, tree_digest
 
 ELF = b"\x7fELF\r\n\xff" * 1000
 
@@ -35,3 +35,14 @@ def test_module_that_cannot_be_unpacked_is_named(tmp_path: Path, name: str) -> N
     with pytest.raises(BenchError, match=name) as caught:
         read_bundle_module(kernel(tmp_path), name)
     assert caught.value.reason == "kernel-modules"
+
+
+def test_byte_code_that_another_process_writes_is_no_content(tmp_path: Path) -> None:
+    (tmp_path / "agent.py").write_text("1")
+    digest = tree_digest(tmp_path)
+    cached = tmp_path / "__pycache__"
+    cached.mkdir()
+    (cached / "agent.cpython-311.pyc.1404").symlink_to(tmp_path / "renamed-meanwhile")
+    assert tree_digest(tmp_path) == digest
+    (tmp_path / "agent.py").write_text("2")
+    assert tree_digest(tmp_path) != digest

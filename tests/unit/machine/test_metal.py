@@ -372,6 +372,7 @@ def test_console_that_was_taken_over_is_said_and_there_for_the_next_boot(
         wait_for(lambda: pids.exists() and pids.read_text())
         (pid,) = map(int, pids.read_text().split())
         os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not lives(pid))
         lab.boot(machine, "candidate")
         assert "ended with exit code -9 (taken over): some of what the machine" in lab.said()
         wait_for(lambda: len(pids.read_text().split()) == 2)

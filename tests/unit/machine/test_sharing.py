@@ -154,7 +154,7 @@ class Lab:
             boot = self.pool.boot(spec, trial=trial, progress=Progress(), shared=shared)
             with boot as host:
                 does(host)
-        except (BenchError, ArmFailedError, KeyboardInterrupt) as exc:
+        except (BenchError, ArmFailedError, KeyboardInterrupt, AssertionError) as exc:
             trial.raised = str(exc)
         return trial
 
@@ -346,9 +346,13 @@ def test_failure_of_a_guest_is_not_its_hosts(lab: Lab) -> None:
     assert lab.log == ["boot"]
 
 
-def test_interrupted_host_is_ended_at_once(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt, AssertionError])
+def test_interrupted_host_is_ended_at_once(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """So is one whose trial had a defect."""
     monkeypatch.setattr(sharing, "put_back", lambda *a: pytest.fail("it is not asked any more"))
-    lab.trial(SPEC, failing(KeyboardInterrupt()))
+    lab.trial(SPEC, failing(error()))
     assert lab.log == ["boot", "end"]
 
 

@@ -1,0 +1,1 @@
+"""Examples of tests over two kernels (docs/how-to/pytest.md)."""
