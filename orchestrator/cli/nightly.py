@@ -35,6 +35,13 @@ def nightly(
     limit: Annotated[
         str, typer.Option(metavar="TIME", help="Limit of a run, e.g. 90m or 5h.")
     ] = "5h",
+    budget: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="Time to explain a regression: kernel or machine, and which commit (0: none).",
+        ),
+    ] = "1h",
     recover: Annotated[
         bool,
         typer.Option("--recover", help="Only put the machines back, as a CI's last step does."),
@@ -49,7 +56,7 @@ def nightly(
     github: ForGitHub = False,
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Run a lab's night: measure, put back, store, compare, publish."""
+    """Run a lab's night: measure, put back, compare, explain a regression, store, publish."""
     for override in overrides or []:
         if override.partition("=")[0].strip() in _MACHINE_KEYS:
             raise ScenarioError(
@@ -57,7 +64,7 @@ def nightly(
                 reason=Reason.COMMAND_LINE,
             )
     from orchestrator.cli.output import set_logging
-    from orchestrator.run.nights.nightly import NightPlan, parse_limit, recover_nights, run_nights
+    from orchestrator.run.nights.nightly import NightPlan, parse_time, recover_nights, run_nights
 
     set_logging(verbose)
     options = [] if pairs is None else ["--pairs", str(pairs)]
@@ -65,7 +72,8 @@ def nightly(
         options += [word for value in values or [] for word in (option, value)]
     options += ["--github"] * github + ["--verbose"] * verbose
     plan = NightPlan(
-        folder.absolute(), keep, keep_red or 4 * keep, parse_limit(limit), store or "", link,
+        folder.absolute(), keep, keep_red or 4 * keep, parse_time("--limit", limit),
+        0.0 if budget == "0" else parse_time("--budget", budget), store or "", link,
         tuple(options),
     )  # fmt: skip
     paths = [scenario.absolute() for scenario in scenarios]

@@ -407,7 +407,10 @@ def test_a_night_is_compared_with_the_last_whole_one(
     lab.exits("compare", compare)
     ended, said = lab()
     assert ended == code
-    assert lab.calls[-1] == f"compare {before} {lab.folder}/runs/{lab.nights[-1]}"
+    assert lab.calls[4] == f"compare {before} {lab.folder}/runs/{lab.nights[-1]}"
+    # to explain a red night uses the machine again
+    assert lab.verbs[5:] == (["clean", "recover", "recovered"] if compare == 1 else [])
+    assert (lab.folder / "published/red.txt").exists() == (compare == 1)
     assert (lab.folder / "published/compare.txt").read_text() == f"tonight against {before}\n"
     assert ("the candidate regressed since" in said) == (compare == 1)
 

@@ -140,11 +140,8 @@ class _KernelPacker:
 
     def _find(self, kernel: Kernel, record: KernelRecord, role: str) -> Path:
         """Return the kernel's folder in the cache. Raises ScenarioError if it is not there."""
-        place = self.cache.root / "kernels" / record.digest
-        if (place / ENTRY).is_file():
-            found = self.cache.find("kernels", read_json(place / ENTRY)["key"])
-            if found == place:
-                return place
+        if (place := find_cached_kernel(self.cache, record)) is not None:
+            return place
         if _is_package(kernel):
             bundle = materialise_kernel(pin_package(kernel, record), self.cache, self.progress)
             if bundle.digest == record.digest:
@@ -178,6 +175,14 @@ class _KernelPacker:
         place = getattr(kernel, "tree", None) or getattr(kernel, "module", None)
         repository = place if place is not None and find_repository(place) else None
         return read_series(getattr(kernel, "series", ()), repository, self.cache)
+
+
+def find_cached_kernel(cache: Cache, record: KernelRecord) -> Path | None:
+    """Return the folder of a run's kernel in the cache; None if it is not there."""
+    place = cache.root / "kernels" / record.digest
+    if not (place / ENTRY).is_file():
+        return None
+    return place if cache.find("kernels", read_json(place / ENTRY)["key"]) == place else None
 
 
 def _is_package(kernel: Kernel) -> bool:

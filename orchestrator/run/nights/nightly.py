@@ -1,5 +1,5 @@
-"""A night of a lab: run a scenario, put its machine back whatever became of the run, then store,
-compare, publish, and remove old nights.
+"""A night of a lab: run a scenario, put its machine back whatever became of the run, then compare
+it, explain it if it is red, store, publish, and remove old nights.
 
     DIR/history.db                  the store, unless another one is named
     DIR/page/                       its pages
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 from orchestrator.base import interrupts
@@ -36,6 +37,7 @@ from orchestrator.evidence.night import NIGHT, NightRecord
 from orchestrator.history.pages import write_pages
 from orchestrator.history.place import find_place
 from orchestrator.history.store import Store
+from orchestrator.run.nights.red import ANSWER, KernelCommit, RedNight
 from orchestrator.run.nights.remember import add_folders
 from orchestrator.run.nights.retention import Kept, prune_nights
 from orchestrator.scenario.factors import load_scenarios
@@ -53,7 +55,8 @@ _POLL_SECONDS = 0.5
 _RUN_LOG = "run.log"
 """What the last run said on standard error; it goes into the night's folder."""
 _OWN_CODES = (0, 1, 2, 3, 4, 70, 130)
-_PUBLISHED = ("report.*", "junit.xml", "results.csv", "comparison.json", "compare.txt", NIGHT)
+_PUBLISHED = ("report.*", "junit.xml", "results.csv", "comparison.json", "compare.txt", ANSWER,
+              NIGHT)  # fmt: skip
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -67,6 +70,8 @@ class NightPlan:
     keep_red: int
     limit: float
     """Seconds of a run; putting back comes on top."""
+    budget: float
+    """Seconds to explain a red night; 0: it is not explained."""
     store: str
     """Place of the history; empty for that of the scenario, of the environment, or DIR's own."""
     link: str
@@ -75,12 +80,12 @@ class NightPlan:
     """Options that `run` gets."""
 
 
-def parse_limit(text: str) -> float:
-    """Return the seconds of a time such as 90m or 5h."""
+def parse_time(option: str, text: str) -> float:
+    """Return the seconds of a time such as 90m or 5h. `option` is what has it, for the error."""
     match = re.fullmatch(r"([1-9][0-9]*)([smhd]?)", text)
     if match is None:
         raise ScenarioError(
-            f"--limit {text}: not a time such as 90m or 5h", reason=Reason.COMMAND_LINE
+            f"{option} {text}: not a time such as 90m or 5h", reason=Reason.COMMAND_LINE
         )
     return float(int(match[1]) * _UNITS[match[2]])
 
@@ -122,21 +127,29 @@ class Night:
     place: str
     """Place of the history."""
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    commit: KernelCommit | None = None
+    """Commit of the candidate."""
     reason: str = ""
     message: str = ""
+    _red: list[RedNight] = field(default_factory=list)
     _process: subprocess.Popen[bytes] | None = None
     _is_late: bool = False
 
     @classmethod
     def of(cls, scenario: Path, plan: NightPlan) -> Night:
         """Raises ScenarioError if the scenario is wrong."""
-        file = load_scenarios(scenario)
+        overrides = [value for option, value in pairwise(plan.options) if option == "--set"]
+        file = load_scenarios(scenario, overrides)
         hosts = [cell.scenario.host for cell in file.cells]
         metal = next((host for host in hosts if isinstance(host, MetalHost)), None)
         own = file.cells[0].scenario.history.store
         place = plan.store or find_place(own) or str(plan.folder / "history.db")
         machine = metal.name if metal is not None else platform.node()
-        return cls(scenario, plan, file.name, machine, metal is not None, place)
+        commits = {KernelCommit.of(c.scenario.arms["candidate"].kernel) for c in file.cells}
+        return cls(
+            scenario, plan, file.name, machine, metal is not None, place,
+            commit=commits.pop() if len(commits) == 1 else None,
+        )  # fmt: skip
 
     @property
     def folder(self) -> Path:
@@ -192,7 +205,9 @@ class Night:
             self.run_folder.mkdir(parents=True, exist_ok=True)
             (self.folder / _RUN_LOG).replace(self.run_folder / _RUN_LOG)
             write_json(self.run_folder / NIGHT, record.to_json())
-            return self._follow_up(code)
+            if self.commit is not None:
+                self.commit.write(self.run_folder)
+            return self._follow_up(code, lock)
 
     # the run -----------------------------------------------------------------------------------
 
@@ -254,12 +269,12 @@ class Night:
 
     # after it ----------------------------------------------------------------------------------
 
-    def _follow_up(self, code: int) -> int:
-        """Report, compare, store, publish, remove old nights. What fails here costs no night: its
-        folder has everything. Return the exit code."""
+    def _follow_up(self, code: int, lock: int) -> int:
+        """Report, compare, explain, store, publish, remove old nights. What fails here costs no
+        night: its folder has everything. Return the exit code."""
         steps: list[Callable[[], int | None]] = [
-            self._report, self._compare, self._remember, self._write_pages, self._publish,
-            self._prune,
+            self._report, self._compare, lambda: self._explain(lock), self._remember,
+            self._write_pages, self._publish, self._prune,
         ]  # fmt: skip
         for step in steps:
             try:
@@ -298,8 +313,29 @@ class Night:
             sys.stdout.flush()
             if code == 1:
                 _say(f"the candidate regressed since {before}")
+                self._red.append(RedNight.of(folder, before, self.run_folder.parent))
                 worst = 1
         return worst
+
+    def _explain(self, lock: int) -> int | None:
+        """Explain tonight's regression, or go on with that of an earlier night, and put the
+        machine back again. Return 3 if it is not as it was."""
+        unfinished = RedNight.find_unfinished(self.run_folder.parent)
+        red = self._red or ([unfinished] if unfinished is not None else [])
+        if not red or not self.plan.budget or interrupts.is_requested():
+            return None
+        deadline = time.monotonic() + self.plan.budget
+
+        def execute(*verb: str) -> int:
+            return _execute_until(deadline, verb, pass_fds=[lock])
+
+        try:
+            for night in red:
+                culprit = night.explain(execute, self.scenario.parent)
+                _say(f"{night.run}: {culprit}: {night.run / ANSWER}")
+        finally:
+            is_back = self._put_back_surely()
+        return BenchError.exit_code if is_back is False else None
 
     def _remember(self) -> None:
         """Add the night to the store."""
@@ -409,6 +445,23 @@ def _execute(*arguments: str, output: int | None = None) -> int:
             return process.wait()
         except KeyboardInterrupt:
             continue
+
+
+def _execute_until(deadline: float, arguments: Sequence[str], pass_fds: Sequence[int]) -> int:
+    """Run a verb that uses the machine, and return its exit code. A signal, or the deadline, ends
+    it in order, which is the exit code of an interrupt, also if it does not even begin."""
+    left = deadline - time.monotonic()
+    if left <= 0 or interrupts.is_requested():
+        return interrupts.EXIT_CODE
+    process = subprocess.Popen(
+        [*_DIES_TOO, *PROGRAM, *arguments], pass_fds=pass_fds, process_group=0,
+        stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(),
+    )  # fmt: skip
+    try:
+        return process.wait(left)
+    except (KeyboardInterrupt, subprocess.TimeoutExpired):
+        _end(process)
+        return interrupts.EXIT_CODE
 
 
 def _say(text: str) -> None:
