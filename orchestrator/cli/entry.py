@@ -40,7 +40,7 @@ _OF_A_PATH = (
 """Errors that mean that a path from the user is wrong, wherever they occur."""
 
 _TASKS = {
-    "Compare two host kernels": ("ab", "plan", "run", "bisect"),
+    "Compare two host kernels": ("ab", "init", "plan", "run", "bisect"),
     "Read what was measured": ("report", "compare", "timeline", "bundle"),
     "Explain the slow boot of a VM": ("profile", "doctor"),
     "Look after machines": ("shell", "recover", "clean"),
@@ -76,6 +76,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _VERBS: dict[str, tuple[Callable[..., None], str]] = {
+    "init": (measure.init, "nightly gpu1.toml"),
     "plan": (measure.plan, "small.toml --set device.bar=4GiB"),
     "run": (measure.run_scenario, "small.toml --pairs 3"),
     "ab": (

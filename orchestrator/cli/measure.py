@@ -1,9 +1,9 @@
-"""Verbs for who compares kernels: plan, run, ab, bisect."""
+"""Verbs for who compares kernels: init, plan, run, ab, bisect."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -35,6 +35,9 @@ from orchestrator.scenario.metrics import WORDS
 
 if TYPE_CHECKING:
     from orchestrator.scenario.factors import Cell, ScenarioFile
+
+Kind = Literal["ab", "nightly", "profile"]
+"""Kinds of scenarios to begin with."""
 
 
 def load_cells(
@@ -79,6 +82,41 @@ def plan(
     with Progress().task("plan"):
         text = text_preview(file, cells, describe, recall_noise)
     print(text)
+
+
+def init(
+    kind: Annotated[
+        Kind,
+        typer.Argument(
+            metavar="KIND",
+            help="ab: two kernels. nightly: a bare-metal machine. profile: a VM like a slow one.",
+        ),
+    ] = "ab",
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="File to write (default: KIND.toml; -: print it)."),
+    ] = None,
+) -> None:
+    """Write a commented scenario to begin with."""
+    from orchestrator.base.installed import packaged
+
+    text = (packaged("fixtures") / f"scenarios/templates/{kind}.toml").read_text("utf-8")
+    target = file or Path(f"{kind}.toml")
+    if str(target) == "-":
+        print(text, end="")
+        return
+    try:
+        with target.open("x", encoding="utf-8") as new:
+            new.write(text)
+    except FileExistsError as exc:
+        raise ScenarioError(
+            f"{target} exists", hint="name another file", reason=Reason.PATH
+        ) from exc
+    except OSError as exc:
+        raise ScenarioError(
+            f"{target} cannot be written: {exc.strerror}", reason=Reason.PATH
+        ) from exc
+    print(f"scenario: {target}")
 
 
 def run_scenario(

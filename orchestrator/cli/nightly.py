@@ -56,7 +56,7 @@ def nightly(
     github: ForGitHub = False,
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
-    """Run a lab's night: measure, put back, compare, explain a regression, store, publish."""
+    """Run a night: measure, put back, compare, explain, publish."""
     for override in overrides or []:
         if override.partition("=")[0].strip() in _MACHINE_KEYS:
             raise ScenarioError(
