@@ -34,6 +34,9 @@ kernel = {{ deb = "{base}", suite = "{suite}", module = "{tree}", ref = "tonight
 pairs = 1
 [trace]
 passes = ["plain"]
+[expect]
+bar_map_cost = "not-regressed"
+bar_unmap_cost = "not-regressed"
 """
 
 
