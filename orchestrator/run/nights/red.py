@@ -16,6 +16,7 @@ import json
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,7 +106,8 @@ class RedNight:
     @classmethod
     def find_unfinished(cls, nights: Path) -> RedNight | None:
         """Return the latest of the nights whose bisection was not done within its budget."""
-        for path in sorted(nights.glob(f"2*Z/**/{_RED}/{_STATE}"), reverse=True):
+        places = (nights.glob(f"{run}/{_RED}/{_STATE}") for run in ("2*Z", "2*Z/cells/*"))
+        for path in sorted(chain.from_iterable(places), reverse=True):
             state = _read_record(path)
             before = nights / str(state.get("before"))
             if state.get("state") == "unfinished" and before.is_dir():
