@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from orchestrator.base.errors import ScenarioError
+from orchestrator.base.errors import ScenarioError, key_named
 from orchestrator.base.reasons import Reason
 from orchestrator.cli.completions import complete_metric
 from orchestrator.cli.folders import check_new_folder
@@ -64,24 +64,34 @@ def plan(
     """Show what a run would do. Prints the trials and the exact kernels; boots nothing."""
     set_logging(verbose)
     file, cells = load_cells(scenario, overrides, pairs, names)
+    _show_plan(file, cells, as_json)
+
+
+def _show_plan(file: ScenarioFile, cells: tuple[Cell, ...], as_json: bool) -> None:
+    """Check what can be checked without a boot, and print what a run would do."""
     from orchestrator.analysis.verdict.power import check_power
     from orchestrator.base.cache import Cache
     from orchestrator.base.progress import Progress
     from orchestrator.report.preview import json_preview, text_preview
     from orchestrator.run.judging.noise import recall_noise
     from orchestrator.run.kernels import RunKernels
+    from orchestrator.scenario.vocabulary import ARMS
 
     for cell in cells:
         check_power(cell.scenario)
-    describe = RunKernels(Cache()).describe
-    if as_json:
-        with Progress().task("plan"):
-            document = json_preview(file, cells, describe, recall_noise)
-        print_json(document)
-        return
-    with Progress().task("plan"):
-        text = text_preview(file, cells, describe, recall_noise)
-    print(text)
+    kernels = RunKernels(Cache())
+    with Progress().task("plan") as progress:
+        with progress.stage("looking at the kernels"):
+            for cell in cells:
+                for arm in ARMS:
+                    with key_named(f"arms.{arm}.kernel"):
+                        kernels.check(cell.scenario.arms[arm].kernel)
+        preview = json_preview if as_json else text_preview
+        shown = preview(file, cells, kernels.describe, recall_noise)
+    if isinstance(shown, str):
+        print(shown)
+    else:
+        print_json(shown)
 
 
 def init(
@@ -213,6 +223,9 @@ def ab(
         Path | None,
         typer.Option(metavar="FILE", help="Only write the scenario to this file."),
     ] = None,
+    only_plan: Annotated[
+        bool, typer.Option("--plan", help="Only show what it would do, as `plan` does.")
+    ] = False,
     keep: Keep = False,
     as_json: AsJson = False,
     github: ForGitHub = False,
@@ -233,6 +246,9 @@ def ab(
         question = describe_ab(pair, Options(accel, workload, bar, guest), pairs, overrides or [])
     if write is not None:
         _write(write, question.file.text)
+    if only_plan:
+        _show_plan(question.file, question.file.cells, as_json)
+    if write is not None or only_plan:
         return
     end_with(run_ab(question, out, progress, keep=keep), as_json, summary)
 

@@ -1381,3 +1381,17 @@ def test_failure_to_put_back_is_the_benchs(
     assert capsys.readouterr().err == (
         "barometer: error: gpu1 could not be put back as it was\nreason: not-put-back\n"
     )
+
+
+def test_a_plan_refuses_what_a_run_would_refuse(
+    barometer: Command, capsys: Said, tmp_path: Path
+) -> None:
+    """Not only its words: a series that is not there is found before anything boots."""
+    scenario = tmp_path / "series.toml"
+    scenario.write_text(
+        'name = "it"\nworkload = "map"\n[device]\nbar = "4GiB"\n'
+        f'[arms.baseline]\nkernel = {{ tree = "{tmp_path}/linux" }}\n'
+        f'[arms.candidate]\nkernel = {{ tree = "{tmp_path}/linux", series = ["fix.mbox"] }}\n'
+    )
+    assert barometer("plan", scenario) == 2
+    assert "arms.baseline.kernel" in capsys.readouterr().err

@@ -58,7 +58,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fixture:
         folder_kernel(tmp_path / name, f"7.0-{name}")
 
     def runner(
-        kernels: RunKernels, progress: Progress, *, keep: bool, visit: None
+        kernels: RunKernels, progress: Progress, *, keep: bool, visit: None = None
     ) -> contextlib.AbstractContextManager[Runner]:
         nothing = cast(Any, SimpleNamespace(version=lambda: {"qemu": "10.0.2"}))
         return contextlib.nullcontext(Runner(kernels, nothing, nothing, progress, keep))
@@ -257,4 +257,14 @@ def test_bisect_finds_what_is_wrong_before_anything_is_built(
 ) -> None:  # fmt: skip
     assert barometer("bisect", "--tree", linux, *arguments) == 2
     assert expected in capsys.readouterr().err
+    assert not (machine.folder / "runs").exists()
+
+
+def test_ab_can_be_planned_only(barometer: Command, capsys: Said, machine: Fixture) -> None:
+    """What a plan can know is checked; nothing is measured, and no folder is made."""
+    assert barometer("ab", "--base", "dir:old", "--candidate", "dir:new", "--plan") == 0
+    shown = capsys.readouterr().out
+    assert "0001-baseline" in shown
+    assert "7.0-new" in shown
+    assert not machine.ran
     assert not (machine.folder / "runs").exists()

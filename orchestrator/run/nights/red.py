@@ -24,7 +24,7 @@ import tomlkit
 
 from orchestrator.base import interrupts
 from orchestrator.base.cache import Cache
-from orchestrator.base.errors import BarometerError, BenchError, EvidenceError, ScenarioError
+from orchestrator.base.errors import BarometerError, BenchError, ScenarioError
 from orchestrator.base.plainfile import read_plain_text, replace_file
 from orchestrator.base.reasons import Reason
 from orchestrator.evidence.kernel import KernelRecord
@@ -144,13 +144,13 @@ class RedNight:
 
     def _measure_again(self, execute: Execute, folder: Path) -> tuple[Run, bool]:
         """Measure both candidates in one run. Return it, and whether it came to its end. Raises
-        ScenarioError if a kernel is gone, and EvidenceError if the run does not begin."""
+        ScenarioError if a kernel is gone, and BenchError if the run does not begin."""
         scenario, out = self.folder / "again.toml", self.folder / "again"
         if not scenario.is_file():
             replace_file(scenario, build_again(self.before, self.run, folder, Cache()))
         code = execute("run", str(scenario), "--out", str(out))
         if not (out / "plan.json").is_file():
-            raise EvidenceError(
+            raise BenchError(
                 f"the last good candidate did not run again (exit code {code}):"
                 f" barometer run {scenario} --out {out}",
                 reason=Reason.NOT_MEASURED,
