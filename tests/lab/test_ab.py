@@ -60,6 +60,18 @@ def test_a_change_of_the_unmap_is_found_and_sized(tmp_path: Path, means: None, b
 
 
 @pytest.mark.full
+def test_a_bar_is_unmapped_as_a_whole(tmp_path: Path, means: None) -> None:
+    """fixtures/series/unmap-contiguous does what it says, and nothing to the map."""
+    code, found, _ = ab(tmp_path / "run", PACKAGE, "unmap-contiguous")
+    assert code == 0
+    arms, metrics = found["arms"], found["metrics"]
+    walks = {arm: arms[arm]["metrics"]["iova_lookups_per_unmap"]["median"] for arm in arms}
+    assert walks == {"baseline": 2**30 // 4096, "candidate": 1}
+    assert metrics["bar_map_cost"]["verdict"] == "equivalent"
+    assert metrics["bar_unmap_cost"]["ratio"] < 1 / 1000
+
+
+@pytest.mark.full
 def test_a_placebo_is_equivalent(tmp_path: Path, means: None) -> None:
     code, found, _ = ab(tmp_path / "run", PACKAGE, "placebo")
     assert code == 0
