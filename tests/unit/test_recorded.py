@@ -18,7 +18,7 @@ from orchestrator.analysis.verdict.comparison import Comparison, boots_of, find_
 from orchestrator.analysis.verdict.expectations import choose_exit_code
 from orchestrator.evidence.layout import RunDir
 from orchestrator.formats.abi import LEAVES
-from orchestrator.formats.units import format_size
+from orchestrator.formats.units import GIB, format_size
 from orchestrator.report.text.timeline_text import calls_and_cost
 from orchestrator.run.judging.matrix import MatrixDir, judge_cells
 from orchestrator.scenario.model import Scenario
@@ -81,6 +81,21 @@ def test_one_code_built_twice_is_equivalent_and_a_few_percent_are_found(
     assert metric is not None
     assert metric.ratio == pytest.approx(1.034 if unmap == "regressed" else 1, rel=5e-4)
     assert {m.control.verdict for m in comparison.metrics if m.control} == {"equivalent"}
+
+
+def test_an_unmap_as_a_whole_takes_one_walk(judged: Judging) -> None:
+    """The series unmap-contiguous changes the unmap alone."""
+    recorded = RECORDED / "verdicts/unmap-contiguous"
+    _, _, comparison, report = judged(recorded)
+    assert report == (recorded / "report.txt").read_text()
+    found = {metric.name: metric for metric in comparison.metrics}
+    walks = found["iova_lookups_per_unmap"]
+    assert (walks.baseline, walks.candidate) == ((count_pages(32 * GIB),), (1,))
+    unmap = found["bar_unmap_cost"].ratio
+    assert unmap is not None
+    assert unmap < 1 / 300_000
+    others = {name: metric.verdict for name, metric in found.items() if "unmap" not in name}
+    assert {*others.values()} == {"equivalent"}
 
 
 def test_matrix_is_judged_to_the_same_table(tmp_path: Path) -> None:
