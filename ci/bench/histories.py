@@ -8,8 +8,9 @@ barometer must build, byte for byte.
 file's. Barometer finds out which, so its tree must be one of these two, and the commits' own tree
 if that is among them.
 
-Prints how many series were alike, refused by both, and refused by barometer alone (each kind with
-an example); fails if a tree differs, or if barometer applies what `git am` refuses.
+Prints how many series were alike, refused by both, and refused by one alone (each kind with an
+example); fails if a tree differs, or if barometer makes another tree than the commits' own of what
+`git am` refuses.
 """
 
 from __future__ import annotations
@@ -244,6 +245,8 @@ def compare(
         except BarometerError as exc:
             text = " ".join(exc.message.replace(name, "").split())[:160]
             return (f"refused: {exc.reason}" if trees else "refused by both"), text
+    if not trees and ours == written:  # git am loses a space at the end of flowed lines
+        return "the commits' own tree, refused by git am", ours
     if not trees:
         return "applied what git am refuses", ours
     return ("alike", "") if ours in trees else ("differs", f"{ours} {trees}")
