@@ -89,10 +89,20 @@ def test_it():
 
 
 def test_interrupt_reaches_the_fixtures_and_nothing_goes_on(tmp_path: Path) -> None:
+    """Nor is anything left of a run that had a state of its own."""
+    memory = Path(f"/dev/shm/barometer-deaddead-{os.getpid()}")
     text = f"""
-import pathlib, subprocess, time, pytest
+import dataclasses, pathlib, subprocess, time, pytest
+from orchestrator.machine.runner.owner import Owner
+from orchestrator.machine.runner.state import BenchRecord
 @pytest.fixture
-def machine():
+def machine(tmp_path):
+    gone = dataclasses.replace(Owner.here(), pid=2**22, started=1)
+    record = BenchRecord(token="deaddead", owner=gone, folder="/nonexistent/barometer-deaddead",
+                         shm=[{memory.name!r}])
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state/deaddead.json").write_text(record.model_dump_json())
+    pathlib.Path({str(memory)!r}).touch()
     child = subprocess.Popen(["sleep", "1000"])
     pathlib.Path({str(tmp_path)!r}, "child").write_text(str(child.pid))
     yield
@@ -115,6 +125,7 @@ def test_it(machine): time.sleep(1000)
     while process_start(child) and time.monotonic() < deadline:
         time.sleep(0.02)  # the killed process takes a moment to be gone
     assert process_start(child) is None
+    assert not memory.exists()
 
 
 def test_background_is_waited_for_and_its_failure_told(tmp_path: Path) -> None:
