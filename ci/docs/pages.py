@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from ci.docs.man import format_man_page
 from ci.docs.metrics import format_metrics
 from ci.docs.outputs import write_outputs
 from ci.docs.picture import draw_main_job
@@ -38,6 +39,7 @@ PAGES: dict[str, Callable[[str], str]] = {
     "docs/tutorials/series.md": write_outputs,
     "docs/tutorials/slow-boot.md": write_outputs,
     "docs/tutorials/nightly.md": write_outputs,
+    "docs/man/barometer.1": lambda _text: format_man_page(),
     "docs/pictures/main-job.svg": lambda _text: draw_main_job(),
 }
 """Path of a page -> what it has to be, given what it is. The text around what is written stays."""

@@ -50,7 +50,10 @@ def execute(*arguments: str, cwd: Path | None = None, path: Path | None = None) 
 def test_wheel_holds_one_package_with_all_that_it_needs(wheel: Path) -> None:
     names = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
     tops = {name.partition("/")[0] for name in names}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"orchestrator"}
+    assert {top for top in tops if not top.endswith((".dist-info", ".data"))} == {"orchestrator"}
+    assert [name.partition("/data/")[2] for name in names if ".data/" in name] == [
+        "share/man/man1/barometer.1"
+    ]
     assert "orchestrator/py.typed" in names
     for folder, inside in (("guests", "_guests"), ("fixtures/scenarios", "_fixtures/scenarios")):
         there = {
