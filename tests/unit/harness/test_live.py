@@ -27,7 +27,8 @@ from orchestrator.scenario.plan import make_plan
 from tests.unit.recorded import copied_run
 
 pytest_plugins = ["pytester"]
-PLUGIN = ("-p", "orchestrator.pytest_plugin", "-p", "no:cacheprovider")
+# the plugin is loaded by its entry point; -p would warn where it was imported before
+PLUGIN = ("-p", "no:cacheprovider")
 TEXT = """\
 name = "live"
 workload = "map"
